@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from tts.demo import arith
+from tts.engines.transformers import TransformersEngine
+from tts.scorers.prm import StepPRM
+from tts.types import Problem
+
+
+@pytest.fixture(scope="session")
+def engine() -> TransformersEngine:
+    return TransformersEngine("arith-policy")
+
+
+@pytest.fixture(scope="session")
+def prm() -> StepPRM:
+    return StepPRM("arith-prm")
+
+
+@pytest.fixture(scope="session")
+def problems() -> list[Problem]:
+    return [Problem(f"dev-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take("dev", 24))]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_clean_folder(tmp_path, monkeypatch):
+    """Whatever a test writes by default, it writes there."""
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,52 @@
+"""An engine and a scorer whose behaviour a test writes down, for what must not depend on a real model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from tts.types import Candidate, Generation, Problem, Reward, Sampling, Step
+
+END = 0
+
+
+class ScriptedEngine:
+    """Tokens are characters. `write(prompt, seed)` is the whole completion that a seed draws."""
+
+    def __init__(self, write: Callable[[str, int], str]) -> None:
+        self.write, self.calls = write, 0
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        return tuple(map(ord, problem.prompt + "\x01"))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(token) for token in token_ids if token != END)
+
+    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        self.calls += 1
+        await asyncio.sleep(0)
+        prompt, written = self.decode(prefix).split("\x01")
+        return Generation(tuple(self._one(prompt, written, sampling, i) for i in range(n)), len(prefix))
+
+    def _one(self, prompt: str, written: str, sampling: Sampling, i: int) -> Step:
+        text = self.write(prompt, sampling.seed + i)[len(written) :]
+        for stop in sampling.stop:
+            if stop in text:
+                text = text[: text.index(stop) + len(stop)]
+                return Step(text, tuple(map(ord, text)), "step")
+        if len(text) + 1 > sampling.max_tokens:
+            text = text[: sampling.max_tokens]
+            return Step(text, tuple(map(ord, text)), "length")
+        return Step(text, (*map(ord, text), END), "stop")
+
+
+class ScriptedScorer:
+    """`rate(text)` is the reward of every step and of the whole."""
+
+    def __init__(self, rate: Callable[[str], float]) -> None:
+        self.rate, self.seen = rate, 0
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        self.seen += len(candidates)
+        await asyncio.sleep(0)
+        return [Reward((self.rate(c.text),), self.rate(c.text), tokens=len(c.text)) for c in candidates]

@@ -1,0 +1,230 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tts.cli import entry
+
+ROOT = Path(__file__).parent.parent
+ROWS = '{"problem": "1+1?", "answer": "2"}\n'
+
+
+def tts(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tts.cli", *arguments], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command that must be refused; its one line of complaint."""
+
+    def run(*arguments: str) -> str:
+        before = sorted(Path().rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["tts", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            entry()
+        captured = capsys.readouterr()
+        assert exit.value.code == 2
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        assert sorted(Path().rglob("*")) == before, "something was half-written"
+        return captured.err.strip()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--strategy bom", "no strategy named 'bom'. Did you mean 'bon'? Known: bon, majority, single, weighted."),
+        ("--strategy bon --width 4", "BestOfN has no option --width. It takes: --n."),
+        ("--strategy single --n 4", "Single has no option --n. It takes: none."),
+        ("--limt 4", "BestOfN has no option --limt. Did you mean --limit?"),
+        ("--n 0", "--n is '0'; it should be greater than or equal to 1"),
+        ("--n -3", "--n is '-3'; it should be greater than or equal to 1"),
+        ("--n many", "--n is 'many'; it should be a valid integer"),
+        ("--n", "--n needs a value, as in --n 16"),
+        ("surplus", "unexpected argument 'surplus'"),
+        ("--benchmark missing.jsonl", "no benchmark 'missing.jsonl': expected arith, or the path of a JSONL file"),
+        ("--benchmark empty.jsonl", "empty.jsonl has no problems"),
+        ("--benchmark torn.jsonl", "torn.jsonl, line 2: not valid JSON"),
+        ("--benchmark twice.jsonl", "twice.jsonl, line 3: the id 'a' has been used before"),
+        ("--benchmark wordless.jsonl", "wordless.jsonl, line 1: no text under `problem`"),
+        ("--benchmark listed.jsonl", "listed.jsonl, line 1: the answer is [1]; expected a text or a number"),
+        ("--model empty", "the model folder empty has no config.json"),
+        ("--model tokenless", "the model folder tokenless has no tokenizer"),
+        ("--model arith-prm", "'arith-prm' is a reward model, not a policy"),
+        ("--model ./nowhere", "no model at './nowhere': expected a bundled name"),
+        ("--scorer arith-policy", "'arith-policy' has no reward head"),
+        ("--out taken", "taken exists and is not an empty folder"),
+        ("--out torn.jsonl/x", "cannot write to torn.jsonl/x"),
+        ("--resume taken", "taken is not a run folder (no run.json in it)"),
+        ("--resume nowhere", "nowhere is not a run folder (no such folder)"),
+        ("--out x --resume y", "--resume goes on in its own folder; leave --out away"),
+        ("--temperature -1", "--temperature is -1.0; it should be 0 (greedy) or more"),
+        ("--top-p 0", "--top-p is 0.0; it should be above 0 and at most 1"),
+        ("--concurrency 0", "--concurrency is 0; it should be at least 1"),
+        ("--limit 0", "--limit is 0; it should be at least 1"),
+        ("--limit ten", "Invalid value for '--limit': 'ten' is not a valid int"),
+        ("--strategy gone.py:Mine", "no file gone.py to load the strategy Mine from"),
+        ("--strategy mine.py:Other", "mine.py has no strategy class 'Other'; it has: Mine"),
+        ("--strategy broken.py:Mine", "broken.py does not load: SyntaxError"),
+        ("--strategy no.such.module:Mine", "cannot import no.such.module"),
+    ],
+)
+def test_bad_input_is_one_clear_line(refused, arguments, complaint):
+    Path("empty.jsonl").write_text("\n")
+    Path("torn.jsonl").write_text(ROWS + '{"problem": "1+')
+    Path("twice.jsonl").write_text('{"id": "a", "problem": "x"}\n{"id": "b", "problem": "x"}\n{"id": "a", "problem": "y"}\n')
+    Path("wordless.jsonl").write_text('{"question": "1+1?"}\n')
+    Path("listed.jsonl").write_text('{"problem": "1+1?", "answer": [1]}\n')
+    Path("broken.py").write_text("def f(:\n")
+    Path("mine.py").write_text(
+        "from dataclasses import dataclass\nfrom tts import Strategy\n\n@dataclass(frozen=True)\nclass Mine(Strategy):\n"
+        "    async def solve(self, problem, generator, scorer): ...\n"
+    )
+    Path("empty").mkdir()
+    Path("tokenless").mkdir()
+    Path("tokenless/config.json").write_text('{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}')
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    said = refused("run", *arguments.split())
+    assert complaint in re.sub(r"[\s│]+", " ", said)
+    assert len(said.splitlines()) == 1 or "Invalid value" in said  # typer frames its own
+
+
+def test_a_run_folder_of_other_settings_is_refused(refused, capsys):
+    assert tts("run", "--limit", "2", "--n", "2", "--out", "r", "--quiet").returncode == 0
+    assert "r is a run with options = {'n': 2}, not {'n': 8}" in refused("run", "--resume", "r", "--n", "8")
+    assert "r is a run with seed = 0, not 1" in refused("run", "--resume", "r", "--seed", "1")
+    assert "r is a run with strategy = 'bon', not 'weighted'" in refused("run", "--resume", "r", "--strategy", "weighted")
+    assert "r already holds a run; go on with it by --resume r" in refused("run", "--out", "r")
+    assert tts("run", "--resume", "r", "--n", "2", "--quiet").stdout == "r\n"
+
+
+def test_help_is_quick_to_import_and_names_every_default():
+    code = (
+        "import sys; sys.argv = ['tts', 'run', '--help']\ntry:\n  from tts.cli import entry; entry()\nexcept SystemExit: pass\n"
+    )
+    code += "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True
+    )
+    assert done.stdout.endswith("[]\n")
+    for default in ("arith-policy", "arith-prm", "bon", "100 of arith", "2048", "64", "1.0", "mean", "runs/TIME", "--n 16"):
+        assert default in done.stdout
+
+
+def test_importing_tts_loads_nothing_heavy():
+    code = "import tts, sys; print([m for m in ('torch', 'transformers', 'numpy', 'typer') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_json_is_one_object_and_nothing_else():
+    done = tts("run", "--limit", "3", "--n", "4", "--json", "--out", "r")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    wanted = {
+        "strategy",
+        "n",
+        "benchmark",
+        "problems",
+        "accuracy",
+        "ci",
+        "pass@1",
+        "majority",
+        "pass@n",
+        "usage",
+        "seconds",
+        "run",
+    }
+    assert wanted <= set(summary)
+    assert (summary["strategy"], summary["n"], summary["problems"], summary["run"]) == ("bon", 4, 3, "r")
+    assert done.stderr == ""
+
+
+def test_the_table_has_no_colours_when_piped():
+    done = tts("run", "--limit", "3", "--n", "4")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    for shown in (
+        "bon on arith, 3 problems",
+        "pass@1",
+        "majority@4",
+        "pass@4",
+        "95 % interval",
+        "generated",
+        "scored",
+        "runs/",
+    ):
+        assert shown in done.stdout
+    [folder] = Path("runs").iterdir()
+    assert {"run.json", "results.jsonl", "summary.json"} <= {file.name for file in folder.iterdir()}
+    run = json.loads((folder / "run.json").read_text())
+    assert run["settings"]["seed"] == 0
+    assert {"torch", "transformers", "python"} <= set(run["versions"])
+
+
+def test_failed_problems_make_the_exit_code_1():
+    Path("long.jsonl").write_text(ROWS + json.dumps({"problem": "again " * 2000, "answer": "1"}) + "\n")
+    done = tts("run", "--benchmark", "long.jsonl", "--n", "2", "--max-tokens", "20", "--out", "r")
+    assert done.returncode == 1
+    assert "1 of 2 problems failed" in done.stderr
+    assert "tts run --resume r" in done.stderr
+    assert "leaves no room in the model's context" in Path("r/results.jsonl").read_text()
+
+
+def test_ctrl_c_prints_how_to_go_on():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tts.cli", "run", "--limit", "400", "--concurrency", "8", "--out", "r"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (Path("r/results.jsonl").exists() and Path("r/results.jsonl").stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"interrupted with \d+ of 400 problems solved. Go on with: tts run --resume r\n", said)
+    assert "Traceback" not in said
+
+
+def readme_strategy() -> str:
+    """The custom strategy in the README, as printed."""
+    return re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+
+
+def test_the_readmes_custom_strategy_runs_as_printed():
+    Path("mine.py").write_text(readme_strategy())
+    done = tts("run", "--strategy", "mine.py:RejectAndRetry", "--bar", "1.8", "--n", "8", "--limit", "6", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["strategy"] == "mine.py:RejectAndRetry"
+    assert 1 <= summary["n"] <= 8
+    assert summary["failed"] == 0
+
+
+def test_the_readmes_python_runs_as_printed():
+    code = re.search(r"```python\n(import tts\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    done = subprocess.run([sys.executable, "-c", code.replace("n=16", "n=2, limit=2")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "%" in done.stdout
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_root_links_lead_into_the_package():
+    for link, target in (("strategies", "tts/strategies"), ("evals", "tts/evals"), ("cli.py", "tts/cli.py")):
+        assert (ROOT / link).is_symlink()
+        assert os.readlink(ROOT / link) == target

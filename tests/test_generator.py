@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.scripted import ScriptedEngine, ScriptedScorer
+from tts.clock import Clock
+from tts.generator import Generator, MeteredScorer, derive_seed
+from tts.types import Candidate, Problem, Sampling, Usage
+
+PROBLEM = Problem("p", "question")
+
+
+def make(write=lambda prompt, seed: f"step {seed % 97}\n\nend", **kwargs) -> Generator:
+    return Generator(ScriptedEngine(write), PROBLEM, Sampling(), **kwargs)
+
+
+async def test_every_draw_from_a_prefix_has_a_seed_of_its_own():
+    together = [c.text for c in await make().finish(Candidate(PROBLEM), 6)]
+    generator = make()
+    apart = [c.text for n in (1, 2, 3) for c in await generator.finish(Candidate(PROBLEM), n)]
+    assert apart == together
+    assert len(set(together)) == 6
+
+
+async def test_seeds_depend_on_run_problem_and_prefix():
+    texts = {(await make(seed=seed).finish(Candidate(PROBLEM)))[0].text for seed in range(5)}
+    assert len(texts) > 1
+    other = Problem("q", "question")
+    [same_prompt] = await Generator(ScriptedEngine(lambda p, s: str(s)), other, Sampling()).finish(Candidate(other))
+    [first] = await make(lambda p, s: str(s)).finish(Candidate(PROBLEM))
+    assert same_prompt.text != first.text
+
+
+async def test_the_bill_counts_what_the_engine_produced():
+    usage = Usage()
+    generator = make(lambda prompt, seed: "ab\n\ncd", usage=usage)
+    candidates = await generator.finish(Candidate(PROBLEM), 3)
+    assert usage.generated == sum(len(c.token_ids) for c in candidates) == 3 * 7
+    assert (usage.prompt, usage.calls) == (len("question") + 1, 1)
+
+
+async def test_a_finished_candidate_costs_nothing_to_extend():
+    usage = Usage()
+    generator = make(usage=usage)
+    [done] = await generator.finish(Candidate(PROBLEM))
+    spent = usage.generated
+    assert await generator.step(done, 4) == [done] * 4
+    assert usage.generated == spent
+
+
+async def test_a_long_completion_is_cut_into_its_steps():
+    [candidate] = await make(lambda prompt, seed: "a\n\nb\n\nc").finish(Candidate(PROBLEM))
+    assert [step.text for step in candidate.steps] == ["a\n\n", "b\n\n", "c"]
+    assert [step.finish for step in candidate.steps] == ["step", "step", "stop"]
+
+
+async def test_truncation_is_marked_on_the_last_step_only():
+    generator = Generator(ScriptedEngine(lambda p, s: "a\n\nbcdef"), PROBLEM, Sampling(max_tokens=5))
+    [candidate] = await generator.finish(Candidate(PROBLEM))
+    assert [step.finish for step in candidate.steps] == ["step", "length"]
+    assert candidate.finish == "length"
+
+
+async def test_equal_texts_are_scored_once_and_all_get_the_reward():
+    scorer = ScriptedScorer(lambda text: len(text) / 10)
+    usage = Usage()
+    metered = MeteredScorer(scorer, usage=usage, clock=Clock(), alpha=0.5, aggregate="min")
+    candidates = await make(lambda prompt, seed: "aa" if seed % 2 else "bbb").finish(Candidate(PROBLEM), 8)
+    rewards = await metered.score(candidates)
+    assert scorer.seen == 2
+    assert usage.scored == 5
+    assert [r.total for r in rewards] == pytest.approx([1.5 * len(c.text) / 10 for c in candidates])
+    assert {r.how for r in rewards} == {"min"}
+
+
+async def test_a_reward_that_is_no_number_is_an_error():
+    metered = MeteredScorer(ScriptedScorer(lambda text: math.nan), usage=Usage(), clock=Clock())
+    with pytest.raises(ValueError, match="not finite"):
+        await metered.score(await make().finish(Candidate(PROBLEM)))
+
+
+def test_derived_seeds_tell_their_parts_apart():
+    seeds = {derive_seed(0, "a", 1, 2), derive_seed(0, "a", 12), derive_seed(0, "a1", 2), derive_seed(1, "a", 1, 2)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**62 for seed in seeds)
+
+
+def test_overlapping_work_is_timed_once(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("tts.clock.perf_counter", lambda: now)
+    parent = Clock()
+    first, second = Clock(parent), Clock(parent)
+    with first("scoring"):
+        now = 1.0
+        with second("scoring"), first("scoring"):
+            now = 3.0
+        now = 4.0
+    now = 9.0
+    assert (first.seconds("scoring"), second.seconds("scoring"), parent.seconds("scoring")) == (4.0, 2.0, 4.0)

@@ -1,0 +1,180 @@
+"""Whole runs: the run folder, resuming, determinism, failures; on the bundled models."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import tts
+from tts.runner import Progress
+from tts.store import Record, RunStore
+from tts.types import Candidate, Result, Strategy
+
+SMALL = {"limit": 12, "n": 4}
+
+
+def rows(folder) -> list[str]:
+    return sorted(Path(folder, "results.jsonl").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def loaded(engine, prm):
+    return {"engine": engine, "scorer_instance": prm}
+
+
+def test_a_run_adds_up(loaded):
+    summary = tts.run("bon", out="r", **SMALL, **loaded)
+    records = RunStore.open(Path("r")).records()
+    assert len(records) == summary.problems == summary.graded == 12
+    assert summary.accuracy.value == pytest.approx(sum(r.correct for r in records) / 12)
+    assert summary.pass_at_1.value == pytest.approx(sum(a.correct for r in records for a in r.candidates) / 48)
+    assert summary.usage.generated == sum(sum(a.tokens) for r in records for a in r.candidates)
+    assert summary.pass_at_1.value <= summary.pass_at_n.value
+    assert summary.accuracy.low <= summary.accuracy.value <= summary.accuracy.high
+    assert [p.k for p in summary.curve] == [1, 2, 4]
+    assert summary.curve[-1].strategy == summary.accuracy
+    assert summary.curve[0].strategy.value == pytest.approx(summary.pass_at_1.value)
+    assert json.loads(Path("r/summary.json").read_text()) == json.loads(json.dumps(summary.to_json()))
+
+
+def test_rows_hold_every_candidate_with_its_steps_and_rewards(loaded):
+    tts.run("bon", out="r", limit=3, n=4, **loaded)
+    for record in RunStore.open(Path("r")).records():
+        assert len(record.candidates) == 4
+        scores = [a.score for a in record.candidates]
+        assert scores[record.choice] == max(scores)
+        assert record.candidates[record.choice].correct == record.correct
+        for attempt in record.candidates:
+            trajectory = tts.trajectory.parse(attempt.text)
+            assert len(attempt.rewards) == len(trajectory.thinking) + len(trajectory.response)
+            assert attempt.score == pytest.approx(sum(attempt.rewards) / len(attempt.rewards) + attempt.final)
+            assert len(attempt.steps) == len(attempt.tokens)
+
+
+@pytest.mark.parametrize("strategy", ["bon", "weighted", "majority"])
+def test_results_do_not_depend_on_concurrency(loaded, strategy):
+    for concurrency in (1, 8, 64):
+        tts.run(strategy, out=f"c{concurrency}", concurrency=concurrency, **SMALL, **loaded)
+    assert rows("c1") == rows("c8") == rows("c64")
+
+
+def test_another_seed_gives_other_samples(loaded):
+    tts.run("bon", out="a", limit=3, n=2, **loaded)
+    tts.run("bon", out="b", limit=3, n=2, seed=1, **loaded)
+    assert rows("a") != rows("b")
+
+
+def test_majority_of_the_table_is_what_the_majority_strategy_gets(loaded):
+    bon = tts.run("bon", out="bon", limit=24, n=8, **loaded)
+    majority = tts.run("majority", out="majority", limit=24, n=8, **loaded)
+    assert bon.majority == majority.accuracy
+
+
+def test_greedy_single(loaded):
+    summary = tts.run("single", temperature=0.0, limit=4, out="g", **loaded)
+    assert (summary.n, summary.curve, summary.usage.scored) == (1, (), 0)
+
+
+def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
+    command = [sys.executable, "-m", "tts.cli", "run", "--limit", "60", "--n", "8", "--concurrency", "4", "--out", "killed"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    results = Path("killed/results.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not results.exists() or results.read_bytes().count(b"\n") < 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = results.read_text().splitlines()
+    assert 5 <= len(before) < 60
+    with results.open("a") as file:
+        file.write('{"id": "arith-9", "problem": "torn in the mid')
+    resumed = tts.run(resume="killed", **loaded)
+    undisturbed = tts.run("bon", limit=60, n=8, out="whole", **loaded)
+    assert rows("killed") == rows("whole")
+    assert set(before) <= set(rows("killed"))
+    assert replace(resumed, seconds=None, run="") == replace(undisturbed, seconds=None, run="")
+    assert resumed.seconds.total > 0
+
+
+def test_resuming_a_finished_run_solves_nothing_again(loaded):
+    tts.run("bon", out="r", **SMALL, **loaded)
+    first = rows("r")
+    progress = Progress()
+    tts.run(resume="r", progress=progress, **loaded)
+    assert rows("r") == first
+    assert (progress.resumed, progress.generated) == (12, 0)
+
+
+@dataclass(frozen=True)
+class Fragile(Strategy):
+    """Fails on some problems, until it is mended."""
+
+    uses_scorer = False
+
+    async def solve(self, problem, generator, scorer):
+        if problem.id.endswith("1") and not Path("mended").exists():
+            raise RuntimeError(f"cannot solve {problem.id}")
+        return Result(await generator.finish(Candidate(problem)))
+
+
+def test_a_failed_problem_is_a_row_and_is_tried_again_on_resume(loaded):
+    summary = tts.run(Fragile(), out="r", limit=12, **loaded)
+    failed = [r for r in RunStore.open(Path("r")).records() if r.error]
+    assert (summary.failed, len(failed), summary.problems, summary.graded) == (2, 2, 12, 10)
+    assert failed[0].error.startswith("RuntimeError: cannot solve arith-1")
+    Path("mended").touch()
+    again = tts.run(Fragile(), resume="r", **loaded)
+    assert (again.failed, again.graded) == (0, 12)
+    assert len(rows("r")) == 12
+
+
+def test_records_survive_the_trip_through_json(loaded):
+    tts.run("bon", out="r", limit=2, n=2, **loaded)
+    for record in RunStore.open(Path("r")).records():
+        assert Record.from_json(record.to_json()) == record
+
+
+def test_a_problem_with_half_a_surrogate_pair_is_kept(loaded):
+    Path("odd.jsonl").write_text(
+        '{"problem": "caf\\u00e9 \\ud800", "answer": "1"}\n{"problem": "\\u2028 1+1?", "answer": "2"}\n'
+    )
+    tts.run("single", benchmark="odd.jsonl", max_tokens=5, out="r", **loaded)
+    assert len(RunStore.open(Path("r")).records()) == 2
+
+
+def test_rows_without_an_answer_are_run_but_not_graded(loaded):
+    Path("mine.jsonl").write_text(
+        '{"problem": "Start with 1.\\n1) add 2\\nWhat is the last digit?"}\n{"problem": "x", "answer": 3}\n'
+    )
+    summary = tts.run("bon", benchmark="mine.jsonl", n=2, max_tokens=60, out="r", **loaded)
+    assert (summary.problems, summary.graded) == (2, 1)
+    assert [r.correct is None for r in sorted(RunStore.open(Path("r")).records(), key=lambda r: r.id)] == [True, False]
+
+
+def test_truncated_candidates_are_counted(loaded):
+    summary = tts.run("bon", limit=2, n=3, max_tokens=10, out="r", **loaded)
+    assert summary.truncated == 6
+    assert summary.usage.generated == 60
+
+
+def test_it_runs_inside_an_event_loop_as_in_a_notebook(loaded):
+    import asyncio
+
+    async def notebook():
+        return tts.run("bon", limit=2, n=2, out="r", **loaded)
+
+    assert asyncio.run(notebook()).problems == 2
+
+
+@pytest.mark.parametrize("keyword", ["concurrency", "limit", "max_tokens"])
+def test_numbers_below_one_are_refused(keyword, loaded):
+    with pytest.raises(tts.InputError, match=f"--{keyword.replace('_', '-')} is 0; it should be at least 1"):
+        tts.run("bon", **{keyword: 0}, **loaded)
+    assert not Path("runs").exists()

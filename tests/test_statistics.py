@@ -1,0 +1,47 @@
+from itertools import combinations, product
+from statistics import mean
+
+import numpy as np
+import pytest
+
+from tts.evals.statistics import best_of_k, choice_at_k, interval, pass_at_k
+
+POOLS = [(True, False, False, True, False), (False,) * 5, (True,) * 5]
+
+
+@pytest.mark.parametrize(("correct", "k"), [*product(POOLS, range(1, 6))])
+def test_pass_at_k_is_the_mean_over_all_subsets(correct, k):
+    assert pass_at_k(correct, k) == pytest.approx(mean(any(s) for s in combinations(correct, k)))
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.1, 0.5, 0.3, 0.7), (0.5, 0.5, 0.5, 0.1, 0.9), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("k", range(1, 6))
+def test_best_of_k_is_the_mean_over_all_subsets_with_ties_shared(scores, k):
+    correct = (True, False, True, False, False)
+
+    def chosen(subset):
+        top = max(scores[i] for i in subset)
+        return mean(correct[i] for i in subset if scores[i] == top)
+
+    brute = mean(chosen(subset) for subset in combinations(range(5), k))
+    assert best_of_k(scores, correct, k) == pytest.approx(brute)
+
+
+def test_choice_at_k_is_exact_at_n_and_near_brute_force_below():
+    correct = [True, False, True, False, False, True]
+    assert choice_at_k(max, correct, 6, seed=0) == 1.0
+    brute = mean(correct[max(s)] for s in combinations(range(6), 3))
+    assert choice_at_k(max, correct, 3, seed=0, draws=4000) == pytest.approx(brute, abs=0.03)
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for i in range(300):
+        low, high = interval((rng.random(80) < 0.4).tolist(), seed=i, draws=1000)
+        covered += low <= 0.4 <= high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_the_interval_of_a_constant_is_that_constant():
+    assert interval([0.5] * 10) == (0.5, 0.5)

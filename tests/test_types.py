@@ -1,0 +1,58 @@
+import pytest
+
+from tts.types import Candidate, Problem, Result, Reward, Step, Usage
+
+PROBLEM = Problem("1", "?")
+
+
+def candidate(text: str, finish="stop") -> Candidate:
+    return Candidate(PROBLEM, (Step(text, (1,), finish),))
+
+
+def test_r_hat_is_the_mean_step_reward_plus_alpha_times_final():
+    assert Reward((0.2, 0.6), 0.5).total == pytest.approx(0.4 + 0.5)
+    assert Reward((0.2, 0.6), 0.5, alpha=0.1).total == pytest.approx(0.4 + 0.05)
+
+
+@pytest.mark.parametrize(("how", "value"), [("mean", 0.5), ("min", 0.2), ("prod", 0.1), ("last", 0.5)])
+def test_aggregates(how, value):
+    reward = Reward((0.2, 1.0, 0.5) if how != "mean" else (0.2, 0.8), 1.0, how=how)
+    assert reward.aggregate(how) == pytest.approx(value)
+    assert reward.total == pytest.approx(value + 1.0)
+
+
+def test_a_candidate_without_steps_is_worth_nothing():
+    assert Reward((), None).total == 0.0
+
+
+def test_branching_leaves_the_parent_as_it_was():
+    parent = Candidate(PROBLEM) + Step("a\n\n", (1, 2), "step")
+    child = parent + Step("b", (3,), "stop")
+    assert (parent.text, parent.token_ids, parent.done) == ("a\n\n", (1, 2), False)
+    assert (child.text, child.token_ids, child.done) == ("a\n\nb", (1, 2, 3), True)
+
+
+def test_the_choice_has_the_highest_score_and_the_earlier_wins_a_tie():
+    result = Result([candidate("a"), candidate("b"), candidate("c")], scores=[0.1, 0.7, 0.7])
+    assert result.best.text == "b"
+
+
+def test_a_truncated_candidate_never_beats_a_finished_one_of_equal_score():
+    result = Result([candidate("cut", "length"), candidate("whole")], scores=[0.5, 0.5])
+    assert result.best.text == "whole"
+
+
+def test_scores_default_to_the_rewards_totals():
+    result = Result([candidate("a"), candidate("b")], [Reward((0.1,), 0.1), Reward((0.9,), 0.1)])
+    assert result.scores == (pytest.approx(0.2), pytest.approx(1.0))
+    assert result.choice == 1
+
+
+@pytest.mark.parametrize("arguments", [([],), ([candidate("a")], [], [1.0, 2.0]), ([candidate("a")], [Reward(())] * 2)])
+def test_a_result_that_does_not_add_up_is_refused(arguments):
+    with pytest.raises(ValueError, match="pairs every candidate"):
+        Result(*arguments)
+
+
+def test_bills_add_up():
+    assert Usage(1, 2, 3, 4, 5) + Usage(10, 20, 30, 40, 50) == Usage(11, 22, 33, 44, 55)

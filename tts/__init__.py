@@ -1,0 +1,38 @@
+"""Test-time scaling and decoding of reasoning models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tts.errors import InputError
+    from tts.evals.summary import Summary
+    from tts.generator import Generator
+    from tts.registry import get_strategy, strategy
+    from tts.runner import run
+    from tts.types import Candidate, Engine, Generation, Problem, Result, Reward, Sampling, Scorer, Step, Strategy, Usage
+
+_HOME = {
+    "tts.errors": ["InputError"],
+    "tts.evals.summary": ["Summary"],
+    "tts.generator": ["Generator"],
+    "tts.registry": ["get_strategy", "strategy"],
+    "tts.runner": ["run"],
+    "tts.types": [
+        "Candidate", "Engine", "Generation", "Problem", "Result", "Reward", "Sampling", "Scorer", "Step", "Strategy", "Usage",
+    ],
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Candidate", "Engine", "Generation", "Generator", "InputError", "Problem", "Result", "Reward", "Sampling", "Scorer",
+    "Step", "Strategy", "Summary", "Usage", "get_strategy", "run", "strategy",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: `import tts` costs nothing (PEP 562)."""
+    if name not in _MODULE:
+        raise AttributeError(f"module 'tts' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)

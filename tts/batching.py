@@ -1,0 +1,48 @@
+"""Many small awaits made into few large calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batcher(Generic[T, R]):
+    """Collects items while the previous batch runs in a thread, then sends them together.
+
+    An error fails the awaits of its batch and no others.
+    """
+
+    def __init__(self, fn: Callable[[list[T]], Sequence[R]], max_size: int) -> None:
+        self.fn, self.max_size = fn, max_size
+        self._queue: list[tuple[T, asyncio.Future[R]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(self, items: Sequence[T]) -> list[R]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        self._queue += zip(items, futures, strict=True)
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._drain())
+        return list(await asyncio.gather(*futures))
+
+    async def _drain(self) -> None:
+        while self._queue:
+            waiting = -1
+            while waiting != len(self._queue):  # let every problem that can run add its items
+                waiting = len(self._queue)
+                await asyncio.sleep(0)
+            batch, self._queue = self._queue[: self.max_size], self._queue[self.max_size :]
+            try:
+                results = await asyncio.to_thread(self.fn, [item for item, _ in batch])
+            except Exception as error:  # whatever fails in a model is the failure of those who asked for it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), result in zip(batch, results, strict=True):
+                    if not future.done():
+                        future.set_result(result)

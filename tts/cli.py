@@ -1,0 +1,164 @@
+"""The `tts` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tts.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+class AggregateName(StrEnum):
+    """Choices of --aggregate."""
+
+    mean = "mean"
+    min = "min"
+    prod = "prod"
+    last = "last"
+
+
+class _WithStrategyOptions(TyperCommand):
+    """Adds the strategies and their own options to --help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from tts.options import describe
+        from tts.registry import known_strategies
+
+        lines = [
+            f"[bold]{name}[/bold]  {(cls.__doc__ or '').splitlines()[0]}  [cyan]{describe(cls)}[/cyan]"
+            for name, cls in known_strategies().items()
+        ]
+        self.epilog = "Strategies and their own options:\n\n" + "\n\n".join(lines)
+        super().format_help(ctx, formatter)
+
+
+@app.callback()
+def main() -> None:
+    """Test-time scaling and decoding of reasoning models."""
+
+
+@app.command(cls=_WithStrategyOptions, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    ctx: typer.Context,
+    strategy: Annotated[str, typer.Option(help="A name listed below, or your own: file.py:Class.")] = "bon",
+    model: Annotated[str, typer.Option(help="Policy: a bundled name, a folder or a hub id.")] = "arith-policy",
+    scorer: Annotated[str, typer.Option(help="Process reward model: a bundled name, a folder or a hub id.")] = "arith-prm",
+    benchmark: Annotated[str, typer.Option(help="arith, or a JSONL file with `problem` and `answer`.")] = "arith",
+    limit: Annotated[int | None, typer.Option(help="Problems to solve.", show_default="100 of arith, all of a file")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same results.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Problems under way at once; results do not depend on it.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="New tokens of a candidate, at most.")] = 2048,
+    alpha: Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")] = 1.0,
+    aggregate: Annotated[AggregateName, typer.Option(help="How step rewards become one number.")] = AggregateName.mean,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/TIME-STRATEGY-BENCHMARK")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, under its settings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder and nothing else.")] = False,
+) -> None:
+    """Solve a benchmark with a strategy. The strategy's own options follow: --strategy bon --n 16."""
+    from tts.options import parse_arguments
+    from tts.registry import get_strategy
+    from tts.runner import Progress, Settings
+    from tts.runner import run as run_benchmark
+
+    if resume is not None and out is not None:
+        raise InputError("--resume goes on in its own folder; leave --out away")
+    given = _given(ctx)
+    settings: dict[str, Any] = {
+        "strategy": strategy, "model": model, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
+    }  # fmt: skip
+    settings = {name: value for name, value in settings.items() if name in given}
+    named = strategy
+    if resume is not None and "strategy" not in given:
+        from tts.store import RunStore
+
+        named = RunStore.open(resume).settings["strategy"]
+    options: dict[str, Any] = dict(parse_arguments(get_strategy(named), ctx.args, also=_flags(ctx)))
+    Settings(**settings)  # what is wrong with these is said before anything is loaded
+    progress = Progress()
+
+    def solve() -> Any:
+        return run_benchmark(
+            concurrency=concurrency, out=out, resume=resume, progress=progress, **settings, **options
+        )  # fmt: skip
+
+    try:
+        summary = _watched(solve, progress, hidden=as_json or quiet)
+    except KeyboardInterrupt:
+        _say_how_to_resume(progress)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(summary.to_json()))
+    elif quiet:
+        print(summary.run)
+    else:
+        from rich.console import Console
+
+        from tts.terminal import show
+
+        Console(highlight=False).print(show(summary))
+    if summary.failed:
+        _warn(
+            f"{summary.failed} of {summary.problems} problems failed; their rows in {summary.run}/results.jsonl hold the"
+            f" errors. Try them again with: tts run --resume {summary.run}"
+        )
+        raise typer.Exit(1)
+
+
+def _watched(solve: Any, progress: Any, *, hidden: bool) -> Any:
+    """Call `solve`, with a live view where a person is looking."""
+    if hidden or not sys.stderr.isatty():
+        return solve()
+    from rich.console import Console
+
+    from tts.terminal import LiveView
+
+    with LiveView(progress, Console(stderr=True)):
+        return solve()
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Parameters that the command line names, as opposed to those left at their defaults."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _flags(ctx: typer.Context) -> list[str]:
+    return [option for parameter in ctx.command.params for option in parameter.opts]
+
+
+def _say_how_to_resume(progress: Any) -> None:
+    if progress.folder is None:
+        _warn("interrupted before anything was solved; nothing was written")
+    else:
+        _warn(
+            f"interrupted with {progress.done} of {progress.total} problems solved. Go on with: tts run --resume {progress.folder}"
+        )
+
+
+def _warn(message: str) -> None:
+    print(f"tts: {message}", file=sys.stderr)
+
+
+def entry() -> None:
+    """The console script: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _warn(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    entry()

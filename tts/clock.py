@@ -1,0 +1,44 @@
+"""Seconds in which a kind of work was under way, however many of its tasks overlapped."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+
+class Clock:
+    """`with clock("scoring"): …` in many tasks at once counts each second once; `parent` sees them all."""
+
+    def __init__(self, parent: Clock | None = None) -> None:
+        self.parent = parent
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._open: Counter[str] = Counter()
+        self._since: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        self._enter(kind)
+        try:
+            yield
+        finally:
+            self._leave(kind)
+
+    def seconds(self, kind: str) -> float:
+        running = perf_counter() - self._since[kind] if self._open[kind] else 0.0
+        return self._spent[kind] + running
+
+    def _enter(self, kind: str) -> None:
+        if not self._open[kind]:
+            self._since[kind] = perf_counter()
+        self._open[kind] += 1
+        if self.parent:
+            self.parent._enter(kind)
+
+    def _leave(self, kind: str) -> None:
+        self._open[kind] -= 1
+        if not self._open[kind]:
+            self._spent[kind] += perf_counter() - self._since[kind]
+        if self.parent:
+            self.parent._leave(kind)

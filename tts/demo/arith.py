@@ -1,0 +1,141 @@
+"""Benchmark `arith`: chains of one-digit operations, and the imperfect teacher from whom the policy learnt them.
+
+Example row:
+    prompt:  Start with 7. / 1) add 5 / 2) multiply by 3 / What is the last digit?      (one line each)
+    answer:  6
+
+All values are kept modulo 10. The teacher has misconceptions, as the authors of a web corpus have: some facts it
+nearly always gets wrong, and always in the same way, so that a vote over its pupil's samples repeats the error; some
+it gets wrong now and then, so that a vote helps; and sometimes it notices and corrects itself. The policy imitates
+that distribution, so its mistakes are its own samples. A PRM that has learnt the true facts can find them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from tts.trajectory import Trajectory
+
+Split = Literal["train", "dev", "test"]
+NAMES = {"+": "add", "-": "subtract", "*": "multiply by"}
+SYMBOLS = {name: symbol for symbol, name in NAMES.items()}
+
+STUBBORN, SHAKY = 0.12, 0.40
+"""Shares of facts that the teacher usually, or sometimes, gets wrong."""
+STUBBORN_ERROR, SHAKY_ERROR = 0.80, 0.40
+CORRECTION = 0.25
+"""How often the teacher notices an error at once and writes the step again."""
+
+_THOUGHT = re.compile(r"(?:(\d+)\)|Wait,) (\d)([-+*])(\d)=(\d)")
+_RESTATED = re.compile(r"(add|subtract|multiply by) (\d) gives (\d)")
+_RESULT = re.compile(r"The result is \\boxed\{(\d)\}")
+
+
+def calculate(a: int, symbol: str, b: int) -> int:
+    """One operation, last digit only."""
+    return {"+": a + b, "-": a - b, "*": a * b}[symbol] % 10
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A problem: a start value and the operations to apply to it."""
+
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def prompt(self) -> str:
+        lines = [f"{i}) {NAMES[symbol]} {b}" for i, (symbol, b) in enumerate(self.operations, 1)]
+        return "\n".join([f"Start with {self.start}.", *lines, "What is the last digit?"])
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The true value after each operation."""
+        values, value = [], self.start
+        for symbol, b in self.operations:
+            value = calculate(value, symbol, b)
+            values.append(value)
+        return tuple(values)
+
+    @property
+    def answer(self) -> str:
+        return str(self.values[-1])
+
+    @property
+    def split(self) -> Split:
+        """A fixed property of the text, so that no problem can be in two splits."""
+        bucket = zlib.crc32(self.prompt.encode()) % 20
+        return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
+
+
+def chains(split: Split, seed: int = 0, lengths: tuple[int, int] = (4, 6)) -> Iterator[Chain]:
+    """Distinct problems of one split, without end, the same for the same seed."""
+    rng, seen = random.Random(f"{split}/{seed}"), set()
+    while True:
+        operations = tuple((rng.choice("+-*"), rng.randint(2, 9)) for _ in range(rng.randint(*lengths)))
+        chain = Chain(rng.randrange(10), operations)
+        if chain.split == split and chain not in seen:
+            seen.add(chain)
+            yield chain
+
+
+def misconceptions(seed: int = 1234) -> dict[tuple[int, str, int], tuple[float, int]]:
+    """Fact to (how often the teacher errs, the wrong result it then writes)."""
+    rng, table = random.Random(seed), {}
+    for symbol in NAMES:
+        for a in range(10):
+            for b in range(2, 10):
+                kind = rng.random()
+                error = STUBBORN_ERROR if kind < STUBBORN else SHAKY_ERROR if kind < STUBBORN + SHAKY else 0.0
+                table[a, symbol, b] = (error, (calculate(a, symbol, b) + rng.randint(1, 9)) % 10)
+    return table
+
+
+_MISCONCEPTIONS = misconceptions()
+
+
+def teach(chain: Chain, rng: random.Random) -> str:
+    """The teacher's solution of a problem: thinking, then a response that restates only the results."""
+    value, thoughts, restated = chain.start, [], []
+    for number, (symbol, b) in enumerate(chain.operations, 1):
+        truth = calculate(value, symbol, b)
+        error, wrong = _MISCONCEPTIONS[value, symbol, b]
+        written = wrong if rng.random() < error else truth
+        thoughts.append(f"{number}) {value}{symbol}{b}={written}")
+        if written != truth and rng.random() < CORRECTION:
+            thoughts.append(f"Wait, {value}{symbol}{b}={truth}")
+            written = truth
+        value = written
+        restated.append(f"{NAMES[symbol]} {b} gives {value}")
+    thinking = "\n\n".join(thoughts)
+    return f"<think>\n{thinking}\n</think>\n\n" + "\n\n".join([*restated, f"The result is \\boxed{{{value}}}"])
+
+
+def check(chain: Chain, trajectory: Trajectory) -> list[int]:
+    """1 for each step, thinking then response, after which the running value is right; else 0."""
+    truth = (chain.start, *chain.values)
+    labels, at = [], 0
+    for step in trajectory.thinking:
+        match = _THOUGHT.fullmatch(step)
+        at += 1 if match is None or match[1] else 0  # "Wait," writes the current step again
+        expected = (str(truth[at - 1]), *map(str, chain.operations[at - 1]), str(truth[at])) if 1 <= at < len(truth) else None
+        labels.append(int(match is not None and match[1] in (None, str(at)) and match.groups()[1:] == expected))
+    for at, step in enumerate(trajectory.response, 1):
+        if match := _RESTATED.fullmatch(step):
+            named = (SYMBOLS[match[1]], int(match[2]), int(match[3]))
+            labels.append(int(at < len(truth) and named == (*chain.operations[at - 1], truth[at])))
+        else:
+            match = _RESULT.fullmatch(step)
+            labels.append(int(match is not None and match[1] == chain.answer))
+    return labels
+
+
+def take(split: Split, count: int, seed: int = 0) -> list[Chain]:
+    """The first `count` problems of a split."""
+    return list(islice(chains(split, seed), count))

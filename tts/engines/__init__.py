@@ -1,0 +1,1 @@
+"""Generators: one backend a file, none of them known to a strategy by name."""

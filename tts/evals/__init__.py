@@ -1,0 +1,1 @@
+"""Benchmarks, statistics and what is shown of them."""

@@ -1,0 +1,170 @@
+"""What a finished run amounts to: accuracy beside its baselines from the same candidates, the bill, the curve over N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from tts.evals.statistics import best_of_k, choice_at_k, interval, pass_at_k
+from tts.store import Attempt, Record
+from tts.strategies.majority import Majority
+from tts.strategies.parallel import Parallel
+from tts.types import Reward, Strategy, Usage
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time. Generation and scoring overlap, so they may add up to more than the total."""
+
+    total: float = 0.0
+    generation: float = 0.0
+    scoring: float = 0.0
+
+
+class Estimate(NamedTuple):
+    """A mean over problems, with its 95 % bootstrap interval over problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Point(NamedTuple):
+    """Accuracies at k samples, all expected over the subsets of the same candidates."""
+
+    k: int
+    strategy: Estimate
+    majority: Estimate
+    passed: Estimate
+    """pass@k: at least one of the k is right."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's result. Accuracies are None where no problem has a reference answer."""
+
+    strategy: str
+    n: int
+    """Most candidates that any problem has."""
+    benchmark: str
+    problems: int
+    graded: int
+    """Problems with a reference answer and without an error; accuracies are means over these."""
+    failed: int
+    accuracy: Estimate | None
+    pass_at_1: Estimate | None
+    majority: Estimate | None
+    pass_at_n: Estimate | None
+    curve: tuple[Point, ...]
+    """Empty for strategies whose smaller n cannot be read off a larger one."""
+    truncated: int
+    """Candidates that ran out of tokens."""
+    usage: Usage
+    seconds: Seconds
+    run: str
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object, under the names that `tts run --json` prints."""
+
+        def value(estimate: Estimate | None) -> float | None:
+            return estimate.value if estimate else None
+
+        return {
+            "strategy": self.strategy,
+            "n": self.n,
+            "benchmark": self.benchmark,
+            "problems": self.problems,
+            "graded": self.graded,
+            "failed": self.failed,
+            "accuracy": value(self.accuracy),
+            "ci": [self.accuracy.low, self.accuracy.high] if self.accuracy else None,
+            "pass@1": value(self.pass_at_1),
+            "majority": value(self.majority),
+            "pass@n": value(self.pass_at_n),
+            "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
+                       "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
+            "truncated": self.truncated,
+            "usage": asdict(self.usage),
+            "seconds": asdict(self.seconds),
+            "run": self.run,
+        }  # fmt: skip
+
+
+def summarize(
+    records: Sequence[Record],
+    strategy: Strategy,
+    *,
+    name: str,
+    benchmark: str,
+    seconds: Seconds,
+    run: str,
+    reward: Callable[[Attempt], Reward],
+) -> Summary:
+    """Sum up the rows of a run; `reward` makes an attempt's reward as the strategy saw it."""
+    graded = [record for record in records if record.correct is not None]
+    n = max((len(record.candidates) for record in records), default=0)
+
+    def over(value: Callable[[Record], float]) -> Estimate | None:
+        values = [value(record) for record in graded]
+        return _estimate(values) if values else None
+
+    def right(record: Record) -> list[bool]:
+        return [bool(attempt.correct) for attempt in record.candidates]
+
+    return Summary(
+        strategy=name,
+        n=n,
+        benchmark=benchmark,
+        problems=len(records),
+        graded=len(graded),
+        failed=sum(record.error is not None for record in records),
+        accuracy=over(lambda record: float(bool(record.correct))),
+        pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
+        majority=over(lambda record: at_k(Majority(), record, len(record.candidates), reward)),
+        pass_at_n=over(lambda record: float(any(right(record)))),
+        curve=_curve(graded, strategy, n, reward) if isinstance(strategy, Parallel) and n > 1 else (),
+        truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
+        usage=sum((record.usage for record in records), Usage()),
+        seconds=seconds,
+        run=run,
+    )
+
+
+def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> float:
+    """Expected correctness of a strategy that had sampled k of the record's candidates."""
+    correct = [bool(attempt.correct) for attempt in record.candidates]
+    finished = [attempt.finish == "stop" for attempt in record.candidates]
+    rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
+    groups = [attempt.group for attempt in record.candidates]
+    if not strategy.uses_answers:  # a candidate's score is its own, whatever the others are
+        scores = strategy.rank(rewards, [])
+        return best_of_k(list(zip(scores, finished, strict=True)), correct, k)
+
+    def choose(subset: list[int]) -> int:
+        scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
+        return max(zip(scores, subset, strict=True), key=lambda pair: (pair[0], finished[pair[1]], -pair[1]))[1]
+
+    return choice_at_k(choose, correct, k, seed=0)
+
+
+def _curve(
+    graded: Sequence[Record], strategy: Parallel, n: int, reward: Callable[[Attempt], Reward]
+) -> tuple[Point, ...]:
+    full = [record for record in graded if len(record.candidates) == n]
+    ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+    if not full:
+        return ()
+    return tuple(
+        Point(
+            k,
+            _estimate([at_k(strategy, record, k, reward) for record in full]),
+            _estimate([at_k(Majority(), record, k, reward) for record in full]),
+            _estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full]),
+        )
+        for k in ks
+    )
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(sum(values) / len(values), *interval(values))

@@ -1,0 +1,313 @@
+"""A run: every problem of a benchmark, solved by one strategy, kept in a run folder and summed up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tts.answers import Grader
+from tts.clock import Clock
+from tts.errors import InputError
+from tts.evals.benchmarks import Benchmark, load_benchmark
+from tts.evals.summary import Seconds, Summary, summarize
+from tts.generator import Generator, MeteredScorer
+from tts.options import build
+from tts.registry import get_strategy, strategy_name
+from tts.store import Attempt, Record, RunStore, check_creatable
+from tts.types import Aggregate, Engine, Problem, Reward, Sampling, Scorer, Strategy, Usage
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's results depend on. A run goes on only under the settings that it began with."""
+
+    strategy: str = "bon"
+    options: dict[str, Any] = field(default_factory=dict)
+    model: str = "arith-policy"
+    scorer: str = "arith-prm"
+    benchmark: str = "arith"
+    limit: int | None = None
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 2048
+    alpha: float = 1.0
+    aggregate: Aggregate = "mean"
+
+    def __post_init__(self) -> None:
+        for name, holds, expected in (
+            ("limit", self.limit is None or self.limit >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("alpha", abs(self.alpha) < float("inf"), "a finite number"),
+        ):
+            if not holds:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it should be {expected}")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+
+@dataclass
+class Progress:
+    """What a live view looks at while a run is under way."""
+
+    stage: str = "starting"
+    total: int = 0
+    done: int = 0
+    resumed: int = 0
+    """Of `done`, those that an earlier session solved."""
+    failed: int = 0
+    graded: int = 0
+    right: int = 0
+    generated: int = 0
+    """Tokens, in this session."""
+    clock: Clock = field(default_factory=Clock)
+    folder: Path | None = None
+
+    def add(self, record: Record) -> None:
+        self.done += 1
+        self.failed += record.error is not None
+        self.graded += record.correct is not None
+        self.right += bool(record.correct)
+
+
+def run(
+    strategy: str | Strategy | None = None,
+    *,
+    concurrency: int = 64,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    engine: Engine | None = None,
+    scorer_instance: Scorer | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Summary:
+    """Solve a benchmark and sum it up; the same as `tts run`.
+
+    `strategy` is a name (by default bon), `file.py:Class` or an instance. Other keywords are fields of Settings (model, scorer,
+    benchmark, limit, seed, temperature, …) or, with a strategy by name, its options (n=16). `out` is the folder to
+    make, by default a new one under runs/; `resume` goes on with an existing one, whose settings then hold.
+    An engine or scorer that is already loaded can be given as it is; `model` and `scorer` then only name it.
+
+    Raises InputError for bad input. A problem that fails does not raise: it is counted in `summary.failed`.
+    """
+    names = {f.name for f in fields(Settings)} - {"strategy", "options"}
+    own = {name: value for name, value in settings.items() if name in names}
+    options = {name: value for name, value in settings.items() if name not in names}
+    progress = progress or Progress()
+    if concurrency < 1:
+        raise InputError(f"--concurrency is {concurrency}; it should be at least 1")
+    if resume is not None:
+        store: RunStore | None = RunStore.open(Path(resume))
+        assert store
+        chosen, solver = _resumed(store, strategy, options, own)
+    else:
+        store = None
+        chosen, solver = _fresh(strategy or "bon", options, own)
+    benchmark = load_benchmark(chosen.benchmark, chosen.limit)
+    folder = Path(out) if out is not None else _default_folder(chosen)
+    if store is None:
+        check_creatable(folder)
+    engine, scorer = _load(chosen, solver, engine, scorer_instance, progress)
+    if store is None:
+        store = RunStore.create(folder, asdict(chosen), _facts())
+    job = _Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress)
+    return _wait(job.solve)
+
+
+def _fresh(strategy: str | Strategy, options: dict[str, Any], own: dict[str, Any]) -> tuple[Settings, Strategy]:
+    if isinstance(strategy, Strategy):
+        if options:
+            raise InputError(
+                f"unknown setting {next(iter(options))!r}; a strategy given as an instance has its options already"
+            )
+        solver, name = strategy, strategy_name(type(strategy))
+    else:
+        solver, name = build(get_strategy(strategy), options), strategy
+    return Settings(strategy=name, options=_options(solver), **own), solver
+
+
+def _resumed(
+    store: RunStore, strategy: str | Strategy | None, options: dict[str, Any], own: dict[str, Any]
+) -> tuple[Settings, Strategy]:
+    """The folder's settings and strategy; InputError where something else was asked for as well."""
+    kept = Settings(**store.settings)
+    if isinstance(strategy, Strategy):
+        solver, name = strategy, strategy_name(type(strategy))
+    else:
+        name = strategy or kept.strategy
+        cls = get_strategy(name)
+        solver = build(cls, {**(kept.options if name == kept.strategy else {}), **options})
+    asked = Settings(**{**asdict(kept), **own, "strategy": name, "options": _options(solver)})
+    if asked != kept:
+        different = next(f.name for f in fields(Settings) if getattr(asked, f.name) != getattr(kept, f.name))
+        raise InputError(
+            f"{store.folder} is a run with {different} = {getattr(kept, different)!r}, not {getattr(asked, different)!r};"
+            " resume it without that option, or start a new run"
+        )
+    return kept, solver
+
+
+def _options(solver: Strategy) -> dict[str, Any]:
+    return asdict(solver)  # type: ignore[call-overload,no-any-return]
+
+
+def _load(
+    settings: Settings, solver: Strategy, engine: Engine | None, scorer: Scorer | None, progress: Progress
+) -> tuple[Engine, Scorer]:
+    if engine is None:
+        progress.stage = f"loading {settings.model}"
+        from tts.engines.transformers import TransformersEngine
+
+        engine = TransformersEngine(settings.model)
+    if scorer is None:
+        if solver.uses_scorer:
+            progress.stage = f"loading {settings.scorer}"
+            from tts.scorers.prm import StepPRM
+
+            scorer = StepPRM(settings.scorer)
+        else:
+            scorer = _NoScorer()
+    return engine, scorer
+
+
+class _NoScorer:
+    async def score(self, candidates: Any) -> Any:
+        raise RuntimeError("this strategy declares uses_scorer = False, yet it asked for rewards")
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    strategy: Strategy
+    benchmark: Benchmark
+    engine: Engine
+    scorer: Scorer
+    store: RunStore
+    concurrency: int
+    progress: Progress
+
+    async def solve(self) -> Summary:
+        records = {record.id: record for record in self.store.recover()}
+        before = Seconds(**self.store.last_timing().get("run", {}))
+        progress, start = self.progress, time.perf_counter()
+        progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
+        for record in records.values():
+            progress.add(record)
+        progress.resumed = progress.done
+        todo = iter([problem for problem in self.benchmark.problems if problem.id not in records])
+
+        def elapsed() -> Seconds:
+            clock = progress.clock
+            return Seconds(
+                total=before.total + time.perf_counter() - start,
+                generation=before.generation + clock.seconds("generation"),
+                scoring=before.scoring + clock.seconds("scoring"),
+            )
+
+        async def work(grader: Grader) -> None:
+            for problem in todo:  # shared: each worker takes the next one that is left
+                clock = Clock(parent=progress.clock)
+                record = await self._solve_one(problem, grader, clock)
+                spent = {"generation": clock.seconds("generation"), "scoring": clock.seconds("scoring")}
+                self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
+                records[record.id] = record
+                progress.add(record)
+                progress.generated += record.usage.generated
+
+        try:
+            async with _grader() as grader, asyncio.TaskGroup() as group:
+                for _ in range(min(self.concurrency, len(self.benchmark.problems))):
+                    group.create_task(work(grader))
+        except* OSError as errors:  # only the run folder's: a problem's own errors are rows
+            raise InputError(
+                f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; mend that, then go on"
+                f" with: tts run --resume {self.store.folder}"
+            ) from errors
+        ordered = [records[problem.id] for problem in self.benchmark.problems]
+        summary = summarize(
+            ordered,
+            self.strategy,
+            name=self.settings.strategy,
+            benchmark=self.benchmark.name,
+            seconds=elapsed(),
+            run=str(self.store.folder),
+            reward=self._reward,
+        )
+        self.store.write_summary(summary.to_json())
+        return summary
+
+    def _reward(self, attempt: Attempt) -> Reward:
+        return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
+
+    async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock) -> Record:
+        usage = Usage()
+        try:
+            generator = Generator(
+                self.engine, problem, self.settings.sampling,
+                seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
+            )  # fmt: skip
+            scorer = MeteredScorer(
+                self.scorer, usage=usage, clock=clock, alpha=self.settings.alpha, aggregate=self.settings.aggregate
+            )
+            result = await self.strategy.solve(problem, generator, scorer)
+            verdicts = await grader.judge(result.candidates)
+            return Record.solved(problem, result, verdicts, usage)
+        except Exception as error:  # a failed problem is a row, not the end of its siblings
+            return Record.failed(problem, error, usage)
+
+
+@asynccontextmanager
+async def _grader() -> AsyncIterator[Grader]:
+    grader = Grader()
+    try:
+        yield grader
+    finally:
+        await grader.close()
+
+
+def _wait(solve: Callable[[], Any]) -> Summary:
+    """Run to the end, also where an event loop already runs (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(solve())  # type: ignore[no-any-return]
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, solve()).result()  # type: ignore[no-any-return]
+
+
+def _default_folder(settings: Settings) -> Path:
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.strategy).name.replace(':', '-')}-{Path(settings.benchmark).stem}"
+    folder, number = Path("runs") / stem, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{stem}-{number}"
+    return folder
+
+
+def _facts() -> dict[str, Any]:
+    """Versions and hardware, so that a run can be told from another later."""
+    packages = {}
+    for name in ("tts-toolkit", "torch", "transformers", "math-verify", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed as a package"
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), **packages},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": sys.platform},
+    }

@@ -1,0 +1,25 @@
+"""The architecture of ReasonFlux-PRM-7B and Qwen2.5-Math-PRM, as native transformers code: no remote code needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
+
+
+class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
+    """A Qwen2 body with a two-class head at every position; weights under `model.*`, `score.0.*` and `score.2.*`."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        self.score = nn.Sequential(
+            nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, 2)
+        )
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """Logits [batch, length, 2]; class 1 is "this step is right"."""
+        logits: Tensor = self.score(self.model(input_ids=input_ids, **kwargs).last_hidden_state)
+        return logits

@@ -1,0 +1,38 @@
+"""Where a step ends, decided in one place for tokens as they come and for texts that are already there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Segmenter:
+    """Tells which token completes a stop string, decoding only tokens that can."""
+
+    def __init__(self, decode: Decode, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError(f"a stop string must not be empty, got {list(stops)!r}")
+        self.decode, self.stops = decode, tuple(stops)
+        self._last = {stop[-1] for stop in stops}
+        self._window = max((len(stop.encode()) for stop in stops), default=0)  # each token is at least one byte
+        self._may_end: dict[int, bool] = {}
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of a step's tokens so far completes a stop string."""
+        token = tokens[-1]
+        may_end = self._may_end.get(token)
+        if may_end is None:
+            may_end = self._may_end[token] = not self._last.isdisjoint(self.decode([token]))
+        if not may_end:
+            return False
+        tail = self.decode(tokens[-self._window :])
+        return any(stop in tail for stop in self.stops)
+
+    def split(self, tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Cut after every token that completes a stop string, as generation step by step would have."""
+        start = 0
+        for end in range(1, len(tokens) + 1):
+            if end == len(tokens) or self.ends(tokens[max(start, end - self._window) : end]):
+                yield tuple(tokens[start:end])
+                start = end

@@ -1,0 +1,21 @@
+"""One sample: the baseline that everything else is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tts.generator import Generator
+from tts.registry import strategy
+from tts.types import Candidate, Problem, Result, Scorer, Strategy
+
+
+@strategy("single")
+@dataclass(frozen=True)
+class Single(Strategy):
+    """Sample one solution; with --temperature 0, the greedy one."""
+
+    uses_scorer: ClassVar[bool] = False
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        return Result(await generator.finish(Candidate(problem)))

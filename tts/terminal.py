@@ -1,0 +1,139 @@
+"""What a person sees: a live line while a run is under way, then one table and a curve."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from tts.evals.summary import Estimate, Summary
+from tts.runner import Progress
+
+BAR = 28
+"""Width of the curve's longest bar, in characters."""
+
+
+class LiveView:
+    """Redraws a run's progress from a thread of its own, so that it moves while models compute."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress, self.started = progress, time.monotonic()
+        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
+        self._solving_since: float | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> LiveView:
+        self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.live.stop()
+
+    def render(self) -> RenderableType:
+        p = self.progress
+        if p.stage != "solving":
+            return Spinner("dots", Text(f"{p.stage} …"))
+        with self._lock:
+            self._solving_since = self._solving_since or time.monotonic()
+        spent = time.monotonic() - self._solving_since
+        fresh = p.done - p.resumed
+        left = f"{_time(spent / fresh * (p.total - p.done))} left" if fresh else "…"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            ProgressBar(total=p.total, completed=p.done, width=24),
+            f"{p.done}/{p.total} problems" + (f", {p.failed} failed" if p.failed else ""),
+            f"accuracy {p.right / p.graded:.1%}" if p.graded else "",
+            f"{p.generated / spent:,.0f} tokens/s" if spent else "",
+            f"generation {p.clock.seconds('generation'):.0f} s, scoring {p.clock.seconds('scoring'):.0f} s",
+            left,
+        )
+        return grid
+
+
+def show(summary: Summary) -> RenderableType:
+    """The final table, the curve, the bill and where everything is."""
+    parts: list[RenderableType] = [_title(summary), Text()]
+    if summary.accuracy is None:
+        parts += [Text("No problem has a reference answer, so nothing is graded."), Text()]
+    else:
+        parts += [_accuracies(summary), Text()]
+    if len(summary.curve) > 1:
+        parts += [_curve(summary), Text()]
+    return Group(*parts, _bill(summary))
+
+
+def _title(summary: Summary) -> Text:
+    title = Text.assemble((f"{summary.strategy} on {summary.benchmark}", "bold"), f", {_count(summary.problems, 'problem')}")
+    if summary.n > 1:
+        title.append(f", up to {summary.n} candidates each")
+    if summary.failed:
+        title.append(f", {summary.failed} failed", "bold red")
+    if ungraded := summary.problems - summary.graded - summary.failed:
+        title.append(f", {ungraded} without an answer and so not graded", "yellow")
+    if summary.truncated:
+        title.append(f", {_count(summary.truncated, 'candidate')} cut off by --max-tokens or the context", "yellow")
+    return title
+
+
+def _accuracies(summary: Summary) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("")
+    n = summary.n
+    rows: list[tuple[str, Estimate | None, str]] = [
+        (summary.strategy, summary.accuracy, "what was chosen"),
+        ("pass@1", summary.pass_at_1, "one sample"),
+        (f"majority@{n}", summary.majority, "the most frequent answer"),
+        (f"pass@{n}", summary.pass_at_n, "any sample is right: the ceiling of a choice"),
+    ]
+    for i, (name, estimate, note) in enumerate(rows if n > 1 else rows[:1]):
+        if estimate:
+            style = "bold green" if i == 0 else ""
+            span = f"{estimate.low:.1%} – {estimate.high:.1%}"
+            table.add_row(Text(name, style), Text(f"{estimate.value:.1%}", style), span, Text(note, "dim"))
+    return table
+
+
+def _curve(summary: Summary) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("N", summary.strategy, "", "majority", "pass@N"):
+        table.add_column(escape(heading), justify="left" if not heading else "right")
+    for point in summary.curve:
+        bar = ProgressBar(total=1, completed=point.strategy.value, width=BAR, complete_style="green", finished_style="green")
+        row = [f"{x.value:.1%}" for x in (point.strategy, point.majority, point.passed)]
+        table.add_row(str(point.k), row[0], bar, *row[1:])
+    return table
+
+
+def _bill(summary: Summary) -> Table:
+    usage, seconds = summary.usage, summary.seconds
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_row(
+        "tokens",
+        f"{usage.generated:,} generated, {usage.prompt:,} prompt ({usage.cached:,} cached), {usage.scored:,} scored",
+    )
+    table.add_row(
+        "seconds", f"{seconds.total:.1f} (generation {seconds.generation:.1f}, scoring {seconds.scoring:.1f}, overlapping)"
+    )
+    table.add_row("run", Text(summary.run))
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

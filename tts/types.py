@@ -1,0 +1,226 @@
+"""The nouns: problems, candidates, what generates them, what scores them, and how a strategy ranks them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+
+from annotated_types import Ge
+
+from tts.trajectory import Trajectory, parse
+
+if TYPE_CHECKING:
+    from tts.generator import Generator
+
+Count = Annotated[int, Ge(1)]
+"""The type of an option that counts something: at least 1."""
+
+Finish = Literal["step", "stop", "length"]
+"""Why generation paused: at a step boundary, at the end of the text, or out of tokens."""
+
+Aggregate = Literal["mean", "min", "prod", "last"]
+"""How the rewards of many steps become one number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question, and its reference answer where one is known. `id` is unique within a benchmark."""
+
+    id: str
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Generated tokens up to a pause. `text` is what `token_ids` decode to, special tokens left out."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A partial or complete solution. Immutable: `candidate + step` branches without copying."""
+
+    problem: Problem
+    steps: tuple[Step, ...] = ()
+
+    def __add__(self, step: Step) -> Candidate:
+        return replace(self, steps=(*self.steps, step))
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(token for step in self.steps for token in step.token_ids)
+
+    @property
+    def finish(self) -> Finish:
+        """`step` while there is more to come."""
+        return self.steps[-1].finish if self.steps else "step"
+
+    @property
+    def done(self) -> bool:
+        return self.finish != "step"
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The same text as thinking steps and response steps, which is what a reward model rates."""
+        return parse(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw tokens. Sibling i of a request draws from seed + i, whatever else shares its batch."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 2048
+    """New tokens at the most; the engine stops earlier where its context ends."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a step. The text keeps them."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """An engine's answer to one request, with its part of the bill."""
+
+    steps: tuple[Step, ...]
+    prompt_tokens: int
+    """Length of the prefix, counted once for all siblings."""
+    cached_tokens: int = 0
+    """How much of the prefix did not have to be computed."""
+
+
+class Engine(Protocol):
+    """A backend that continues token sequences."""
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """The prompt's token ids, chat template applied."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        ...
+
+    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        """Continue `prefix` n ways, each to a stop string, the end of the text, or `max_tokens`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a reward model says of one candidate (arXiv 2506.18896).
+
+    `steps` has one reward, in [0, 1] for most models, for every thinking step and then every response step of
+    `candidate.trajectory`; `final` rates the trajectory as a whole, where the model can.
+    """
+
+    steps: tuple[float, ...]
+    final: float | None = None
+    tokens: int = 0
+    """Tokens that the reward model read."""
+    alpha: float = 1.0
+    """Weight of `final` in `total`."""
+    how: Aggregate = "mean"
+    """How `total` aggregates the steps."""
+
+    def aggregate(self, how: Aggregate) -> float:
+        """The step rewards as one number; 0 when there are none."""
+        if not self.steps:
+            return 0.0
+        match how:
+            case "mean":
+                return sum(self.steps) / len(self.steps)
+            case "min":
+                return min(self.steps)
+            case "prod":
+                return math.prod(self.steps)
+            case "last":
+                return self.steps[-1]
+
+    @property
+    def total(self) -> float:
+        """r_hat: the aggregated step rewards + alpha * final."""
+        return self.aggregate(self.how) + self.alpha * (self.final or 0.0)
+
+
+class Scorer(Protocol):
+    """A process reward model, or anything else that judges candidates."""
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        """One reward per candidate, in order; higher is better."""
+        ...
+
+
+@dataclass(slots=True)
+class Usage:
+    """A bill, in tokens and calls."""
+
+    generated: int = 0
+    prompt: int = 0
+    cached: int = 0
+    """The part of `prompt` that the engine did not have to compute."""
+    scored: int = 0
+    calls: int = 0
+    """Requests to the engine."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.generated + other.generated,
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.scored + other.scored,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every candidate a strategy ended with, and how it ranks them."""
+
+    candidates: Sequence[Candidate]
+    rewards: Sequence[Reward] = ()
+    """One per candidate, or none where no reward model was asked."""
+    scores: Sequence[float] = ()
+    """The strategy's own ranking; the rewards' totals where it gives none."""
+    choice: int = field(init=False)
+    """Index of the candidate with the highest score. At equal scores a finished one goes before a truncated one, then
+    the earlier one."""
+
+    def __post_init__(self) -> None:
+        scores = tuple(self.scores) or tuple(reward.total for reward in self.rewards) or (0.0,) * len(self.candidates)
+        lengths = {len(self.candidates), len(scores), len(self.rewards) or len(scores)}
+        if not self.candidates or len(lengths) > 1:
+            raise ValueError(
+                f"a Result pairs every candidate with a score and, where there are any, a reward;"
+                f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
+            )
+        finished = [candidate.finish == "stop" for candidate in self.candidates]
+        choice = max(range(len(scores)), key=lambda i: (scores[i], finished[i], -i))
+        for name, value in (("scores", scores), ("choice", choice)):
+            object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[self.choice]
+
+
+class Strategy(ABC):
+    """A way to spend compute on one problem. Subclass as a frozen dataclass: its fields are its options."""
+
+    uses_scorer: ClassVar[bool] = True
+    """False saves loading a reward model."""
+
+    @abstractmethod
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        """Spend the compute; return every candidate."""
