@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint env clean
+.PHONY: run test check lint real bench env clean
 
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
@@ -11,12 +11,22 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/pytest
 
+# what CI runs, but for the real engines
 check: lint test
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the real vLLM and SGLang on the CPU: ten minutes to install, once
+real:
+	scripts/test-real-engines.sh
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/embedded.py $(if $(wildcard .venvs/vllm/.ready),--vllm .venvs/vllm/bin/python)
+	$(BIN)/python benchmarks/prefixes.py
+	$(BIN)/python benchmarks/memory.py
 
 env: $(VENV)/.dev
 
@@ -36,4 +46,4 @@ $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venvs build dist *.egg-info

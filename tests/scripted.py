@@ -28,6 +28,9 @@ class ScriptedEngine:
         prompt, written = self.decode(prefix).split("\x01")
         return Generation(tuple(self._one(prompt, written, sampling, i) for i in range(n)), len(prefix))
 
+    async def close(self) -> None:
+        pass
+
     def _one(self, prompt: str, written: str, sampling: Sampling, i: int) -> Step:
         text = self.write(prompt, sampling.seed + i)[len(written) :]
         for stop in sampling.stop:

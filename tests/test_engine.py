@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tts.engines.transformers import TransformersEngine, draw, uniform
+from tts.engines.drawing import draw, uniform
+from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.generator import Generator
 from tts.types import Candidate, Problem, Sampling
@@ -111,14 +112,14 @@ async def test_a_request_that_is_given_up_leaves_the_batch(engine, problems):
     [step] = (await engine.generate(prefix, 1, Sampling())).steps
     assert step.finish == "stop"
     deadline = time.monotonic() + 10
-    while engine._loop.rows and time.monotonic() < deadline:
+    while engine.loop.rows and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
-    assert engine._loop.rows == []
+    assert engine.loop.rows == []
 
 
 async def test_a_failing_forward_pass_fails_its_requests_and_not_the_next(problems, monkeypatch):
     engine = TransformersEngine("arith-policy")
-    monkeypatch.setattr(engine._loop, "_decode", lambda: 1 / 0)
+    monkeypatch.setattr(engine.loop, "_decode", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await engine.generate(engine.encode(problems[0]), 2, Sampling())
     monkeypatch.undo()
@@ -159,6 +160,57 @@ def test_random_numbers_are_uniform_and_differ_by_seed_and_position():
     assert abs(grid.mean() - 0.5) < 4 * (1 / 12) ** 0.5 / grid.size**0.5
     assert abs(np.corrcoef(grid[:-1].ravel(), grid[1:].ravel())[0, 1]) < 0.02
     assert abs(np.corrcoef(grid[:, :-1].ravel(), grid[:, 1:].ravel())[0, 1]) < 0.02
+
+
+async def test_children_find_what_their_parents_computed(problems):
+    engine = TransformersEngine("arith-policy")
+    [parent] = (await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("\n\n",)))).steps
+    prefix = (*engine.encode(problems[0]), *parent.token_ids)
+    children = await engine.generate(prefix, 4, Sampling(seed=5))
+    assert (children.prompt_tokens, children.cached_tokens) == (len(prefix), len(prefix) - 1)
+    fresh = TransformersEngine("arith-policy", cache_gib=0)
+    recomputed = await fresh.generate(prefix, 4, Sampling(seed=5))
+    assert recomputed.cached_tokens == 0
+    assert recomputed.steps == children.steps
+
+
+async def test_a_longer_prefix_is_computed_from_the_longest_known_one(problems):
+    engine, fresh = TransformersEngine("arith-policy"), TransformersEngine("arith-policy", cache_gib=0)
+    [parent] = (await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("\n\n",)))).steps
+    known = (*engine.encode(problems[0]), *parent.token_ids)
+    longer = (*known, *engine.tokenizer.encode("Wait, 7*8=6\n\n"))  # forced upon it, as budget forcing does
+    grown = await engine.generate(longer, 3, Sampling(seed=1))
+    assert grown.cached_tokens == len(known) - 1
+    assert grown.steps == (await fresh.generate(longer, 3, Sampling(seed=1))).steps
+
+
+def test_the_prefix_store_forgets_the_least_recently_used_first():
+    from tts.engines.kv import PrefixStore
+
+    kv = torch.zeros(1, 2, 1, 2, 1)
+    store = PrefixStore(limit=3 * kv.nbytes)
+    for tokens in ((1, 1), (2, 2), (3, 3)):
+        store.put(tokens, kv)
+    assert store.longest((1, 1, 9)) is not None
+    store.put((4, 4), kv)
+    assert store.longest((2, 2)) is None
+    assert store.longest((1, 1)) is not None
+    assert store.size == 3 * kv.nbytes
+    store.put((5, 5), torch.zeros(1, 2, 1, 20, 1))
+    assert store.longest((5, 5)) is None
+
+
+async def test_logprobs_are_the_models_own(engine, problems):
+    prefix = engine.encode(problems[0])
+    [step] = (await engine.generate(prefix, 1, Sampling(temperature=0.5, seed=4, logprobs=True))).steps
+    ids = torch.tensor([[*prefix, *step.token_ids]])
+    with torch.no_grad():
+        logprobs = engine.model(ids).logits[0].log_softmax(-1)
+    expected = [logprobs[len(prefix) + i - 1, token].item() for i, token in enumerate(step.token_ids)]
+    assert step.logprobs == pytest.approx(expected, abs=1e-4)
+    generator = Generator(engine, problems[0], Sampling(logprobs=True))
+    [candidate] = await generator.finish(Candidate(problems[0]))
+    assert all(len(step.logprobs) == len(step.token_ids) for step in candidate.steps)
 
 
 async def test_greedy_ignores_the_seed(engine, problems):

@@ -26,7 +26,7 @@ def rows(folder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def loaded(engine, prm):
-    return {"engine": engine, "scorer_instance": prm}
+    return {"engine_instance": engine, "scorer_instance": prm}
 
 
 def test_a_run_adds_up(loaded):

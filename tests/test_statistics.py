@@ -1,4 +1,5 @@
 from itertools import combinations, product
+from math import comb
 from statistics import mean
 
 import numpy as np
@@ -27,11 +28,18 @@ def test_best_of_k_is_the_mean_over_all_subsets_with_ties_shared(scores, k):
     assert best_of_k(scores, correct, k) == pytest.approx(brute)
 
 
-def test_choice_at_k_is_exact_at_n_and_near_brute_force_below():
+@pytest.mark.parametrize("k", range(1, 7))
+def test_choice_at_k_is_exact_where_the_subsets_are_few_and_near_elsewhere(k):
     correct = [True, False, True, False, False, True]
-    assert choice_at_k(max, correct, 6, seed=0) == 1.0
-    brute = mean(correct[max(s)] for s in combinations(range(6), 3))
-    assert choice_at_k(max, correct, 3, seed=0, draws=4000) == pytest.approx(brute, abs=0.03)
+    brute = mean(correct[max(s)] for s in combinations(range(6), k))
+    assert choice_at_k(max, correct, k, seed=0) == pytest.approx(brute)
+    assert choice_at_k(max, correct * 5, k, seed=0, draws=4000) == pytest.approx(expected_last(correct * 5, k), abs=0.03)
+
+
+def expected_last(correct, k):
+    """The greatest index of k of the n is i in C(i, k - 1) of the C(n, k) subsets."""
+    n = len(correct)
+    return sum(correct[i] * comb(i, k - 1) for i in range(n)) / comb(n, k)
 
 
 def test_the_interval_covers_the_true_mean_about_95_times_in_100():

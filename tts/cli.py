@@ -49,7 +49,13 @@ def main() -> None:
 def run(
     ctx: typer.Context,
     strategy: Annotated[str, typer.Option(help="A name listed below, or your own: file.py:Class.")] = "bon",
+    engine: Annotated[str, typer.Option(help="What generates; `tts engines` lists them.")] = "transformers",
+    url: Annotated[str | None, typer.Option(help="Server of --engine server or sglang.")] = None,
+    engine_arg: Annotated[
+        list[str] | None, typer.Option(help="An argument of the engine, as in gpu_memory_utilization=0.9; repeatable.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Policy: a bundled name, a folder or a hub id.")] = "arith-policy",
+    system: Annotated[str | None, typer.Option(help="System prompt.", show_default="the chat template's")] = None,
     scorer: Annotated[str, typer.Option(help="Process reward model: a bundled name, a folder or a hub id.")] = "arith-prm",
     benchmark: Annotated[str, typer.Option(help="arith, or a JSONL file with `problem` and `answer`.")] = "arith",
     limit: Annotated[int | None, typer.Option(help="Problems to solve.", show_default="100 of arith, all of a file")] = None,
@@ -75,10 +81,12 @@ def run(
         raise InputError("--resume goes on in its own folder; leave --out away")
     given = _given(ctx)
     settings: dict[str, Any] = {
-        "strategy": strategy, "model": model, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "strategy": strategy, "engine": engine, "model": model, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if name in given}
+    if engine_arg:
+        settings["engine_args"] = _key_values(engine_arg)
     named = strategy
     if resume is not None and "strategy" not in given:
         from tts.store import RunStore
@@ -90,7 +98,7 @@ def run(
 
     def solve() -> Any:
         return run_benchmark(
-            concurrency=concurrency, out=out, resume=resume, progress=progress, **settings, **options
+            concurrency=concurrency, out=out, resume=resume, url=url, progress=progress, **settings, **options
         )  # fmt: skip
 
     try:
@@ -114,6 +122,31 @@ def run(
             f" errors. Try them again with: tts run --resume {summary.run}"
         )
         raise typer.Exit(1)
+
+
+@app.command()
+def engines() -> None:
+    """List the engines: which are installed, in which version, and on what device they would run."""
+    from rich.console import Console
+
+    from tts.engines import BACKENDS
+    from tts.terminal import show_engines
+
+    Console(highlight=False).print(show_engines(BACKENDS))
+
+
+def _key_values(pairs: list[str]) -> dict[str, Any]:
+    """`["a=1", "b=x"]` as {"a": 1, "b": "x"}: a value is JSON where it can be."""
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--engine-arg is {pair!r}; it should look like gpu_memory_utilization=0.9")
+        try:
+            values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except ValueError:
+            values[name] = value
+    return values
 
 
 def _watched(solve: Any, progress: Any, *, hidden: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,13 +77,21 @@ class Generator:
         self.usage.calls += 1
         self.usage.prompt += generation.prompt_tokens
         self.usage.cached += generation.cached_tokens
-        self.usage.generated += sum(len(step.token_ids) for step in generation.steps)
+        counted = generation.generated_tokens
+        self.usage.generated += sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
         return [replace(candidate, steps=(*candidate.steps, *self._cut(step))) for step in generation.steps]
 
     def _cut(self, step: Step) -> list[Step]:
         """A long continuation as the steps in which it would have been drawn one by one."""
-        pieces = list(self._segmenter.split(step.token_ids)) or [()]
-        steps = [Step(self.engine.decode(piece), piece, "step") for piece in pieces]
+        if not step.token_ids:  # a server that speaks text, or nothing was generated
+            texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
+            return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
+        pieces = list(self._segmenter.split(step.token_ids))
+        steps, start = [], 0
+        for piece in pieces:
+            logprobs = step.logprobs[start : start + len(piece)] if step.logprobs is not None else None
+            steps.append(Step(self.engine.decode(piece), piece, "step", logprobs))
+            start += len(piece)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 

@@ -37,7 +37,7 @@ def load_config(name: str) -> dict[str, Any]:
         path = cached_file(folder, "config.json")
         config = json.loads(Path(str(path)).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read config.json of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot read config.json of {name!r}: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise InputError(f"config.json of {name!r} is not a JSON object")
     return config
@@ -59,7 +59,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
     return tokenizer
 
 
@@ -71,12 +71,20 @@ def load_weights(cls: Any, name: str, **options: Any) -> Any:
     try:
         model, info = cls.from_pretrained(locate(name), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise InputError(f"the weights of {name!r} lack {len(missing)} of the tensors that {cls.__name__} needs: {shown}")
     return model.eval()
 
 
-def _first_line(error: Exception) -> str:
+def room(context: int, prefix: int) -> int:
+    """New tokens that fit behind a prefix. Raises InputError where none does."""
+    if prefix >= context:
+        raise InputError(f"a prompt of {prefix} tokens leaves no room in the model's context of {context}")
+    return context - prefix
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; libraries say a lot."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

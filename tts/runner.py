@@ -33,7 +33,10 @@ class Settings:
 
     strategy: str = "bon"
     options: dict[str, Any] = field(default_factory=dict)
+    engine: str = "transformers"
+    engine_args: dict[str, Any] = field(default_factory=dict)
     model: str = "arith-policy"
+    system: str | None = None
     scorer: str = "arith-prm"
     benchmark: str = "arith"
     limit: int | None = None
@@ -90,17 +93,19 @@ def run(
     concurrency: int = 64,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    engine: Engine | None = None,
+    url: str | None = None,
+    engine_instance: Engine | None = None,
     scorer_instance: Scorer | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Summary:
     """Solve a benchmark and sum it up; the same as `tts run`.
 
-    `strategy` is a name (by default bon), `file.py:Class` or an instance. Other keywords are fields of Settings (model, scorer,
-    benchmark, limit, seed, temperature, …) or, with a strategy by name, its options (n=16). `out` is the folder to
-    make, by default a new one under runs/; `resume` goes on with an existing one, whose settings then hold.
-    An engine or scorer that is already loaded can be given as it is; `model` and `scorer` then only name it.
+    `strategy` is a name (by default bon), `file.py:Class` or an instance. Other keywords are fields of Settings (engine,
+    model, scorer, benchmark, limit, seed, temperature, …) or, with a strategy by name, its options (n=16). `out` is the
+    folder to make, by default a new one under runs/; `resume` goes on with an existing one, whose settings then hold.
+    `url` is that of a server, for engines that use one. An engine or scorer that is already loaded can be given as it is;
+    `model` and `scorer` then only name it.
 
     Raises InputError for bad input. A problem that fails does not raise: it is counted in `summary.failed`.
     """
@@ -121,11 +126,22 @@ def run(
     folder = Path(out) if out is not None else _default_folder(chosen)
     if store is None:
         check_creatable(folder)
-    engine, scorer = _load(chosen, solver, engine, scorer_instance, progress)
+    progress.stage = f"loading {chosen.model}"
+    engine = engine_instance or _load_engine(chosen, url)
+    progress.stage = f"loading {chosen.scorer}"
+    scorer = scorer_instance or _load_scorer(chosen, solver)
     if store is None:
         store = RunStore.create(folder, asdict(chosen), _facts())
     job = _Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress)
-    return _wait(job.solve)
+
+    async def solve() -> Summary:
+        try:
+            return await job.solve()
+        finally:
+            if engine is not engine_instance:
+                await engine.close()
+
+    return _wait(solve)
 
 
 def _fresh(strategy: str | Strategy, options: dict[str, Any], own: dict[str, Any]) -> tuple[Settings, Strategy]:
@@ -165,26 +181,24 @@ def _options(solver: Strategy) -> dict[str, Any]:
     return asdict(solver)  # type: ignore[call-overload,no-any-return]
 
 
-def _load(
-    settings: Settings, solver: Strategy, engine: Engine | None, scorer: Scorer | None, progress: Progress
-) -> tuple[Engine, Scorer]:
-    if engine is None:
-        progress.stage = f"loading {settings.model}"
-        from tts.engines.transformers import TransformersEngine
+def _load_engine(settings: Settings, url: str | None) -> Engine:
+    from tts.engines import load_engine
 
-        engine = TransformersEngine(settings.model)
-    if scorer is None:
-        if solver.uses_scorer:
-            progress.stage = f"loading {settings.scorer}"
-            from tts.scorers.prm import StepPRM
+    system = {} if settings.system is None else {"system": settings.system}
+    return load_engine(settings.engine, settings.model, url=url, options={**settings.engine_args, **system})
 
-            scorer = StepPRM(settings.scorer)
-        else:
-            scorer = _NoScorer()
-    return engine, scorer
+
+def _load_scorer(settings: Settings, solver: Strategy) -> Scorer:
+    if not solver.uses_scorer:
+        return _NoScorer()
+    from tts.scorers.prm import StepPRM
+
+    return StepPRM(settings.scorer)
 
 
 class _NoScorer:
+    """Stands where a strategy says that it asks for no rewards."""
+
     async def score(self, candidates: Any) -> Any:
         raise RuntimeError("this strategy declares uses_scorer = False, yet it asked for rewards")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from tts.engines import Backend
 from tts.evals.summary import Estimate, Summary
 from tts.runner import Progress
 
@@ -70,6 +72,27 @@ def show(summary: Summary) -> RenderableType:
     return Group(*parts, _bill(summary))
 
 
+def show_engines(backends: Mapping[str, Backend]) -> RenderableType:
+    """A row for each engine, and how to install those that are missing."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("engine", "version", "device", ""):
+        table.add_column(heading)
+    for name, backend in backends.items():
+        state = backend.version or "not installed"
+        about = backend.about if backend.version else f"pip install 'tts-toolkit[{backend.extra}]'"
+        device = "the server's" if name == "server" else _device() if backend.version else ""
+        table.add_row(Text(name, "bold"), Text(state, "" if backend.version else "yellow"), device, Text(about, "dim"))
+    return table
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name(0)})"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _title(summary: Summary) -> Text:
     title = Text.assemble((f"{summary.strategy} on {summary.benchmark}", "bold"), f", {_count(summary.problems, 'problem')}")
     if summary.n > 1:
@@ -94,7 +117,7 @@ def _accuracies(summary: Summary) -> Table:
         (summary.strategy, summary.accuracy, "what was chosen"),
         ("pass@1", summary.pass_at_1, "one sample"),
         (f"majority@{n}", summary.majority, "the most frequent answer"),
-        (f"pass@{n}", summary.pass_at_n, "any sample is right: the ceiling of a choice"),
+        (f"pass@{n}", summary.pass_at_n, "any sample is right: the ceiling"),
     ]
     for i, (name, estimate, note) in enumerate(rows if n > 1 else rows[:1]):
         if estimate:

@@ -41,6 +41,8 @@ class Step:
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
+    logprobs: tuple[float, ...] | None = None
+    """Of each token under the model itself, before temperature and truncation; where `Sampling.logprobs` asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Strings that end a step. The text keeps them."""
     seed: int = 0
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class Generation:
     """Length of the prefix, counted once for all siblings."""
     cached_tokens: int = 0
     """How much of the prefix did not have to be computed."""
+    generated_tokens: int | None = None
+    """What the backend counted, where the steps' token ids do not say it (a server that speaks text)."""
 
 
 class Engine(Protocol):
@@ -114,6 +119,10 @@ class Engine(Protocol):
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         """Continue `prefix` n ways, each to a stop string, the end of the text, or `max_tokens`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of processes and connections; the engine is not used again."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from math import comb
 from typing import Any
 
@@ -33,13 +33,17 @@ def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
 
 
 def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: int, *, seed: int, draws: int = 64) -> float:
-    """Expected correctness of `choose` (indices to one of them) among k of the n: exact for k = n, else Monte Carlo."""
+    """Expected correctness of `choose` (indices to one of them) among k of the n.
+
+    Exact where there are at most `draws` subsets, else the mean over so many, drawn by `seed`.
+    """
     n = len(correct)
-    if k == n:
-        return float(correct[choose(list(range(n)))])
-    rng = np.random.default_rng([seed, k])
-    subsets = (sorted(rng.choice(n, k, replace=False).tolist()) for _ in range(draws))
-    return sum(correct[choose(subset)] for subset in subsets) / draws
+    if comb(n, k) <= draws:
+        subsets = [list(subset) for subset in combinations(range(n), k)]
+    else:
+        rng = np.random.default_rng([seed, k])
+        subsets = [sorted(rng.choice(n, k, replace=False).tolist()) for _ in range(draws)]
+    return sum(correct[choose(subset)] for subset in subsets) / len(subsets)
 
 
 def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95) -> tuple[float, float]:

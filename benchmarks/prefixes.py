@@ -1,0 +1,56 @@
+"""Tokens prefilled per token in the tree, when candidates are grown step by step, 4 ways a step, one kept.
+
+    | engine | tokens in the tree | prefilled | ratio |
+    | transformers | 9,120 | 1,480 | 0.16 |
+
+`python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
+step count once in the tree; what an engine prefills is each request's prefix less what it found cached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from tts.demo import arith
+from tts.engines import load_engine
+from tts.generator import Generator
+from tts.types import Candidate, Problem, Sampling
+
+ARGUMENTS = {
+    "transformers": {},
+    "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
+    "sglang": {
+        "device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 32768,
+        "max_running_requests": 64, "disable_overlap_schedule": True,
+    },
+}  # fmt: skip
+
+
+async def grow(engine, problem, width):
+    generator = Generator(engine, problem, Sampling(max_tokens=200))
+    tree, candidate = len(engine.encode(problem)), Candidate(problem)
+    while not candidate.done:
+        children = await generator.step(candidate, width)
+        tree += sum(len(child.steps[-1].token_ids) for child in children)
+        candidate = children[0]
+    return tree, generator.usage.prompt - generator.usage.cached
+
+
+async def measure(engine, count, width):
+    problems = [Problem(str(i), chain.prompt) for i, chain in enumerate(arith.take("dev", count))]
+    grown = await asyncio.gather(*(grow(engine, problem, width) for problem in problems))
+    await engine.close()
+    return [sum(column) for column in zip(*grown, strict=True)]
+
+
+def main(engine: Annotated[str, typer.Option()] = "transformers", problems: int = 32, width: int = 4) -> None:
+    tree, prefilled = asyncio.run(measure(load_engine(engine, "arith-policy", options=ARGUMENTS[engine]), problems, width))
+    print("| engine | tokens in the tree | prefilled | ratio |\n|---|---|---|---|")
+    print(f"| {engine} | {tree:,} | {prefilled:,} | {prefilled / tree:.2f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)

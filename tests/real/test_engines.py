@@ -1,0 +1,240 @@
+"""The real vLLM and SGLang on the bundled policy. Run inside an environment that has one of them; skipped, loudly, elsewhere.
+
+make real    # installs both, each in an environment of its own, and runs this file in each
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from tts.demo import MODELS, arith
+from tts.engines import load_engine
+from tts.engines.transformers import TransformersEngine
+from tts.generator import Generator
+from tts.types import Candidate, Problem, Sampling
+
+PROBLEMS = [Problem(f"dev-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take("dev", 6))]
+ARGUMENTS = {
+    "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
+    "sglang": {
+        "device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 32768,
+        "max_running_requests": 64, "disable_overlap_schedule": True,
+    },
+}  # fmt: skip
+SERVE = {
+    "vllm": ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS["arith-policy"]), "--dtype", "float32",
+             "--enforce-eager", "--max-model-len", "512", "--enable-prompt-tokens-details"],
+    "sglang": ["-m", "sglang.launch_server", "--model-path", str(MODELS["arith-policy"]), "--device", "cpu",
+               "--attention-backend", "torch_native", "--dtype", "float32", "--max-total-tokens", "32768",
+               "--max-running-requests", "64", "--disable-overlap-schedule", "--enable-cache-report"],
+}  # fmt: skip
+HERE = [name for name in ("vllm", "sglang") if importlib.util.find_spec(name)]
+pytestmark = pytest.mark.skipif(not HERE, reason="NEITHER vLLM NOR SGLANG IS INSTALLED HERE: run `make real`")
+NAME = HERE[0] if HERE else ""
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """One event loop for the module: a real engine serves one in its life."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def inside(loop):
+    engine = load_engine(NAME, "arith-policy", options=ARGUMENTS[NAME])
+    yield engine
+    loop.run(engine.close())
+
+
+@contextmanager
+def process(arguments, port):
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5)
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended while it started"
+                assert time.monotonic() < deadline, "the server did not start within 300 s"
+                time.sleep(1)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def url():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with process(SERVE[NAME], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def over_http(loop, url):
+    engine = load_engine("server", "arith-policy", url=url)
+    yield engine
+    loop.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def native(loop, url):
+    if NAME != "sglang":
+        pytest.skip("the native /generate server is SGLang's")
+    engine = load_engine("sglang", "arith-policy", url=url)
+    yield engine
+    loop.run(engine.close())
+
+
+KINDS = ["inside", "over_http", "native"]
+
+
+@pytest.fixture(params=KINDS)
+def engine(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return TransformersEngine("arith-policy")
+
+
+def test_greedy_equals_the_embedded_engine_token_for_token(loop, engine, embedded):
+    async def work():
+        for problem in PROBLEMS:
+            sampling = Sampling(temperature=0, max_tokens=200)
+            [ours] = (await embedded.generate(embedded.encode(problem), 1, sampling)).steps
+            [theirs] = (await engine.generate(engine.encode(problem), 1, sampling)).steps
+            eos = embedded.tokenizer.eos_token_id  # a server that speaks text does not show the end token
+            assert [t for t in theirs.token_ids if t != eos] == [t for t in ours.token_ids if t != eos]
+            assert (theirs.text, theirs.finish) == (ours.text, "stop")
+
+    loop.run(work())
+
+
+def test_grown_step_by_step_equals_drawn_at_once(loop, engine):
+    async def work():
+        for problem in PROBLEMS[:3]:
+            generator = Generator(engine, problem, Sampling(temperature=0, max_tokens=200))
+            [whole] = await generator.finish(Candidate(problem))
+            grown = Candidate(problem)
+            while not grown.done:
+                [grown] = await generator.step(grown)
+            assert grown.text == whole.text
+            assert [step.text for step in grown.steps] == [step.text for step in whole.steps]
+
+    loop.run(work())
+
+
+def test_length_stop_and_step_are_told_apart(loop, engine):
+    async def work():
+        prefix = engine.encode(PROBLEMS[0])
+        [step] = (await engine.generate(prefix, 1, Sampling(stop=("\n\n",), seed=1))).steps
+        assert step.finish == "step"
+        assert step.text.endswith("\n\n")
+        [short] = (await engine.generate(prefix, 1, Sampling(max_tokens=5, seed=1))).steps
+        assert short.finish == "length"
+        [whole] = (await engine.generate(prefix, 1, Sampling(seed=1, max_tokens=200))).steps
+        assert whole.finish == "stop"
+
+    loop.run(work())
+
+
+def test_siblings_differ_and_are_all_there(loop, engine):
+    async def work():
+        generation = await engine.generate(engine.encode(PROBLEMS[0]), 12, Sampling(seed=7, max_tokens=200))
+        assert len(generation.steps) == 12
+        assert len({step.text for step in generation.steps}) > 2
+
+    loop.run(work())
+
+
+def test_the_same_seed_gives_the_same_samples_where_the_engine_takes_seeds(loop, engine):
+    if NAME != "vllm":
+        pytest.skip("SGLang takes no seed for a sample outside its deterministic mode")
+
+    async def work():
+        prefix = engine.encode(PROBLEMS[1])
+        first, second, other = [await engine.generate(prefix, 4, Sampling(seed=s, max_tokens=200)) for s in (3, 3, 50)]
+        assert [s.text for s in first.steps] == [s.text for s in second.steps]
+        assert [s.text for s in first.steps] != [s.text for s in other.steps]
+
+    loop.run(work())
+
+
+def test_a_prefix_is_not_computed_twice(loop, engine):
+    async def work():
+        long = Problem("long", "\n".join(f"{i % 9 + 1}) add {i % 7 + 2}" for i in range(40)))
+        prefix = engine.encode(long)
+        await engine.generate(prefix, 1, Sampling(max_tokens=2))
+        again = await engine.generate(prefix, 1, Sampling(max_tokens=2))
+        assert again.cached_tokens > len(prefix) / 2
+
+    loop.run(work())
+
+
+def test_logprobs(loop, inside, embedded):
+    async def work():
+        prefix = inside.encode(PROBLEMS[0])
+        sampling = Sampling(temperature=0, max_tokens=30, logprobs=True)
+        [theirs] = (await inside.generate(prefix, 1, sampling)).steps
+        [ours] = (await embedded.generate(prefix, 1, sampling)).steps
+        assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-3)
+
+    loop.run(work())
+
+
+def test_the_bill_is_what_the_backend_reports(loop, url):
+    """The server counts its tokens; so does the generator, candidate by candidate."""
+
+    async def work():
+        engine = load_engine("server", "arith-policy", url=url)
+        reported = []
+        post = engine.client.post
+
+        async def listening(path, body):
+            answer = await post(path, body)
+            reported.append(answer["usage"]["completion_tokens"])
+            return answer
+
+        engine.client.post = listening
+        generator = Generator(engine, PROBLEMS[0], Sampling(max_tokens=200))
+        candidates = await generator.finish(Candidate(PROBLEMS[0]), 8)
+        await engine.close()
+        assert generator.usage.generated == sum(reported)
+        if NAME == "vllm":  # SGLang's completions endpoint gives text, without the end token
+            assert sum(len(c.token_ids) for c in candidates) == sum(reported)
+
+    loop.run(work())
+
+
+def test_a_run_from_the_command_line_leaves_no_process_behind(tmp_path):
+    arguments = [f"--engine-arg={name}={value}" for name, value in ARGUMENTS[NAME].items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tts.cli", "run", "--engine", NAME, *arguments, "--limit", "4", "--n", "4", "--json", "--out",
+         str(tmp_path / "r"), "--max-tokens", "200"],
+        capture_output=True, text=True, timeout=600, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"failed": 0' in done.stdout.splitlines()[-1]
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert left.stdout == ""

@@ -1,0 +1,316 @@
+"""The HTTP engines against a real server on this machine that misbehaves on request; real vLLM and SGLang: tests/real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import tts
+from tests.scripted import ScriptedScorer
+from tts.engines import load_engine
+from tts.engines.http import JsonClient, ServerError
+from tts.engines.prompting import Prompter
+from tts.engines.server import ServerEngine
+from tts.errors import InputError
+from tts.generator import Generator
+from tts.store import RunStore
+from tts.types import Candidate, Problem, Sampling
+
+PROBLEM = Problem("p", "Start with 1.\n1) add 2\nWhat is the last digit?", "3")
+TEXT = "<think>\n1) 1+2=3\n</think>\n\nadd 2 gives 3\n\nThe result is \\boxed{3}"
+
+
+class Server:
+    """Answers each request by `answer(path, body, count)`, which returns (status, headers, text) or does as it likes."""
+
+    def __init__(self, answer):
+        self.requests: list[tuple[str, dict, dict]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self.respond({})
+
+            def do_POST(self):
+                self.respond(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+            def respond(self, body):
+                outer.requests.append((self.path, body, dict(self.headers)))
+                status, headers, text = answer(self, self.path, body, len(outer.requests))
+                if status is None:
+                    self.close_connection = True
+                    return
+                payload = text.encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@contextmanager
+def serving(answer):
+    server = Server(answer)
+    thread = threading.Thread(target=server.http.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def respond(data, status=200, **headers):
+    return status, {"content-type": "application/json", **headers}, json.dumps(data)
+
+
+def openai(handler, path, body, count, *, ids=True, reasons=True, takes_ids=True, text=TEXT):
+    """A server like vLLM's, or a poorer one."""
+    if path == "/v1/models":
+        return respond({"data": [{"id": "arith-policy", "owned_by": "vllm" if ids else "someone"}]})
+    if path != "/v1/completions":
+        return respond({"error": "no such path"}, 404)
+    if isinstance(body["prompt"], list) and not takes_ids:
+        return respond({"error": "prompt must be a string"}, 400)
+    prompter = Prompter("arith-policy")
+    written = (prompter.decode(body["prompt"]) if isinstance(body["prompt"], list) else body["prompt"]).split("assistant\n")[-1]
+    rest, matched = text[len(written) :], None
+    for stop in body.get("stop", []):
+        if stop in rest:
+            rest, matched = rest[: rest.index(stop) + (len(stop) if ids else 0)], stop
+    choice = {"text": rest, "finish_reason": "stop"}
+    if reasons:
+        choice["stop_reason"] = matched
+    if ids:
+        choice["token_ids"] = prompter.tokenizer.encode(rest, add_special_tokens=False)
+    choices = [{**choice, "index": i} for i in range(body["n"])]
+    count = len(prompter.tokenizer.encode(rest, add_special_tokens=False)) * body["n"]
+    return respond({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": count}})
+
+
+async def grow(engine) -> Candidate:
+    generator, candidate = Generator(engine, PROBLEM, Sampling()), Candidate(PROBLEM)
+    try:
+        while not candidate.done:
+            [candidate] = await generator.step(candidate)
+    finally:
+        await engine.close()
+    return candidate
+
+
+async def test_steps_and_whole_completions_over_token_ids():
+    with serving(openai) as server:
+        candidate = await grow(ServerEngine("arith-policy", url=server.url))
+        assert candidate.text == TEXT
+        assert [step.finish for step in candidate.steps] == ["step", "step", "stop"]
+        assert all(isinstance(body["prompt"], list) for path, body, _ in server.requests if path == "/v1/completions")
+
+
+async def test_a_server_that_takes_text_only_gets_text_that_means_the_same_tokens():
+    with serving(lambda *a: openai(*a, takes_ids=False)) as server:
+        assert (await grow(ServerEngine("arith-policy", url=server.url + "/v1"))).text == TEXT
+        prompts = [body["prompt"] for path, body, _ in server.requests if path == "/v1/completions"]
+        assert sum(isinstance(prompt, list) for prompt in prompts) == 1, "it was asked once"
+
+
+async def test_a_server_that_does_not_say_what_stopped_it_cannot_search_by_steps():
+    with serving(lambda *a: openai(*a, ids=False, reasons=False)) as server:
+        with pytest.raises(ServerError, match="does not say whether a stop string or the end"):
+            await grow(ServerEngine("arith-policy", url=server.url))
+        engine = ServerEngine("arith-policy", url=server.url)
+        [whole] = await Generator(engine, PROBLEM, Sampling()).finish(Candidate(PROBLEM))
+        assert (whole.text, whole.finish) == (TEXT, "stop")
+        await engine.close()
+
+
+def chat(handler, path, body, count):
+    if path == "/v1/chat/completions":
+        message = {"content": "The result is \\boxed{3}", "reasoning_content": "1) 1+2=3"}
+        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i in range(body["n"])]
+        return respond({"choices": choices, "usage": {"prompt_tokens": 11, "completion_tokens": 20 * body["n"]}})
+    return respond({}, 404)
+
+
+async def test_chat_completions_are_whole_and_billed_by_the_servers_count():
+    with serving(chat) as server:
+        engine = ServerEngine("org/unknown-to-this-machine", url=server.url, system="Think.")
+        generator = Generator(engine, PROBLEM, Sampling())
+        candidates = await generator.finish(Candidate(PROBLEM), 3)
+        assert candidates[0].trajectory == (("1) 1+2=3",), ("The result is \\boxed{3}",))
+        assert (generator.usage.generated, generator.usage.prompt) == (60, 11)
+        messages = server.requests[-1][1]["messages"]
+        assert messages == [{"role": "system", "content": "Think."}, {"role": "user", "content": PROBLEM.prompt}]
+        with pytest.raises(InputError, match="whole chat completions only; this strategy grows solutions step by step"):
+            await generator.step(Candidate(PROBLEM))
+        await engine.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Retries without the waiting, which is recorded."""
+    waits: list[float] = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("tts.engines.http.asyncio.sleep", sleep)
+    return waits
+
+
+async def ask(url, **options):
+    client = JsonClient(url, **{"retries": 3, **options})
+    try:
+        return await client.post("/x", {})
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+async def test_a_busy_server_is_asked_again_and_retry_after_is_honoured(impatient, status):
+    def answer(handler, path, body, count):
+        return respond({"ok": True}) if count == 3 else respond({}, status, **{"retry-after": "7"})
+
+    with serving(answer) as server:
+        assert await ask(server.url) == {"ok": True}
+        assert len(server.requests) == 3
+    assert impatient == [7.0, 7.0]
+
+
+async def test_waits_grow_and_differ(impatient):
+    with serving(lambda *a: respond({"error": "full"}, 500)) as server, pytest.raises(ServerError, match=r"answered 500.*full"):
+        await ask(server.url, retries=5)
+    assert all(0.25 * 2**i <= wait <= 0.75 * 2**i for i, wait in enumerate(impatient))
+    assert len(set(impatient)) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"), "answered with text/html, not JSON"),
+        (lambda *a: respond({}, 401), r"refuses the key \(401\); set TTS_API_KEY or OPENAI_API_KEY"),
+        (lambda *a: respond({}, 404), r"does not exist \(404\)"),
+        (lambda *a: respond({"message": "bad temperature"}, 400), "refuses the request.*bad temperature"),
+        (lambda *a: respond({}, 418), "answered 418"),
+        (lambda *a: (None, {}, ""), "cannot be reached or broke off"),
+    ],
+)
+async def test_what_a_server_can_do_wrong_is_said_in_one_line(impatient, answer, complaint):
+    with serving(answer) as server, pytest.raises(ServerError, match=complaint) as error:
+        await ask(server.url)
+    assert "\n" not in str(error.value)
+
+
+async def test_an_answer_that_breaks_off_is_asked_for_again(impatient):
+    def answer(handler, path, body, count):
+        if count == 1:
+            handler.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"half')
+            handler.wfile.flush()
+            return None, {}, ""
+        return respond({"whole": True})
+
+    with serving(answer) as server:
+        assert await ask(server.url) == {"whole": True}
+
+
+async def test_nobody_there(impatient):
+    with pytest.raises(ServerError, match=r"cannot be reached.*\(4 attempts\); is it running\?"):
+        await ask("http://127.0.0.1:9")
+
+
+async def test_a_server_that_hangs_is_given_up(impatient):
+    def answer(handler, path, body, count):
+        time.sleep(1.5)
+        return respond({})
+
+    with serving(answer) as server, pytest.raises(ServerError, match="did not answer within 0 s"):
+        await ask(server.url, timeout=0.2, retries=1)
+
+
+async def test_concurrency_is_bounded():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def answer(handler, path, body, count):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return respond({})
+
+    with serving(answer) as server:
+        client = JsonClient(server.url, concurrency=3)
+        await asyncio.gather(*(client.post("/x", {}) for _ in range(20)))
+        await client.close()
+    assert most == 3
+
+
+def test_the_key_is_sent_and_never_kept(monkeypatch):
+    monkeypatch.setenv("TTS_API_KEY", "secret-1234")
+    with serving(openai) as server:
+        tts.run("bon", n=2, limit=2, engine="server", url=server.url, scorer_instance=ScriptedScorer(len), out="r")
+        assert all(headers.get("Authorization") == "Bearer secret-1234" for _, _, headers in server.requests)
+    for file in Path("r").iterdir():
+        assert "secret-1234" not in file.read_text()
+
+
+def test_a_server_that_dies_leaves_a_run_that_can_go_on(impatient):
+    died = threading.Event()
+
+    def answer(handler, path, body, count):
+        if count > 6:
+            died.set()
+        return (None, {}, "") if died.is_set() else openai(handler, path, body, count)
+
+    scorer = ScriptedScorer(lambda text: 1.0)
+    with serving(answer) as server:
+        first = tts.run(
+            "bon", n=2, limit=8, engine="server", url=server.url, scorer_instance=scorer, out="r", concurrency=2
+        )  # fmt: skip
+        assert 0 < first.failed < 8
+        errors = [record.error for record in RunStore.open(Path("r")).records() if record.error]
+        assert all("cannot be reached or broke off" in error for error in errors)
+    with serving(openai) as server:
+        again = tts.run(resume="r", url=server.url, scorer_instance=scorer)
+    assert (again.failed, again.problems) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("vlm", {}, "no engine named 'vlm'. Did you mean 'vllm'"),
+        ("server", {}, "--engine server needs --url"),
+        ("transformers", {"url": "http://127.0.0.1:1"}, "--url goes with --engine server or sglang"),
+        ("server", {"url": "localhost:8000"}, "--url is 'localhost:8000'; it should look like http"),
+        ("server", {"url": "http://x", "options": {"api": "grpc"}}, "api is 'grpc'; expected auto, completions or chat"),
+        ("transformers", {"options": {"max_row": 4}}, "--engine-arg: the engine transformers takes no 'max_row'"),
+    ],
+)
+def test_engines_that_cannot_be_had(name, options, complaint):
+    with pytest.raises(InputError, match=complaint.replace("?", r"\?")):
+        load_engine(name, "arith-policy", **options)
+
+
+def test_an_engine_that_is_not_installed_names_its_install_line(monkeypatch):
+    from tts.engines import Backend
+
+    monkeypatch.setattr(Backend, "version", None)
+    with pytest.raises(InputError, match=r"install it with: pip install 'tts-toolkit\[vllm\]'"):
+        load_engine("vllm", "arith-policy")

@@ -1,0 +1,235 @@
+"""One continuous batch: a thread that decodes everything under way a token at a time, and lets requests in between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tts.engines.drawing import draw, uniform
+from tts.engines.kv import PrefixStore, SlotCache, Tokens
+from tts.segment import Segmenter
+from tts.types import Finish, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS, COLUMNS = 16, 64
+"""Batches come in multiples of so many rows, and look at multiples of so many columns."""
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One sample under way."""
+
+    prefix: Tokens
+    sampling: Sampling
+    seed: int
+    segmenter: Segmenter
+    room: int
+    """Tokens that it may still become long."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: Finish = "length"
+
+    def push(self, token: int, ends: set[int]) -> bool:
+        """Take a token; say whether the sample goes on."""
+        self.tokens.append(token)
+        if token in ends:
+            self.finish = "stop"
+        elif self.segmenter.stops and self.segmenter.ends(self.tokens):
+            self.finish = "step"
+        else:
+            return len(self.tokens) < self.room
+        return False
+
+    @property
+    def last(self) -> int:
+        return self.tokens[-1] if self.tokens else self.prefix[-1]
+
+    @property
+    def position(self) -> int:
+        """Where `last` stands."""
+        return len(self.prefix) + len(self.tokens) - 1
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """Siblings that share a prefix, and who waits for them."""
+
+    rows: list[Row]
+    future: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+    left: int
+    cached: int = 0
+
+    @property
+    def known(self) -> Tokens:
+        """The prefix without its last token, which is decoded in each sibling's slot like any other."""
+        return self.rows[0].prefix[:-1]
+
+    def settle(self, error: Exception | None = None) -> None:
+        def set_result() -> None:
+            if self.future.done():
+                return
+            if error:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(None)
+
+        with suppress(RuntimeError):  # the event loop has closed: nobody waits any more
+            self.loop.call_soon_threadsafe(set_result)
+
+
+class DecodeLoop:
+    """Decodes the rows of all requests together; at most `max_rows` at a time, the others wait in order of arrival."""
+
+    def __init__(self, model: Any, *, ends: set[int], max_rows: int, cache_bytes: int) -> None:
+        self.model, self.ends, self.max_rows = model, ends, _round_up(max_rows, ROWS)
+        self.device = model.device
+        self.cache = SlotCache(model.config.num_hidden_layers, ROWS)
+        self.store = PrefixStore(cache_bytes)
+        self.rows: list[tuple[Row, _Request]] = []  # row i lives in slot i of the cache
+        self._waiting: deque[_Request] = deque()
+        self._lock = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, rows: list[Row]) -> int:
+        """Decode rows that share a prefix to their ends; return how much of the prefix was there already."""
+        loop = asyncio.get_running_loop()
+        parts = [rows[i : i + self.max_rows] for i in range(0, len(rows), self.max_rows)]
+        requests = [_Request(part, loop.create_future(), loop, len(part)) for part in parts]
+        with self._lock:
+            self._waiting.extend(requests)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tts-decode", daemon=True)
+                self._thread.start()
+            self._lock.notify()
+        await asyncio.gather(*(request.future for request in requests))
+        return requests[0].cached
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                while not self._waiting and not self.rows:
+                    if not self._lock.wait(timeout=60) and not self._waiting:
+                        self._thread = None  # the next request starts another
+                        return
+                admitted = self._admit()
+            try:
+                self._begin(admitted)
+                if self.rows:
+                    self._decode()
+            except Exception as error:  # a model's failure belongs to those who wait for it; the loop goes on
+                for request in {id(r): r for r in [*(request for _, request in self.rows), *admitted]}.values():
+                    request.settle(error)
+                self.rows.clear()
+
+    def _admit(self) -> list[_Request]:
+        """In order of arrival, the requests whose rows all fit, and none that somebody gave up."""
+        admitted, free = [], self.max_rows - len(self.rows)
+        while self._waiting and len(self._waiting[0].rows) <= free:
+            request = self._waiting.popleft()
+            if not request.future.cancelled():
+                admitted.append(request)
+                free -= len(request.rows)
+        return admitted
+
+    def _begin(self, requests: list[_Request]) -> None:
+        """Give each request its slots, filled with what is known of its prefix; compute what nobody has computed yet."""
+        missing: dict[tuple[int, int], list[tuple[_Request, Tensor | None]]] = {}
+        for request in requests:
+            kv = self.store.longest(request.known)
+            request.cached = 0 if kv is None else kv.shape[3]
+            if rest := len(request.known) - request.cached:
+                missing.setdefault((request.cached, _round_up(rest, ROWS)), []).append((request, kv))
+            else:
+                self._place(request, kv)
+        for (past, width), group in sorted(missing.items()):
+            self._prefill(past, width, group)
+
+    def _prefill(self, past: int, width: int, group: list[tuple[_Request, Tensor | None]]) -> None:
+        """Compute the unknown ends of prefixes; all of the group know `past` tokens and lack `width`, rounded up."""
+        ids = torch.zeros(len(group), width, dtype=torch.long)
+        for i, (request, _) in enumerate(group):
+            chunk = request.known[past:]
+            ids[i, : len(chunk)] = torch.tensor(chunk)
+        self.cache.prefill(torch.stack([kv for _, kv in group if kv is not None], 2) if past else None)
+        # causal: what is padded on the right cannot be seen from the left
+        mask = torch.full((width, past + width), -torch.inf, dtype=self.model.dtype, device=self.device).triu(past + 1)
+        self.model.base_model(
+            input_ids=ids.to(self.device),
+            attention_mask=mask[None, None],
+            position_ids=torch.arange(past, past + width, device=self.device)[None],
+            past_key_values=self.cache,
+        )
+        computed = self.cache.prefilled()
+        for i, (request, _) in enumerate(group):
+            kv = computed[:, :, i, :, : len(request.known)].clone()
+            self.store.put(request.known, kv)
+            self._place(request, kv)
+
+    def _place(self, request: _Request, kv: Tensor | None) -> None:
+        if kv is not None:
+            self.cache.write(len(self.rows), len(request.rows), kv)
+        self.rows += [(row, request) for row in request.rows]
+
+    def _decode(self) -> None:
+        """One token for every row."""
+        count = len(self.rows)
+        padded = _round_up(count, ROWS)
+        positions = [row.position for row, _ in self.rows] + [0] * (padded - count)
+        ids = [row.last for row, _ in self.rows] + [0] * (padded - count)
+        length = _round_up(max(positions) + 1, COLUMNS)
+        where = torch.tensor(positions, device=self.device)
+        self.cache.decode(where, length)
+        unseen = torch.arange(length, device=self.device)[None] > where[:, None]
+        mask = torch.zeros(padded, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
+        hidden = self.model.base_model(
+            input_ids=torch.tensor(ids, device=self.device)[:, None],
+            attention_mask=mask[:, None, None],
+            position_ids=where[:, None],
+            past_key_values=self.cache,
+        ).last_hidden_state
+        logits = self.model.get_output_embeddings()(hidden[:, -1])[:count].float()
+        rows = [row for row, _ in self.rows]
+        u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
+        tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
+        if any(row.sampling.logprobs for row in rows):
+            chosen = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
+            for row, logprob in zip(rows, chosen, strict=True):
+                if row.sampling.logprobs:
+                    row.logprobs.append(logprob)
+        self._push(tokens.tolist())
+
+    def _push(self, tokens: list[int]) -> None:
+        """Give the rows their tokens; finished ones leave, and the last rows move into their slots."""
+        gone = set()
+        for slot, ((row, request), token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if row.push(token, self.ends):
+                if request.future.cancelled():
+                    gone.add(slot)
+                continue
+            gone.add(slot)
+            if row.finish == "step":  # it may be grown further: its children find everything but its last token
+                self.store.put((*row.prefix, *row.tokens[:-1]), self.cache.read(slot, row.position))
+            request.left -= 1
+            if not request.left:
+                request.settle()
+        stay = len(self.rows) - len(gone)
+        holes = [slot for slot in sorted(gone) if slot < stay]
+        movers = [slot for slot in range(stay, len(self.rows)) if slot not in gone]
+        for hole, mover in zip(holes, movers, strict=True):
+            self.rows[hole] = self.rows[mover]
+        del self.rows[stay:]
+        self.cache.move(movers, holes)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

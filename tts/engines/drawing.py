@@ -1,0 +1,44 @@
+"""From logits to tokens, with random numbers that are a function of (seed, position) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
+    """One number in [0, 1) per (seed, position): splitmix64's output function over a counter (Steele et al. 2014)."""
+
+    def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    start = mix(np.array(seeds, dtype=np.uint64))
+    counter = (np.array(positions, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return (mix(start + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw(logits: Tensor, temperature: Sequence[float], top_p: Sequence[float], u: NDArray[np.float64]) -> Tensor:
+    """One token per row of logits [rows, vocabulary]: the inverse of the tempered, truncated distribution at u."""
+    greedy = logits.argmax(-1)
+    if not any(temperature):
+        return greedy
+    scale = torch.tensor([t or 1.0 for t in temperature], device=logits.device)
+    probabilities = (logits / scale[:, None]).softmax(-1)
+    if min(top_p) < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered[before >= torch.tensor(top_p, device=logits.device)[:, None]] = 0
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+    cumulative = probabilities.double().cumsum(-1)
+    point = torch.from_numpy(u).to(logits.device)[:, None] * cumulative[:, -1:]
+    sampled = torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    return torch.where(torch.tensor(temperature, device=logits.device) > 0, sampled, greedy)

@@ -1,0 +1,118 @@
+"""JSON over HTTP to a server that may be busy, slow, broken or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import random
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from tts.errors import InputError
+
+BUSY = {408, 425, 429, 500, 502, 503, 504}
+"""Answers after which the same request may succeed."""
+
+
+class ServerError(RuntimeError):
+    """A server that did not answer as it should; says what it was asked, what it said and what to try."""
+
+
+class BadRequestError(ServerError):
+    """The server understood the request and refuses it."""
+
+
+class NoSuchPathError(ServerError):
+    """The server answers, but not under this path."""
+
+
+class JsonClient:
+    """Posts JSON with bounded concurrency, and again, later and later, where the server was busy or did not answer.
+
+    The key goes into a header and nowhere else. One client serves one event loop.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, concurrency: int = 64, retries: int = 5, timeout: float = 600.0
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InputError(f"--url is {url!r}; it should look like http://127.0.0.1:8000")
+        self.url, self.retries, self.timeout = url.rstrip("/").removesuffix("/v1"), retries, timeout
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._slots = asyncio.Semaphore(concurrency)
+        self._client: httpx.AsyncClient | None = None
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that answers a POST. Raises ServerError."""
+        return await self._ask("POST", path, body)
+
+    async def get(self, path: str) -> Any:
+        """The JSON that answers a GET. Raises ServerError."""
+        return await self._ask("GET", path, None)
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        async with self._slots:
+            for attempt in range(self.retries + 1):
+                wait = min(60.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5)
+                try:
+                    response = await self._connected().request(method, self.url + path, json=body)
+                except httpx.TimeoutException:
+                    problem = f"did not answer within {self.timeout:.0f} s"
+                except httpx.TransportError as error:
+                    problem = f"cannot be reached or broke off: {error or type(error).__name__}"
+                else:
+                    if response.status_code not in BUSY:
+                        return self._read(path, response)
+                    problem = f"answered {response.status_code} {response.reason_phrase}: {_excerpt(response.text)}"
+                    wait = max(wait, _retry_after(response))
+                if attempt < self.retries:
+                    await asyncio.sleep(wait)
+        raise ServerError(f"the server at {self.url} {problem} ({self.retries + 1} attempts); is it running?")
+
+    def _read(self, path: str, response: httpx.Response) -> Any:
+        where = f"{self.url}{path}"
+        match response.status_code:
+            case 200:
+                try:
+                    return response.json()
+                except json.JSONDecodeError:
+                    kind = response.headers.get("content-type", "no type")
+                    raise ServerError(f"{where} answered with {kind}, not JSON; is this the URL of an API?") from None
+            case 401 | 403:
+                raise ServerError(f"{where} refuses the key ({response.status_code}); set TTS_API_KEY or OPENAI_API_KEY")
+            case 404 | 405:
+                raise NoSuchPathError(f"{where} does not exist ({response.status_code}); is this the URL of such a server?")
+            case 400 | 422:
+                raise BadRequestError(f"{where} refuses the request ({response.status_code}): {_excerpt(response.text)}")
+        raise ServerError(f"{where} answered {response.status_code}: {_excerpt(response.text)}")
+
+    def _connected(self) -> httpx.AsyncClient:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+            self._client = httpx.AsyncClient(headers=self._headers, timeout=self.timeout, limits=limits)
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait, given as a number or a date; at most two minutes."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        date = email.utils.parsedate_to_datetime(value).timestamp() if "GMT" in value else 0.0
+        seconds = date - time.time()
+    return min(max(seconds, 0.0), 120.0)
+
+
+def _excerpt(text: str) -> str:
+    return " ".join(text.split())[:200] or "(nothing)"

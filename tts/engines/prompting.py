@@ -1,0 +1,27 @@
+"""Problems to token ids and back, the same for every engine that takes token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tts import chat, models
+from tts.types import Problem
+
+
+class Prompter:
+    """A model's tokenizer and chat template. A base model without a template gets the problem's text as it is."""
+
+    def __init__(self, model: str, system: str | None = None) -> None:
+        self.tokenizer, self.system = models.load_tokenizer(model), system
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """The prompt's token ids, ending where the assistant begins to speak."""
+        if not self.tokenizer.chat_template:
+            text = problem.prompt if self.system is None else f"{self.system}\n\n{problem.prompt}"
+            return tuple(self.tokenizer.encode(text))
+        turns = [chat.Turn("system", [self.system])] if self.system is not None else []
+        return tuple(chat.encode(self.tokenizer, [*turns, chat.Turn("user", [problem.prompt])], open_turn=True))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,195 @@
+"""Any OpenAI-compatible server: `/v1/completions`, with token ids where it takes them, else `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tts import models
+from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError
+from tts.engines.prompting import Prompter
+from tts.errors import InputError
+from tts.types import Finish, Generation, Problem, Sampling, Step
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "vllm": {"include_stop_str_in_output": True, "return_token_ids": True},
+    "sglang": {"no_stop_trim": True},
+}
+"""What a server must be asked for to keep the stop string and give token ids, by `owned_by` of its /v1/models."""
+
+
+class ServerEngine:
+    """A client of one server. `model` names the model there and, where it can be found here, its tokenizer.
+
+    `api`: `completions` continues exact token ids, so that strategies can search step by step; `chat` gives whole
+    completions only. By default the first, and the second where the server has no first or the tokenizer is not to be had.
+    The key comes from the environment, TTS_API_KEY or OPENAI_API_KEY. Raises InputError and ServerError.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        url: str,
+        system: str | None = None,
+        api: Literal["auto", "completions", "chat"] = "auto",
+        tokenizer: str | None = None,
+        **client: Any,
+    ) -> None:
+        if api not in ("auto", "completions", "chat"):
+            raise InputError(f"--engine-arg api is {api!r}; expected auto, completions or chat")
+        key = os.environ.get("TTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        self.model, self.system = model, system
+        self.client = JsonClient(url, key=key, **client)
+        self.prompter = None if api == "chat" else _find_prompter(tokenizer or model, system, needed=api == "completions")
+        self.chat = self.prompter is None
+        self._may_chat = api == "auto"
+        self._problems: dict[tuple[int, ...], str] = {}
+        self._served: tuple[str, dict[str, Any]] | None = None
+        self._takes_ids = True
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        ids = self.prompter.encode(problem) if self.prompter else tuple(map(ord, problem.prompt))
+        self._problems[ids] = problem.prompt
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
+
+    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        name, extras = await self._identify()
+        body: dict[str, Any] = {
+            "model": name, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens, "seed": sampling.seed % 2**63,
+        }  # fmt: skip
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if not self.chat:
+            try:
+                return await self._complete(tuple(prefix), body | extras, sampling)
+            except NoSuchPathError:
+                if not self._may_chat:
+                    raise
+                self.chat = True
+        return await self._converse(tuple(prefix), body, sampling)
+
+    async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
+        if sampling.logprobs:
+            body["logprobs"] = 1
+        if self._takes_ids:
+            try:
+                answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
+            except BadRequestError as refusal:
+                try:
+                    answer = await self.client.post("/v1/completions", {**body, "prompt": self._as_text(prefix)})
+                except BadRequestError:
+                    raise refusal from None  # it was not the token ids that it minded
+                self._takes_ids = False
+        else:
+            answer = await self.client.post("/v1/completions", {**body, "prompt": self._as_text(prefix)})
+        choices = _choices(answer, body["n"])
+        return _billed(answer, tuple(self._step(choice, sampling) for choice in choices), len(prefix))
+
+    def _step(self, choice: dict[str, Any], sampling: Sampling) -> Step:
+        text, tokens = str(choice["text"]), choice.get("token_ids")
+        assert self.prompter is not None
+        if tokens is None:  # a server that speaks text: its text counts, tokenised as we would
+            tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
+            if self.decode(tokens) != text:
+                raise ServerError("the model's tokenizer here does not give back the server's text; is it the same model?")
+        logprobs = None
+        if sampling.logprobs and choice.get("logprobs"):
+            logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs)
+
+    def _as_text(self, prefix: tuple[int, ...]) -> str:
+        """The prefix for a server that takes none but text; an error where it would come back as other tokens."""
+        assert self.prompter is not None
+        tokenizer = self.prompter.tokenizer
+        text = str(tokenizer.decode(list(prefix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if tuple(tokenizer.encode(text, add_special_tokens=False)) != prefix:
+            raise ServerError("the server takes text only, and this prefix would not survive the way through text")
+        return text
+
+    async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
+        if sampling.stop or prefix not in self._problems:
+            raise InputError(
+                f"{self.client.url} offers whole chat completions only; this strategy grows solutions step by step, which"
+                " needs /v1/completions"
+            )
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        messages.append({"role": "user", "content": self._problems[prefix]})
+        answer = await self.client.post("/v1/chat/completions", {**body, "messages": messages})
+        steps = []
+        for choice in _choices(answer, body["n"]):
+            message = choice["message"]
+            thinking = message.get("reasoning_content") or message.get("reasoning")
+            text = (f"<think>\n{thinking}\n</think>\n\n" if thinking else "") + (message.get("content") or "")
+            steps.append(Step(text, (), "length" if choice.get("finish_reason") == "length" else "stop"))
+        return _billed(answer, tuple(steps), len(prefix))
+
+    async def _identify(self) -> tuple[str, dict[str, Any]]:
+        """The model's name there, and what else this kind of server must be asked for."""
+        if self._served is None:
+            try:
+                served = (await self.client.get("/v1/models"))["data"]
+            except NoSuchPathError:
+                served = []
+            known = {entry["id"]: entry for entry in served}
+            wanted = [name for name in (self.model, _folder(self.model)) if name in known] or list(known)
+            if len(wanted) > 1 and self.model not in known:
+                raise InputError(f"{self.client.url} does not serve {self.model!r}; it serves: {', '.join(known)}")
+            name = wanted[0] if wanted else self.model
+            self._served = name, EXTRAS.get(known.get(name, {}).get("owned_by", ""), {})
+        return self._served
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+def _find_prompter(model: str, system: str | None, *, needed: bool) -> Prompter | None:
+    try:
+        return Prompter(model, system)
+    except InputError:
+        if needed:
+            raise
+        return None  # a model of which only the server knows anything
+
+
+def _folder(model: str) -> str:
+    try:
+        return models.locate(model)
+    except InputError:
+        return model
+
+
+def _choices(answer: Any, n: int) -> list[dict[str, Any]]:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != n:
+        raise ServerError(
+            f"the server gave {len(choices) if isinstance(choices, list) else 'no'} choices where {n} were asked for"
+        )
+    return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+
+def _finish(choice: dict[str, Any], sampling: Sampling) -> Finish:
+    if choice.get("finish_reason") == "length":
+        return "length"
+    if not sampling.stop:
+        return "stop"
+    for key in ("stop_reason", "matched_stop"):  # vLLM's and SGLang's word for what was matched
+        if key in choice:
+            return "step" if isinstance(choice[key], str) else "stop"
+    if str(choice["text"]).endswith(sampling.stop):
+        return "step"
+    raise ServerError(
+        "the server does not say whether a stop string or the end of the text stopped it, which growing solutions step by step"
+        " needs; vLLM and SGLang say it"
+    )
+
+
+def _billed(answer: dict[str, Any], steps: tuple[Step, ...], prefix: int) -> Generation:
+    usage = answer.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Generation(steps, usage.get("prompt_tokens", prefix), cached, usage.get("completion_tokens"))

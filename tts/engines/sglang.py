@@ -1,0 +1,81 @@
+"""SGLang: its engine in this process, or its native server (`/generate`), with token ids in and out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from tts import models
+from tts.engines.http import JsonClient
+from tts.engines.prompting import Prompter
+from tts.errors import InputError
+from tts.types import Finish, Generation, Sampling, Step
+
+
+class SGLangEngine(Prompter):
+    """With `url`, a running server; else an sglang.Engine, whose keyword arguments these then are (`tp_size`, `dtype`, …).
+
+    SGLang's radix cache keeps what was computed of a prefix. It takes no seed for each sample (its deterministic mode, which
+    would, does not run on every backend): results of two runs differ.
+    """
+
+    def __init__(self, model: str, *, url: str | None = None, system: str | None = None, **arguments: Any) -> None:
+        config = models.load_config(model)
+        if models.is_reward_model(config):
+            raise InputError(f"{model!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        super().__init__(model, system)
+        self.context = int(arguments.get("context_length") or config["max_position_embeddings"])
+        self.client: JsonClient | None = None
+        self.engine: Any = None
+        if url is not None:
+            self.client = JsonClient(url, key=os.environ.get("TTS_API_KEY"), **arguments)
+            return
+        import sglang
+
+        settings = {"log_level": "warning", **arguments}
+        try:
+            self.engine = sglang.Engine(model_path=models.locate(model), **settings)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"SGLang does not start: {models.first_line(error)}") from error
+
+    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        room = models.room(self.context, len(prefix)) - 1  # SGLang keeps one position free
+        parameters = {
+            "n": n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": min(sampling.max_tokens, max(room, 1)),
+            "stop": list(sampling.stop),
+            "no_stop_trim": True,
+            "skip_special_tokens": True,
+        }
+        request = {"input_ids": list(prefix), "sampling_params": parameters, "return_logprob": sampling.logprobs}
+        answer = await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
+        outputs = answer if isinstance(answer, list) else [answer]
+        cached = max(output["meta_info"].get("cached_tokens", 0) for output in outputs)
+        return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
+
+    def _step(self, output: dict[str, Any]) -> Step:
+        tokens, meta = tuple(output["output_ids"]), output["meta_info"]
+        logprobs = None
+        if "output_token_logprobs" in meta:
+            logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs)
+
+    async def close(self) -> None:
+        if self.client is not None:
+            await self.client.close()
+        if self.engine is not None:
+            self.engine.shutdown()
+
+
+def _finish(reason: dict[str, Any]) -> Finish:
+    match reason:
+        case {"type": "length"}:
+            return "length"
+        case {"type": "stop", "matched": str()}:
+            return "step"
+        case {"type": "stop"}:
+            return "stop"
+    raise RuntimeError(f"SGLang gave a sample up: {reason.get('message', reason)}")

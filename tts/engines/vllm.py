@@ -1,0 +1,86 @@
+"""vLLM in this process, through its async engine: continuous batching across problems and branches, prefix caching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from tts import models
+from tts.engines.prompting import Prompter
+from tts.errors import InputError
+from tts.types import Finish, Generation, Sampling, Step
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+class VLLMEngine(Prompter):
+    """An AsyncLLM. Keyword arguments are those of vLLM's AsyncEngineArgs (`tensor_parallel_size`, `dtype`, …).
+
+    The siblings of a request are one vLLM request, whose i-th sample vLLM seeds with seed + i, as our own engine does.
+    Serves one event loop in its life. Raises InputError where vLLM refuses the model or an argument.
+    """
+
+    def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
+        if models.is_reward_model(models.load_config(model)):
+            raise InputError(f"{model!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        super().__init__(model, system)
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        settings = {"enable_prefix_caching": True, "enable_lora": adapter is not None, "disable_log_stats": True, **arguments}
+        try:
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=models.locate(model), **settings))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
+        self.lora = LoRARequest("adapter", 1, models.locate(adapter)) if adapter else None
+        self.context: int = self.llm.model_config.max_model_len
+        self._number = count()
+
+    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        room = models.room(self.context, len(prefix))
+        parameters = SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens, room),
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            seed=sampling.seed,
+            logprobs=0 if sampling.logprobs else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=bool(sampling.stop),
+        )
+        stream = self.llm.generate(
+            TokensPrompt(prompt_token_ids=list(prefix)), parameters, f"tts-{next(self._number)}", lora_request=self.lora
+        )
+        outputs: dict[int, Any] = {}
+        cached = 0
+        async for output in stream:  # siblings come together or one by one, as vLLM likes
+            outputs |= {completion.index: completion for completion in output.outputs}
+            cached = max(cached, output.num_cached_tokens or 0)
+        return Generation(tuple(self._step(outputs[i]) for i in range(n)), len(prefix), cached)
+
+    def _step(self, completion: Any) -> Step:
+        tokens = tuple(completion.token_ids)
+        logprobs = None
+        if completion.logprobs:
+            logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
+        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs)
+
+    async def close(self) -> None:
+        self.llm.shutdown()
+
+
+def _finish(reason: str, stop: int | str | None) -> Finish:
+    """vLLM says "stop" for the end of the text and for a stop string alike; what it matched tells them apart."""
+    if reason == "length":
+        return "length"
+    if reason == "stop":
+        return "step" if isinstance(stop, str) else "stop"
+    raise RuntimeError(f"vLLM gave a sample up: {reason}")
