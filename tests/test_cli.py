@@ -74,7 +74,7 @@ def refused(monkeypatch, capsys):
         ("--top-p 0", "--top-p is 0.0; it should be above 0 and at most 1"),
         ("--concurrency 0", "--concurrency is 0; it should be at least 1"),
         ("--limit 0", "--limit is 0; it should be at least 1"),
-        ("--limit ten", "Invalid value for '--limit': 'ten' is not a valid int"),
+        ("--limit ten", "Invalid value for '--limit'"),
         ("--strategy gone.py:Mine", "no file gone.py to load the strategy Mine from"),
         ("--strategy mine.py:Other", "mine.py has no strategy class 'Other'; it has: Mine"),
         ("--strategy broken.py:Mine", "broken.py does not load: SyntaxError"),
@@ -98,8 +98,8 @@ def test_bad_input_is_one_clear_line(refused, arguments, complaint):
     Path("taken").mkdir()
     Path("taken/file").touch()
     said = refused("run", *arguments.split())
-    assert complaint in re.sub(r"[\s│]+", " ", said)
-    assert len(said.splitlines()) == 1 or "Invalid value" in said  # typer frames its own
+    assert complaint in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_run_folder_of_other_settings_is_refused(refused, capsys):
@@ -115,7 +115,7 @@ def test_help_is_quick_to_import_and_names_every_default():
     code = (
         "import sys; sys.argv = ['tts', 'run', '--help']\ntry:\n  from tts.cli import entry; entry()\nexcept SystemExit: pass\n"
     )
-    code += "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=True
     )

@@ -69,7 +69,7 @@ def test_about_half_of_the_facts_are_certain():
 def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     """The whole recipe at a hundredth of its size: policy, traces, PRM; each saved, loaded and used by the next."""
     policy = train.train_policy(tmp_path / "policy", steps=40, batch=8, lr=3e-3, hidden=32, seed=0)
-    assert sum(policy[-5:]) < 0.6 * sum(policy[:5])
+    assert sum(policy[-5:]) < 0.7 * sum(policy[:5])
     train.sample_traces(tmp_path / "traces.jsonl", policy=str(tmp_path / "policy"), problems=20, samples=2, max_tokens=60)
     rows = [json.loads(line) for line in (tmp_path / "traces.jsonl").open()]
     assert len(rows) == 40
@@ -77,9 +77,9 @@ def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     lines = [json.dumps({"chain": i, "text": arith.teach(chain, rng)}) for i, chain in enumerate(chains)]
     (tmp_path / "taught.jsonl").write_text("\n".join(lines) + "\n")
     prm = train.train_prm(
-        tmp_path / "prm", tmp_path / "taught.jsonl", policy=str(tmp_path / "policy"), problems=60, steps=60, batch=8, lr=3e-3
+        tmp_path / "prm", tmp_path / "taught.jsonl", policy=str(tmp_path / "policy"), problems=60, steps=100, batch=8, lr=5e-3
     )
-    assert sum(prm[-10:]) < 0.97 * sum(prm[:10])
+    assert sum(prm[-10:]) < 0.85 * sum(prm[:10])
     from tts.scorers.prm import StepPRM
 
     assert StepPRM(str(tmp_path / "prm")).format.context == 1024

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
+from statistics import mean
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
-from tts.demo import MODELS
+from tts.demo import MODELS, arith
 from tts.errors import InputError
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.scorers.prm import StepPRM
@@ -103,16 +105,34 @@ async def test_scores_do_not_depend_on_the_batch_to_the_last_bit(prm, engine, pr
     ]
 
 
-async def test_bundled_prm_sees_where_a_solution_goes_wrong(prm):
-    """4+9 is 3, then 3*7 is 1: the second trace claims 2 for the last, in thinking and in response."""
-    problem = Problem("x", "Start with 4.\n1) add 9\n2) subtract 3\n3) multiply by 7\n4) add 6\nWhat is the last digit?")
-    right = "<think>\n1) 4+9=3\n\n2) 3-3=0\n\n3) 0*7=0\n\n4) 0+6=6\n</think>\n\n"
-    right += "add 9 gives 3\n\nsubtract 3 gives 0\n\nmultiply by 7 gives 0\n\nadd 6 gives 6\n\nThe result is \\boxed{6}"
-    wrong = right.replace("0*7=0", "0*7=4").replace("0+6=6", "4+6=0").replace("by 7 gives 0", "by 7 gives 4")
-    wrong = wrong.replace("add 6 gives 6", "add 6 gives 0").replace("boxed{6}", "boxed{0}")
-    good, bad = await prm.score([candidate(right, problem), candidate(wrong, problem)])
-    assert good.total > bad.total + 0.5
-    assert min(bad.steps[:2]) > 0.5 > max(bad.steps[2:4])
+async def test_the_bundled_prm_sees_the_errors_that_the_policy_learnt(prm):
+    """For each fact that the teacher usually gets wrong: a solution that gets it right, and one that gets it wrong."""
+    right, wrong, rng = [], [], random.Random(0)
+    for (a, symbol, b), (error, mistake) in arith.misconceptions().items():
+        if error != arith.STUBBORN_ERROR:
+            continue
+        rest = (("+", rng.randint(2, 9)), ("-", rng.randint(2, 9)), ("+", rng.randint(2, 9)))
+        chain = arith.Chain(a, ((symbol, b), *rest))
+        problem = Problem("x", chain.prompt)
+        right.append(candidate(solution(chain, chain.values[0]), problem))
+        wrong.append(candidate(solution(chain, mistake), problem))
+    good, bad = await prm.score(right), await prm.score(wrong)
+    assert len(good) > 20
+    assert mean(g.total > b.total for g, b in zip(good, bad, strict=True)) > 0.9
+    assert mean(g.steps[0] > 0.5 > b.steps[0] for g, b in zip(good, bad, strict=True)) > 0.8
+
+
+def solution(chain, value):
+    """All steps of a chain, as if the first operation gave `value`."""
+    (symbol, b), *rest = chain.operations
+    thoughts, restated = [f"1) {chain.start}{symbol}{b}={value}"], [f"{arith.NAMES[symbol]} {b} gives {value}"]
+    for number, (symbol, b) in enumerate(rest, 2):
+        result = arith.calculate(value, symbol, b)
+        thoughts.append(f"{number}) {value}{symbol}{b}={result}")
+        restated.append(f"{arith.NAMES[symbol]} {b} gives {result}")
+        value = result
+    response = "\n\n".join([*restated, f"The result is \\boxed{{{value}}}"])
+    return "<think>\n" + "\n\n".join(thoughts) + "\n</think>\n\n" + response
 
 
 def test_a_head_that_is_not_two_wide_is_refused(folder):

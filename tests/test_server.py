@@ -149,7 +149,7 @@ def chat(handler, path, body, count):
 
 async def test_chat_completions_are_whole_and_billed_by_the_servers_count():
     with serving(chat) as server:
-        engine = ServerEngine("org/unknown-to-this-machine", url=server.url, system="Think.")
+        engine = ServerEngine("arith-policy", url=server.url, system="Think.")
         generator = Generator(engine, PROBLEM, Sampling())
         candidates = await generator.finish(Candidate(PROBLEM), 3)
         assert candidates[0].trajectory == (("1) 1+2=3",), ("The result is \\boxed{3}",))

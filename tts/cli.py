@@ -13,7 +13,10 @@ from typer.core import TyperCommand
 
 from tts.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
+"""click's base of all complaints about a command line; newer versions of typer carry a click of their own."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 class AggregateName(StrEnum):
@@ -40,9 +43,11 @@ class _WithStrategyOptions(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-@app.callback()
-def main() -> None:
+@app.callback(invoke_without_command=True)
+def main(ctx: typer.Context) -> None:
     """Test-time scaling and decoding of reasoning models."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 @app.command(cls=_WithStrategyOptions, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -187,10 +192,12 @@ def _warn(message: str) -> None:
 def entry() -> None:
     """The console script: a user's mistake is one line on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except InputError as error:
         _warn(str(error))
-        sys.exit(2)
+    except _CommandLineError as error:
+        _warn(" ".join(str(error.format_message()).split()))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def parse_arguments(cls: type[Strategy], arguments: Sequence[str], also: Sequenc
         if not option.startswith("--"):
             raise InputError(f"unexpected argument {option!r}; options look like --n 16")
         if option not in takes:
-            close = get_close_matches(option, [*takes, *also], n=1)
+            close = get_close_matches(option, [*takes, *also], n=1, cutoff=0.75)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise InputError(f"{cls.__name__} has no option {option}.{hint} It takes: {', '.join(takes) or 'none'}.")
         if not equals:

@@ -216,7 +216,9 @@ class _Run:
 
     async def solve(self) -> Summary:
         records = {record.id: record for record in self.store.recover()}
-        before = Seconds(**self.store.last_timing().get("run", {}))
+        earlier = self.store.timing_rows()
+        before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
+        cached: dict[str, int] = {row["id"]: row["cached"] for row in earlier}
         progress, start = self.progress, time.perf_counter()
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
         for record in records.values():
@@ -235,8 +237,10 @@ class _Run:
         async def work(grader: Grader) -> None:
             for problem in todo:  # shared: each worker takes the next one that is left
                 clock = Clock(parent=progress.clock)
-                record = await self._solve_one(problem, grader, clock)
-                spent = {"generation": clock.seconds("generation"), "scoring": clock.seconds("scoring")}
+                usage = Usage()
+                record = await self._solve_one(problem, grader, clock, usage)
+                cached[problem.id] = usage.cached
+                spent = {"generation": clock.seconds("generation"), "scoring": clock.seconds("scoring"), "cached": usage.cached}
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
                 records[record.id] = record
                 progress.add(record)
@@ -257,6 +261,7 @@ class _Run:
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
+            cached=sum(cached[record.id] for record in ordered if record.id in cached),
             seconds=elapsed(),
             run=str(self.store.folder),
             reward=self._reward,
@@ -267,8 +272,7 @@ class _Run:
     def _reward(self, attempt: Attempt) -> Reward:
         return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
 
-    async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock) -> Record:
-        usage = Usage()
+    async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:
             generator = Generator(
                 self.engine, problem, self.settings.sampling,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Record:
     choice: int | None
     correct: bool | None
     usage: Usage
+    """All but `cached`, which depends on what else ran and so stands among the timings."""
     error: str | None = None
 
     @classmethod
@@ -75,19 +76,29 @@ class Record:
             )
             for candidate, reward, score, verdict in zip(result.candidates, rewards, result.scores, verdicts, strict=True)
         )
-        return cls(problem.id, problem.prompt, problem.answer, attempts, result.choice, verdicts[result.choice].correct, usage)
+        return cls(
+            problem.id,
+            problem.prompt,
+            problem.answer,
+            attempts,
+            result.choice,
+            verdicts[result.choice].correct,
+            replace(usage, cached=0),
+        )
 
     @classmethod
     def failed(cls, problem: Problem, error: Exception, usage: Usage) -> Record:
         message = f"{type(error).__name__}: {error}".strip()
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message)
+        return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
         return _records().validate_python(json.loads(line))
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        row = asdict(self)
+        del row["usage"]["cached"]
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 @cache
@@ -156,11 +167,9 @@ class RunStore:
             with path.open("a", encoding="utf-8", errors=ESCAPE) as file:
                 file.write(line + "\n")
 
-    def last_timing(self) -> dict[str, Any]:
-        """The timing row written last, {} where there is none."""
-        lines = _whole_lines(self.timings)
-        timing: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        return timing
+    def timing_rows(self) -> list[dict[str, Any]]:
+        """Every whole timing row, oldest first."""
+        return [json.loads(line) for line in _whole_lines(self.timings)]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

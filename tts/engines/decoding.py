@@ -98,6 +98,16 @@ class DecodeLoop:
         self._waiting: deque[_Request] = deque()
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def close(self) -> None:
+        """Stop between two tokens; whatever is under way is forgotten. A later request starts again."""
+        with self._lock:
+            thread, self._closing = self._thread, True
+            self._lock.notify()
+        if thread is not None:
+            thread.join()  # a thread inside torch while the interpreter ends would abort it
+        self._closing = False
 
     async def run(self, rows: list[Row]) -> int:
         """Decode rows that share a prefix to their ends; return how much of the prefix was there already."""
@@ -117,10 +127,13 @@ class DecodeLoop:
     def _work(self) -> None:
         while True:
             with self._lock:
-                while not self._waiting and not self.rows:
-                    if not self._lock.wait(timeout=60) and not self._waiting:
-                        self._thread = None  # the next request starts another
-                        return
+                while not self._waiting and not self.rows and not self._closing:
+                    self._lock.wait()
+                if self._closing:
+                    self._waiting.clear()
+                    self.rows.clear()
+                    self._thread = None  # the next request starts another
+                    return
                 admitted = self._admit()
             try:
                 self._begin(admitted)

@@ -48,7 +48,7 @@ class TransformersEngine(Prompter):
         return Generation(tuple(self._step(row) for row in rows), prompt_tokens=len(prefix), cached_tokens=cached)
 
     async def close(self) -> None:
-        """The decoding thread ends by itself."""
+        self.loop.close()
 
     def _step(self, row: Row) -> Step:
         return Step(self.decode(row.tokens), tuple(row.tokens), row.finish, tuple(row.logprobs) or None)

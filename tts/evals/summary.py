@@ -97,6 +97,7 @@ def summarize(
     *,
     name: str,
     benchmark: str,
+    cached: int,
     seconds: Seconds,
     run: str,
     reward: Callable[[Attempt], Reward],
@@ -125,7 +126,7 @@ def summarize(
         pass_at_n=over(lambda record: float(any(right(record)))),
         curve=_curve(graded, strategy, n, reward) if isinstance(strategy, Parallel) and n > 1 else (),
         truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
-        usage=sum((record.usage for record in records), Usage()),
+        usage=sum((record.usage for record in records), Usage(cached=cached)),
         seconds=seconds,
         run=run,
     )
