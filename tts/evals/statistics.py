@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations, groupby
 from math import comb
 from typing import Any
@@ -37,13 +38,17 @@ def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: 
 
     Exact where there are at most `draws` subsets, else the mean over so many, drawn by `seed`.
     """
-    n = len(correct)
-    if comb(n, k) <= draws:
-        subsets = [list(subset) for subset in combinations(range(n), k)]
-    else:
-        rng = np.random.default_rng([seed, k])
-        subsets = [sorted(rng.choice(n, k, replace=False).tolist()) for _ in range(draws)]
+    subsets = _subsets(len(correct), k, seed, draws)
     return sum(correct[choose(subset)] for subset in subsets) / len(subsets)
+
+
+@cache
+def _subsets(n: int, k: int, seed: int, draws: int) -> list[list[int]]:
+    """Indices, ascending; the same for every problem, whose candidates are in random order anyway."""
+    if comb(n, k) <= draws:
+        return [list(subset) for subset in combinations(range(n), k)]
+    rng = np.random.default_rng([seed, k])
+    return [sorted(rng.choice(n, k, replace=False).tolist()) for _ in range(draws)]
 
 
 def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95) -> tuple[float, float]:
