@@ -53,7 +53,7 @@ class LiveView:
             ProgressBar(total=p.total, completed=p.done, width=24),
             f"{p.done}/{p.total} problems" + (f", {p.failed} failed" if p.failed else ""),
             f"accuracy {p.right / p.graded:.1%}" if p.graded else "",
-            f"{p.generated / spent:,.0f} tokens/s" if spent else "",
+            f"{p.generated / spent:,.0f} tokens/s" if p.generated else "",
             f"generation {p.clock.seconds('generation'):.0f} s, scoring {p.clock.seconds('scoring'):.0f} s",
             left,
         )
