@@ -83,12 +83,14 @@ def respond(data, status=200, **headers):
 def openai(handler, path, body, count, *, ids=True, reasons=True, takes_ids=True, text=TEXT):
     """A server like vLLM's, or a poorer one."""
     if path == "/v1/models":
-        return respond({"data": [{"id": "arith-policy", "owned_by": "vllm" if ids else "someone"}]})
+        return respond({"data": [{"id": "arith-policy", "owned_by": "vllm" if ids else "someone", "max_model_len": 300}]})
     if path != "/v1/completions":
         return respond({"error": "no such path"}, 404)
     if isinstance(body["prompt"], list) and not takes_ids:
         return respond({"error": "prompt must be a string"}, 400)
     prompter = Prompter("arith-policy")
+    if len(prompter.encode(PROBLEM)) + body["max_tokens"] > 300:
+        return respond({"error": "max_tokens does not fit"}, 400)
     written = (prompter.decode(body["prompt"]) if isinstance(body["prompt"], list) else body["prompt"]).split("assistant\n")[-1]
     rest, matched = text[len(written) :], None
     for stop in body.get("stop", []):

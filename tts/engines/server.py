@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tts import models
 from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError
@@ -17,6 +17,14 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "sglang": {"no_stop_trim": True},
 }
 """What a server must be asked for to keep the stop string and give token ids, by `owned_by` of its /v1/models."""
+
+
+class _Served(NamedTuple):
+    """The model's name at the server, what else this kind of server must be asked for, and its context where it tells."""
+
+    name: str
+    extras: dict[str, Any]
+    context: int | None
 
 
 class ServerEngine:
@@ -46,7 +54,7 @@ class ServerEngine:
         self.chat = self.prompter is None
         self._may_chat = api == "auto"
         self._problems: dict[tuple[int, ...], str] = {}
-        self._served: tuple[str, dict[str, Any]] | None = None
+        self._served: _Served | None = None
         self._takes_ids = True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
@@ -58,16 +66,19 @@ class ServerEngine:
         return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        name, extras = await self._identify()
+        served = await self._identify()
+        room = sampling.max_tokens
+        if served.context is not None and not self.chat:  # some servers refuse to be asked for more than fits
+            room = min(room, models.room(served.context, len(prefix)))
         body: dict[str, Any] = {
-            "model": name, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens, "seed": sampling.seed % 2**63,
+            "model": served.name, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "max_tokens": room, "seed": sampling.seed % 2**63,
         }  # fmt: skip
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if not self.chat:
             try:
-                return await self._complete(tuple(prefix), body | extras, sampling)
+                return await self._complete(tuple(prefix), body | served.extras, sampling)
             except NoSuchPathError:
                 if not self._may_chat:
                     raise
@@ -129,8 +140,8 @@ class ServerEngine:
             steps.append(Step(text, (), "length" if choice.get("finish_reason") == "length" else "stop"))
         return _billed(answer, tuple(steps), len(prefix))
 
-    async def _identify(self) -> tuple[str, dict[str, Any]]:
-        """The model's name there, and what else this kind of server must be asked for."""
+    async def _identify(self) -> _Served:
+        """What the server says of itself."""
         if self._served is None:
             try:
                 served = (await self.client.get("/v1/models"))["data"]
@@ -140,8 +151,9 @@ class ServerEngine:
             wanted = [name for name in (self.model, _folder(self.model)) if name in known] or list(known)
             if len(wanted) > 1 and self.model not in known:
                 raise InputError(f"{self.client.url} does not serve {self.model!r}; it serves: {', '.join(known)}")
-            name = wanted[0] if wanted else self.model
-            self._served = name, EXTRAS.get(known.get(name, {}).get("owned_by", ""), {})
+            entry = known[wanted[0]] if wanted else {}
+            extras = EXTRAS.get(str(entry.get("owned_by")), {})
+            self._served = _Served(wanted[0] if wanted else self.model, extras, entry.get("max_model_len"))
         return self._served
 
     async def close(self) -> None:
