@@ -24,7 +24,7 @@ real:
 	scripts/test-real-engines.sh
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/embedded.py $(if $(wildcard .venvs/vllm/.ready),--vllm .venvs/vllm/bin/python)
+	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/prefixes.py
 	$(BIN)/python benchmarks/memory.py
 

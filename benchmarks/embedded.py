@@ -1,7 +1,7 @@
 """Tokens per second of the embedded engine, of `model.generate` on a padded batch, and of vLLM, at the same load.
 
     | samples at once | embedded | model.generate | vLLM | embedded / generate | embedded / vLLM |
-    | 16              | 4,100    | 1,900          | 2,000| 2.2                 | 2.1             |
+    | 256             | 6,275    | 4,899          | nan  | 1.28                | nan             |
 
 `python benchmarks/embedded.py --vllm .venvs/vllm/bin/python` measures all three one after the other, `--repeat` times in
 turn, and reports medians. The load: one sample each of so many different problems, temperature 1, to the end of the text.

@@ -1,7 +1,7 @@
 """Tokens prefilled per token in the tree, when candidates are grown step by step, 4 ways a step, one kept.
 
     | engine | tokens in the tree | prefilled | ratio |
-    | transformers | 9,120 | 1,480 | 0.16 |
+    | transformers | 13,872 | 1,937 | 0.14 |
 
 `python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
 step count once in the tree; what an engine prefills is each request's prefix less what it found cached.
