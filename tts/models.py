@@ -49,6 +49,14 @@ def is_reward_model(config: dict[str, Any]) -> bool:
     return "RewardModel" in architecture or "ForTokenClassification" in architecture
 
 
+def load_policy_config(name: str) -> dict[str, Any]:
+    """config.json of a model that is to generate. Raises InputError for a reward model."""
+    config = load_config(name)
+    if is_reward_model(config):
+        raise InputError(f"{name!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+    return config
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer; no remote code."""
     from transformers import AutoTokenizer

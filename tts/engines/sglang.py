@@ -21,9 +21,7 @@ class SGLangEngine(Prompter):
     """
 
     def __init__(self, model: str, *, url: str | None = None, system: str | None = None, **arguments: Any) -> None:
-        config = models.load_config(model)
-        if models.is_reward_model(config):
-            raise InputError(f"{model!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        config = models.load_policy_config(model)
         super().__init__(model, system)
         self.context = int(arguments.get("context_length") or config["max_position_embeddings"])
         self.client: JsonClient | None = None

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 from tts import models
 from tts.engines.decoding import DecodeLoop, Row
 from tts.engines.prompting import Prompter
-from tts.errors import InputError
 from tts.segment import Segmenter
 from tts.types import Generation, Sampling, Step
 
@@ -29,8 +28,7 @@ class TransformersEngine(Prompter):
     """
 
     def __init__(self, model: str, *, system: str | None = None, max_rows: int = 256, cache_gib: float = 1.0) -> None:
-        if models.is_reward_model(models.load_config(model)):
-            raise InputError(f"{model!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        models.load_policy_config(model)
         super().__init__(model, system)
         # eager: its sums do not depend on the batch size or the padding; those of sdpa's CPU kernel do
         self.model: Any = models.load_weights(AutoModelForCausalLM, model, dtype="auto", attn_implementation="eager")

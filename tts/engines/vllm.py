@@ -23,8 +23,7 @@ class VLLMEngine(Prompter):
     """
 
     def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
-        if models.is_reward_model(models.load_config(model)):
-            raise InputError(f"{model!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        models.load_policy_config(model)
         super().__init__(model, system)
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
