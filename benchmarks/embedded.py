@@ -1,21 +1,18 @@
-"""Tokens per second of the embedded engine, of `model.generate` on a padded batch, and of vLLM, at the same load.
+"""Tokens per second of the embedded engine, of `model.generate` on padded batches, and of vLLM, on the same requests.
 
-    | samples at once | embedded | model.generate | vLLM | embedded / generate | embedded / vLLM |
-    | 256             | 6,275    | 4,899          | nan  | 1.28                | nan             |
-
-`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python` measures all three one after the other, `--repeat` times in
-turn, and reports medians. The load: one sample each of so many different problems, temperature 1, to the end of the text.
+`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`. For a batch of B: 4 B requests (at least 8) of different
+problems, temperature 1, to the end of the text, B under way at once. `model.generate` takes them B by B; the engines admit the
+next one as soon as one is done. Each contender has a process of its own, alone on the machine while it is measured; they take
+turns `--repeat` times, and medians are reported.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,83 +21,111 @@ from tts.demo import arith
 from tts.types import Problem, Sampling
 
 SIZES = (1, 16, 256)
+LONGEST = 200
 
 
-def problems(count):
-    return [Problem(str(i), chain.prompt) for i, chain in enumerate(arith.take("dev", count))]
+def requests(engine, size):
+    count = max(4 * size, 8)
+    return [engine.encode(Problem(str(i), chain.prompt)) for i, chain in enumerate(arith.take("dev", count))]
 
 
-async def through_engine(engine, count, seed):
-    """Tokens per second of one sample each of `count` problems."""
-    prefixes = [engine.encode(problem) for problem in problems(count)]
-    start = time.perf_counter()
-    drawn = await asyncio.gather(
-        *(engine.generate(prefix, 1, Sampling(seed=seed + i, max_tokens=200)) for i, prefix in enumerate(prefixes))
-    )
-    tokens = sum(len(step.token_ids) for generation in drawn for step in generation.steps)
-    return tokens / (time.perf_counter() - start)
+def through_engine(engine, runner):
+    async def work(size, seed):
+        slots = asyncio.Semaphore(size)
+
+        async def one(i, prefix):
+            async with slots:
+                [step] = (await engine.generate(prefix, 1, Sampling(seed=seed + i, max_tokens=LONGEST))).steps
+                return len(step.token_ids)
+
+        return sum(await asyncio.gather(*(one(i, prefix) for i, prefix in enumerate(requests(engine, size)))))
+
+    return lambda size, seed: runner.run(work(size, seed))
 
 
-def through_generate(engine, count, seed):
+def through_generate(engine):
     import torch
 
-    torch.manual_seed(seed)
-    prefixes = [list(engine.encode(problem)) for problem in problems(count)]
-    start = time.perf_counter()
-    engine.tokenizer.padding_side = "left"
-    batch = engine.tokenizer.pad({"input_ids": prefixes}, return_tensors="pt")
-    with torch.inference_mode():
-        out = engine.model.generate(**batch, do_sample=True, max_new_tokens=200, top_k=0)
-    written = out[:, batch["input_ids"].shape[1] :]
-    return (written != engine.tokenizer.pad_token_id).sum().item() / (time.perf_counter() - start)
+    def work(size, seed):
+        torch.manual_seed(seed)
+        engine.tokenizer.padding_side = "left"
+        prefixes, tokens = requests(engine, size), 0
+        for start in range(0, len(prefixes), size):
+            ids = [list(prefix) for prefix in prefixes[start : start + size]]
+            batch = engine.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+            with torch.inference_mode():
+                out = engine.model.generate(**batch, do_sample=True, max_new_tokens=LONGEST, top_k=0)
+            tokens += (out[:, batch["input_ids"].shape[1] :] != engine.tokenizer.pad_token_id).sum().item()
+        return tokens
+
+    return work
 
 
-def repeated(measure, repeat):
-    return {size: [measure(size, 1000 * r) for r in range(repeat)] for size in SIZES}
-
-
-def in_vllm(repeat):
-    from tts.engines.vllm import VLLMEngine
-
-    engine = VLLMEngine("arith-policy", dtype="float32", enforce_eager=True, max_model_len=512)
+def contender(name):
+    """Answers `size seed` on stdin with tokens per second on stdout, until the end of input."""
     with asyncio.Runner() as runner:
-        runner.run(through_engine(engine, 256, 9))  # the first call is slow
-        rates = repeated(lambda size, seed: runner.run(through_engine(engine, size, seed)), repeat)
+        if name == "vllm":
+            from tts.engines.vllm import VLLMEngine
+
+            engine = VLLMEngine(
+                "arith-policy", dtype="float32", enforce_eager=True, max_model_len=512, enable_prefix_caching=False
+            )
+        else:
+            from tts.engines.transformers import TransformersEngine
+
+            engine = TransformersEngine("arith-policy", cache_gib=0)
+            if name == "generate":
+                engine.model.set_attn_implementation("sdpa")  # what a plain from_pretrained would have
+        work = through_generate(engine) if name == "generate" else through_engine(engine, runner)
+        work(16, 9)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            size, seed = map(int, line.split())
+            start = time.perf_counter()
+            tokens = work(size, seed)
+            print(f"RATE {tokens / (time.perf_counter() - start)}", flush=True)
         runner.run(engine.close())
-    print("RATES " + json.dumps(rates))
+
+
+def start(python, name):
+    process = subprocess.Popen(
+        [python, __file__, "--contender", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    next(line for line in process.stdout if line == "ready\n")
+    return process
+
+
+def ask(process, size, seed):
+    process.stdin.write(f"{size} {seed}\n")
+    process.stdin.flush()
+    return float(next(line for line in process.stdout if line.startswith("RATE ")).split()[1])
 
 
 def main(
     vllm: Annotated[str | None, typer.Option(help="The python of an environment with vLLM.")] = None,
     repeat: int = 5,
-    only_vllm: Annotated[bool, typer.Option(hidden=True)] = False,
+    as_contender: Annotated[str | None, typer.Option("--contender", hidden=True)] = None,
 ) -> None:
-    if only_vllm:
-        in_vllm(repeat)
+    if as_contender:
+        contender(as_contender)
         return
-    from tts.engines.transformers import TransformersEngine
-
-    engine = TransformersEngine("arith-policy", cache_gib=0)
-    asyncio.run(through_engine(engine, 256, 9))
-    through_generate(engine, 16, 9)
-    ours, theirs, other = {}, {}, {}
-    for size in SIZES:  # side by side, in turn
-        pairs = [(asyncio.run(through_engine(engine, size, r)), through_generate(engine, size, r)) for r in range(repeat)]
-        ours[size], theirs[size] = ([pair[i] for pair in pairs] for i in (0, 1))
-    if vllm:
-        done = subprocess.run(
-            [vllm, str(Path(__file__)), "--only-vllm", "--repeat", str(repeat)], stdout=subprocess.PIPE, text=True, check=True
-        )
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RATES "))
-        other = {int(size): rates for size, rates in json.loads(line.removeprefix("RATES ")).items()}
-    print("| samples at once | embedded | model.generate | vLLM | embedded / generate | embedded / vLLM |")
-    print("|---|---|---|---|---|---|")
+    pythons = {"embedded": sys.executable, "generate": sys.executable} | ({"vllm": vllm} if vllm else {})
+    processes = {name: start(python, name) for name, python in pythons.items()}
+    names = list(processes)
+    print(f"| batch | {' | '.join(names)} | {' | '.join(f'embedded / {name}' for name in names[1:])} |")
+    print("|---" * (2 * len(names)) + "|")
     for size in SIZES:
-        a, b = statistics.median(ours[size]), statistics.median(theirs[size])
-        c = statistics.median(other[size]) if other else float("nan")
-        print(f"| {size} | {a:,.0f} | {b:,.0f} | {c:,.0f} | {a / b:.2f} | {a / c:.2f} |")
+        rates = {name: [] for name in names}
+        for seed in range(repeat):
+            for name in names:
+                rates[name].append(ask(processes[name], size, 10_000 * seed))
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        ratios = [f"{median['embedded'] / median[name]:.2f}" for name in names[1:]]
+        print(f"| {size} | {' | '.join(f'{median[name]:,.0f}' for name in names)} | {' | '.join(ratios)} |", flush=True)
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     typer.run(main)

@@ -4,7 +4,8 @@
     | transformers | 13,872 | 1,937 | 0.14 |
 
 `python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
-step count once in the tree; what an engine prefills is each request's prefix less what it found cached.
+step count once in the tree; what an engine prefills is each request's prefix less what it found cached. vLLM reports that of one
+sibling only, so its own counters are read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tts.types import Candidate, Problem, Sampling
 
 ARGUMENTS = {
     "transformers": {},
-    "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
+    "vllm": {
+        "dtype": "float32", "enforce_eager": True, "max_model_len": 512, "disable_log_stats": False,
+        "block_size": 32,  # the smallest on the CPU; 128, its default there, is longer than most of these prefixes
+    },
     "sglang": {
         "device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 32768,
         "max_running_requests": 64, "disable_overlap_schedule": True,
@@ -42,8 +46,20 @@ async def grow(engine, problem, width):
 async def measure(engine, count, width):
     problems = [Problem(str(i), chain.prompt) for i, chain in enumerate(arith.take("dev", count))]
     grown = await asyncio.gather(*(grow(engine, problem, width) for problem in problems))
+    counted = by_vllm(engine)
     await engine.close()
-    return [sum(column) for column in zip(*grown, strict=True)]
+    tree, prefilled = (sum(column) for column in zip(*grown, strict=True))
+    return tree, counted if counted is not None else prefilled
+
+
+def by_vllm(engine):
+    """Tokens that vLLM has prefilled, by its own counters; None for another engine."""
+    if not hasattr(engine, "llm"):
+        return None
+    from prometheus_client import REGISTRY
+
+    counters = {sample.name: sample.value for metric in REGISTRY.collect() for sample in metric.samples}
+    return int(counters["vllm:prefix_cache_queries_total"] - counters["vllm:prefix_cache_hits_total"])
 
 
 def main(engine: Annotated[str, typer.Option()] = "transformers", problems: int = 32, width: int = 4) -> None:

@@ -60,6 +60,7 @@ def run(
         list[str] | None, typer.Option(help="An argument of the engine, as in gpu_memory_utilization=0.9; repeatable.")
     ] = None,
     model: Annotated[str, typer.Option(help="Policy: a bundled name, a folder or a hub id.")] = "arith-policy",
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter of the policy: a folder or a hub id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.", show_default="the chat template's")] = None,
     scorer: Annotated[str, typer.Option(help="Process reward model: a bundled name, a folder or a hub id.")] = "arith-prm",
     benchmark: Annotated[str, typer.Option(help="arith, or a JSONL file with `problem` and `answer`.")] = "arith",
@@ -86,7 +87,7 @@ def run(
         raise InputError("--resume goes on in its own folder; leave --out away")
     given = _given(ctx)
     settings: dict[str, Any] = {
-        "strategy": strategy, "engine": engine, "model": model, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if name in given}

@@ -25,6 +25,12 @@ class Clock:
         finally:
             self._leave(kind)
 
+    def add(self, kind: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere; those of several tasks add up."""
+        self._spent[kind] += seconds
+        if self.parent:
+            self.parent.add(kind, seconds)
+
     def seconds(self, kind: str) -> float:
         running = perf_counter() - self._since[kind] if self._open[kind] else 0.0
         return self._spent[kind] + running

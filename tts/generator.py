@@ -12,7 +12,7 @@ from dataclasses import replace
 from tts.answers import Grader
 from tts.clock import Clock
 from tts.segment import Segmenter
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, OPEN
 from tts.types import Aggregate, Candidate, Engine, Problem, Reward, Sampling, Scorer, Step, Usage
 
 
@@ -43,7 +43,7 @@ class Generator:
     ) -> None:
         self.engine, self.sampling, self.seed, self.grader = engine, sampling, seed, grader or Grader()
         self.usage, self.clock = usage if usage is not None else Usage(), clock or Clock()
-        self._prompt = engine.encode(problem)
+        self._prompt, self._opener = _cut_opener(engine, engine.encode(problem))
         self._boundary = boundary
         self._segmenter = Segmenter(engine.decode, (boundary,))
         self._drawn: Counter[tuple[int, ...]] = Counter()
@@ -63,6 +63,8 @@ class Generator:
     async def _extend(self, candidate: Candidate, n: int, temperature: float | None, stop: tuple[str, ...]) -> list[Candidate]:
         if candidate.done:
             return [candidate] * n
+        if self._opener is not None and not candidate.steps:
+            candidate += self._opener
         prefix = (*self._prompt, *candidate.token_ids)
         first = self._drawn[prefix]
         self._drawn[prefix] += n
@@ -74,6 +76,7 @@ class Generator:
         )
         with self.clock("generation"):
             generation = await self.engine.generate(prefix, n, sampling)
+        self.clock.add("waiting", generation.waited)
         self.usage.calls += 1
         self.usage.prompt += generation.prompt_tokens
         self.usage.cached += generation.cached_tokens
@@ -93,6 +96,18 @@ class Generator:
             steps.append(Step(self.engine.decode(piece), piece, "step", logprobs))
             start += len(piece)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
+
+
+def _cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
+    """A chat template that opens `<think>` writes the first step itself: here it goes from the prompt to the candidate.
+
+    Without it, a trace that is cut off while it thinks would read as a response.
+    """
+    for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
+        text = engine.decode(prompt[start:])
+        if OPEN in text:
+            return (prompt[:start], Step(text, prompt[start:], "step")) if text.strip() == OPEN else (prompt, None)
+    return prompt, None
 
 
 class MeteredScorer:

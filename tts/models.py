@@ -10,6 +10,7 @@ from tts.demo import MODELS
 from tts.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -57,6 +58,15 @@ def load_policy_config(name: str) -> dict[str, Any]:
     return config
 
 
+def context_length(config: dict[str, Any]) -> int | None:
+    """Positions that the model attends over all of: its context, or its sliding window where it has one."""
+    text = config.get("text_config") or config
+    kinds = set(text.get("layer_types") or (["sliding_attention"] if text.get("use_sliding_window", True) else []))
+    window = text.get("sliding_window") if "sliding_attention" in kinds else None
+    limits = [limit for limit in (text.get("max_position_embeddings"), window) if limit]
+    return min(limits) if limits else None
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer; no remote code."""
     from transformers import AutoTokenizer
@@ -71,19 +81,85 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_weights(cls: Any, name: str, **options: Any) -> Any:
-    """`cls.from_pretrained`, failing where a weight that the class needs is not in the files."""
+def load_weights(cls: Any, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Any:
+    """`cls.from_pretrained`, failing where a weight that the class needs is not in the files.
+
+    `device` is auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:1, mps …; `dtype` is auto (the checkpoint's),
+    float32, bfloat16 or float16.
+    """
+    import torch
     from transformers.utils import logging
 
+    place = _device(device)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     logging.disable_progress_bar()  # it would tear the live view
     try:
-        model, info = cls.from_pretrained(locate(name), output_loading_info=True, **options)
+        model, info = cls.from_pretrained(locate(name), output_loading_info=True, dtype=dtype, **options)
+        model = model.to(place)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(
+            f"{name!r} does not fit into the memory of {place}: try dtype=bfloat16, another device or a smaller model"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise InputError(f"the weights of {name!r} lack {len(missing)} of the tensors that {cls.__name__} needs: {shown}")
     return model.eval()
+
+
+def locate_adapter(name: str) -> str:
+    """A LoRA folder, or the name itself where it can be a hub id."""
+    path = Path(name).expanduser()
+    if (path / "adapter_config.json").is_file():
+        return str(path)
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise InputError(f"no adapter at {name!r}: expected a folder that peft's save_pretrained wrote, or a hub id")
+    return name
+
+
+def adapter_rank(name: str) -> int:
+    """The rank of a LoRA adapter, rounded up to one that vLLM knows."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        rank = int(json.loads(Path(str(cached_file(locate_adapter(name), "adapter_config.json"))).read_text())["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read adapter_config.json of {name!r}: {first_line(error)}") from error
+    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
+
+
+def merge_adapter(model: Any, name: str) -> Any:
+    """The model with a LoRA adapter added to its weights."""
+    folder = locate_adapter(name)
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError("--adapter needs peft; install it with: pip install 'tts-toolkit[lora]'") from None
+    try:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"cannot put the adapter {name!r} on this model: {first_line(error)}") from error
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not available.get(device.type):
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise InputError(f"device is {name!r}; expected auto or one that is here: {here}")
+    return device
 
 
 def room(context: int, prefix: int) -> int:

@@ -36,6 +36,7 @@ class Settings:
     engine: str = "transformers"
     engine_args: dict[str, Any] = field(default_factory=dict)
     model: str = "arith-policy"
+    adapter: str | None = None
     system: str | None = None
     scorer: str = "arith-prm"
     benchmark: str = "arith"
@@ -184,8 +185,8 @@ def _options(solver: Strategy) -> dict[str, Any]:
 def _load_engine(settings: Settings, url: str | None) -> Engine:
     from tts.engines import load_engine
 
-    system = {} if settings.system is None else {"system": settings.system}
-    return load_engine(settings.engine, settings.model, url=url, options={**settings.engine_args, **system})
+    given = {name: value for name in ("adapter", "system") if (value := getattr(settings, name)) is not None}
+    return load_engine(settings.engine, settings.model, url=url, options={**settings.engine_args, **given})
 
 
 def _load_scorer(settings: Settings, solver: Strategy) -> Scorer:
@@ -232,6 +233,7 @@ class _Run:
                 total=before.total + time.perf_counter() - start,
                 generation=before.generation + clock.seconds("generation"),
                 scoring=before.scoring + clock.seconds("scoring"),
+                waiting=before.waiting + clock.seconds("waiting"),
             )
 
         async def work(grader: Grader) -> None:
@@ -240,7 +242,7 @@ class _Run:
                 usage = Usage()
                 record = await self._solve_one(problem, grader, clock, usage)
                 cached[problem.id] = usage.cached
-                spent = {"generation": clock.seconds("generation"), "scoring": clock.seconds("scoring"), "cached": usage.cached}
+                spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")} | {"cached": usage.cached}
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
                 records[record.id] = record
                 progress.add(record)

@@ -104,6 +104,8 @@ class Generation:
     """How much of the prefix did not have to be computed."""
     generated_tokens: int | None = None
     """What the backend counted, where the steps' token ids do not say it (a server that speaks text)."""
+    waited: float = 0.0
+    """Seconds until the engine took the request up, where it tells."""
 
 
 class Engine(Protocol):

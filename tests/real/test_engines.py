@@ -34,7 +34,7 @@ ARGUMENTS = {
 }  # fmt: skip
 SERVE = {
     "vllm": ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS["arith-policy"]), "--dtype", "float32",
-             "--enforce-eager", "--max-model-len", "512", "--enable-prompt-tokens-details"],
+             "--enforce-eager", "--max-model-len", "512", "--enable-prompt-tokens-details", "--no-enable-chunked-prefill"],
     "sglang": ["-m", "sglang.launch_server", "--model-path", str(MODELS["arith-policy"]), "--device", "cpu",
                "--attention-backend", "torch_native", "--dtype", "float32", "--max-total-tokens", "32768",
                "--max-running-requests", "64", "--disable-overlap-schedule", "--enable-cache-report"],

@@ -67,6 +67,8 @@ def load_engine(name: str, model: str, *, url: str | None = None, options: Mappi
         raise InputError("--engine server needs --url, such as --url http://127.0.0.1:8000")
     elif backend.version is None:
         raise InputError(f"the engine {name} is not installed; install it with: pip install 'tts-toolkit[{backend.extra}]'")
+    if url is not None and settings.get("adapter"):
+        raise InputError("--adapter is for engines in this process; a server's adapters have names: give one as --model")
     module, _, attribute = backend.path.partition(":")
     try:
         engine: Engine = getattr(importlib.import_module(module), attribute)(model, **settings)

@@ -7,20 +7,27 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from tts.engines.drawing import draw, uniform
 from tts.engines.kv import PrefixStore, SlotCache, Tokens
+from tts.engines.llama import LlamaForward
 from tts.segment import Segmenter
 from tts.types import Finish, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS, COLUMNS = 16, 64
-"""Batches come in multiples of so many rows, and look at multiples of so many columns."""
+ROWS, COLUMNS = 8, 16
+"""Batches come in multiples of so many rows, and look at multiples of so many columns: with others, matrix libraries switch
+kernels and the last bits of a row change (seen below 4 rows and below 16 columns)."""
+
+CHUNK, PREFILL = 512, 8192
+"""Tokens of one prefix, and of all together, that a prefill pass computes: attention's memory grows with their product."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +74,8 @@ class _Request:
     loop: asyncio.AbstractEventLoop
     left: int
     cached: int = 0
+    asked: float = field(default_factory=perf_counter)
+    waited: float = 0.0
 
     @property
     def known(self) -> Tokens:
@@ -86,13 +95,18 @@ class _Request:
             self.loop.call_soon_threadsafe(set_result)
 
 
+_Known = tuple[_Request, "Tensor | None"]
+"""A request, and keys and values of the part of its prefix that is computed."""
+
+
 class DecodeLoop:
     """Decodes the rows of all requests together; at most `max_rows` at a time, the others wait in order of arrival."""
 
     def __init__(self, model: Any, *, ends: set[int], max_rows: int, cache_bytes: int) -> None:
         self.model, self.ends, self.max_rows = model, ends, _round_up(max_rows, ROWS)
         self.device = model.device
-        self.cache = SlotCache(model.config.num_hidden_layers, ROWS)
+        self.forward = LlamaForward(model) if LlamaForward.fits(model) else _ModelForward(model)
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, ROWS)
         self.store = PrefixStore(cache_bytes)
         self.rows: list[tuple[Row, _Request]] = []  # row i lives in slot i of the cache
         self._waiting: deque[_Request] = deque()
@@ -109,8 +123,11 @@ class DecodeLoop:
             thread.join()  # a thread inside torch while the interpreter ends would abort it
         self._closing = False
 
-    async def run(self, rows: list[Row]) -> int:
-        """Decode rows that share a prefix to their ends; return how much of the prefix was there already."""
+    async def run(self, rows: list[Row]) -> tuple[int, float]:
+        """Decode rows that share a prefix to their ends.
+
+        Returns how much of the prefix was there already, and the seconds until the last of the rows began.
+        """
         loop = asyncio.get_running_loop()
         parts = [rows[i : i + self.max_rows] for i in range(0, len(rows), self.max_rows)]
         requests = [_Request(part, loop.create_future(), loop, len(part)) for part in parts]
@@ -121,7 +138,7 @@ class DecodeLoop:
                 self._thread.start()
             self._lock.notify()
         await asyncio.gather(*(request.future for request in requests))
-        return requests[0].cached
+        return requests[0].cached, max(request.waited for request in requests)
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -140,6 +157,7 @@ class DecodeLoop:
                 if self.rows:
                     self._decode()
             except Exception as error:  # a model's failure belongs to those who wait for it; the loop goes on
+                error = _explained(error, len(self.rows))
                 for request in {id(r): r for r in [*(request for _, request in self.rows), *admitted]}.values():
                     request.settle(error)
                 self.rows.clear()
@@ -150,43 +168,53 @@ class DecodeLoop:
         while self._waiting and len(self._waiting[0].rows) <= free:
             request = self._waiting.popleft()
             if not request.future.cancelled():
+                request.waited = perf_counter() - request.asked
                 admitted.append(request)
                 free -= len(request.rows)
         return admitted
 
     def _begin(self, requests: list[_Request]) -> None:
         """Give each request its slots, filled with what is known of its prefix; compute what nobody has computed yet."""
-        missing: dict[tuple[int, int], list[tuple[_Request, Tensor | None]]] = {}
+        known: list[_Known] = []
         for request in requests:
             kv = self.store.longest(request.known)
             request.cached = 0 if kv is None else kv.shape[3]
-            if rest := len(request.known) - request.cached:
-                missing.setdefault((request.cached, _round_up(rest, ROWS)), []).append((request, kv))
-            else:
-                self._place(request, kv)
-        for (past, width), group in sorted(missing.items()):
-            self._prefill(past, width, group)
+            known.append((request, kv))
+        while known:
+            groups: dict[tuple[int, int], list[_Known]] = {}
+            for request, kv in known:
+                past = 0 if kv is None else kv.shape[3]
+                if rest := len(request.known) - past:
+                    # behind a past, results depend on the width; without one, prompts of about a length go together
+                    width = _round_up(rest, ROWS) if past else max(ROWS, 1 << (rest - 1).bit_length())
+                    groups.setdefault((past, min(width, CHUNK)), []).append((request, kv))
+                else:
+                    self._place(request, kv)
+            known = []
+            for (past, width), group in sorted(groups.items()):
+                size = max(1, PREFILL // width)
+                for start in range(0, len(group), size):
+                    known += self._prefill(past, width, group[start : start + size])
 
-    def _prefill(self, past: int, width: int, group: list[tuple[_Request, Tensor | None]]) -> None:
-        """Compute the unknown ends of prefixes; all of the group know `past` tokens and lack `width`, rounded up."""
+    def _prefill(self, past: int, width: int, group: list[_Known]) -> list[_Known]:
+        """Compute the next `width` tokens of prefixes of which `past` are known; some may lack fewer, some lack more."""
         ids = torch.zeros(len(group), width, dtype=torch.long)
         for i, (request, _) in enumerate(group):
-            chunk = request.known[past:]
+            chunk = request.known[past : past + width]
             ids[i, : len(chunk)] = torch.tensor(chunk)
         self.cache.prefill(torch.stack([kv for _, kv in group if kv is not None], 2) if past else None)
         # causal: what is padded on the right cannot be seen from the left
         mask = torch.full((width, past + width), -torch.inf, dtype=self.model.dtype, device=self.device).triu(past + 1)
-        self.model.base_model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask[None, None],
-            position_ids=torch.arange(past, past + width, device=self.device)[None],
-            past_key_values=self.cache,
-        )
+        positions = torch.arange(past, past + width, device=self.device).expand(len(group), -1)
+        self.forward(ids.to(self.device), positions, mask.expand(len(group), -1, -1), self.cache)
         computed = self.cache.prefilled()
+        longer: list[_Known] = []
         for i, (request, _) in enumerate(group):
             kv = computed[:, :, i, :, : len(request.known)].clone()
-            self.store.put(request.known, kv)
-            self._place(request, kv)
+            if kv.shape[3] == len(request.known):
+                self.store.put(request.known, kv)
+            longer.append((request, kv))
+        return longer
 
     def _place(self, request: _Request, kv: Tensor | None) -> None:
         if kv is not None:
@@ -200,16 +228,11 @@ class DecodeLoop:
         positions = [row.position for row, _ in self.rows] + [0] * (padded - count)
         ids = [row.last for row, _ in self.rows] + [0] * (padded - count)
         length = _round_up(max(positions) + 1, COLUMNS)
-        where = torch.tensor(positions, device=self.device)
-        self.cache.decode(where, length)
-        unseen = torch.arange(length, device=self.device)[None] > where[:, None]
-        mask = torch.zeros(padded, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
-        hidden = self.model.base_model(
-            input_ids=torch.tensor(ids, device=self.device)[:, None],
-            attention_mask=mask[:, None, None],
-            position_ids=where[:, None],
-            past_key_values=self.cache,
-        ).last_hidden_state
+        where = torch.tensor(positions, device=self.device)[:, None]
+        self.cache.decode(where[:, 0], length)
+        unseen = torch.arange(length, device=self.device) > where[:count]
+        mask = torch.zeros(count, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
+        hidden = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)
         logits = self.model.get_output_embeddings()(hidden[:, -1])[:count].float()
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
@@ -242,6 +265,30 @@ class DecodeLoop:
             self.rows[hole] = self.rows[mover]
         del self.rows[stay:]
         self.cache.move(movers, holes)
+
+
+def _explained(error: Exception, rows: int) -> Exception:
+    """An out-of-memory error, with what to do about it; other errors as they are."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return MemoryError(
+            f"out of memory with {rows} samples under way: lower --engine-arg max_rows or cache_gib, --n or --max-tokens, set"
+            " --engine-arg dtype=bfloat16, or use --engine vllm, which manages memory"
+        )
+    return error
+
+
+class _ModelForward:
+    """LlamaForward's interface to any other model's own forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.base = model.base_model
+
+    def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
+        mask = functional.pad(mask, (0, 0, 0, 0, 0, len(ids) - len(mask)))
+        hidden: Tensor = self.base(
+            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], past_key_values=cache
+        ).last_hidden_state
+        return hidden
 
 
 def _round_up(value: int, multiple: int) -> int:

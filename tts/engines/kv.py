@@ -88,9 +88,9 @@ class _SlotLayer(CacheLayerMixin):
             return fresh
         rows, length = len(key_states), self.cache.length
         self._reserve(rows, length, key_states, value_states)
-        every = torch.arange(rows, device=key_states.device)
-        self.keys[every, :, self.cache.positions] = key_states[:, :, 0]
-        self.values[every, :, self.cache.positions] = value_states[:, :, 0]
+        every, where = torch.arange(rows, device=key_states.device), self.cache.positions[:rows]
+        self.keys[every, :, where] = key_states[:, :, 0]
+        self.values[every, :, where] = value_states[:, :, 0]
         return self.keys[:rows, :, :length], self.values[:rows, :, :length]
 
     def write(self, first: int, count: int, keys: Tensor, values: Tensor) -> None:

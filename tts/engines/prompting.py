@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tts import chat, models
+from tts.errors import InputError
 from tts.types import Problem
 
 
@@ -21,6 +22,16 @@ class Prompter:
             return tuple(self.tokenizer.encode(text))
         turns = [chat.Turn("system", [self.system])] if self.system is not None else []
         return tuple(chat.encode(self.tokenizer, [*turns, chat.Turn("user", [problem.prompt])], open_turn=True))
+
+    def check_stops(self, stops: Sequence[str]) -> None:
+        """Raise InputError for a stop string that this model's text can never hold."""
+        for stop in stops:
+            back = self.decode(self.tokenizer.encode(stop, add_special_tokens=False))
+            if not stop or stop not in back:
+                held = f"comes back as {back!r}" if back else "is left out of the text"
+                raise InputError(
+                    f"the stop string {stop!r} can never appear: in this model's tokens it {held}; use one of ordinary text"
+                )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

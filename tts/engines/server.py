@@ -75,6 +75,8 @@ class ServerEngine:
             "max_tokens": room, "seed": sampling.seed % 2**63,
         }  # fmt: skip
         if sampling.stop:
+            if self.prompter is not None:
+                self.prompter.check_stops(sampling.stop)
             body["stop"] = list(sampling.stop)
         if not self.chat:
             try:

@@ -20,27 +20,33 @@ class SGLangEngine(Prompter):
     would, does not run on every backend): results of two runs differ.
     """
 
-    def __init__(self, model: str, *, url: str | None = None, system: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
+    ) -> None:
         config = models.load_policy_config(model)
         super().__init__(model, system)
         self.context = int(arguments.get("context_length") or config["max_position_embeddings"])
         self.client: JsonClient | None = None
         self.engine: Any = None
+        self.lora: dict[str, str] = {}
         if url is not None:
             self.client = JsonClient(url, key=os.environ.get("TTS_API_KEY"), **arguments)
             return
         import sglang
 
-        settings = {"log_level": "warning", **arguments}
+        settings: dict[str, Any] = {"log_level": "warning"}
+        if adapter is not None:
+            settings |= {"enable_lora": True, "lora_paths": {"adapter": models.locate_adapter(adapter)}}
+            self.lora = {"lora_path": "adapter"}
         try:
-            self.engine = sglang.Engine(model_path=models.locate(model), **settings)
+            self.engine = sglang.Engine(model_path=models.locate(model), **(settings | arguments))
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"SGLang does not start: {models.first_line(error)}") from error
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = models.room(self.context, len(prefix)) - 1  # SGLang keeps one position free
+        self.check_stops(sampling.stop)
         parameters = {
-            "n": n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_new_tokens": min(sampling.max_tokens, max(room, 1)),
@@ -48,11 +54,18 @@ class SGLangEngine(Prompter):
             "no_stop_trim": True,
             "skip_special_tokens": True,
         }
-        request = {"input_ids": list(prefix), "sampling_params": parameters, "return_logprob": sampling.logprobs}
-        answer = await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
-        outputs = answer if isinstance(answer, list) else [answer]
-        cached = max(output["meta_info"].get("cached_tokens", 0) for output in outputs)
+        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
+        if n == 1:
+            outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
+        else:  # as SGLang does for its own `n`, but so that the prefix's one pass is seen and billed
+            nothing = parameters | {"max_new_tokens": 0}
+            first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": nothing})
+            outputs = await self._ask({"input_ids": [list(prefix)] * n, **request})
+        cached = first["meta_info"].get("cached_tokens", 0)
         return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        return await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
 
     def _step(self, output: dict[str, Any]) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tts import models
 from tts.engines.decoding import DecodeLoop, Row
 from tts.engines.prompting import Prompter
+from tts.errors import InputError
 from tts.segment import Segmenter
 from tts.types import Generation, Sampling, Step
 
@@ -23,16 +24,37 @@ from tts.types import Generation, Sampling, Step
 class TransformersEngine(Prompter):
     """Continuous batching over a `transformers` causal language model.
 
+    `device` and `dtype` are those of `tts.models.load_weights`; `adapter` is a LoRA folder or hub id, merged into the weights.
     `max_rows` bounds the samples that decode together, `cache_gib` the memory for prefixes that may be continued.
     Raises InputError where the model cannot be used.
     """
 
-    def __init__(self, model: str, *, system: str | None = None, max_rows: int = 256, cache_gib: float = 1.0) -> None:
-        models.load_policy_config(model)
+    def __init__(
+        self,
+        model: str,
+        *,
+        system: str | None = None,
+        adapter: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_rows: int = 256,
+        cache_gib: float = 1.0,
+    ) -> None:
+        config = models.load_policy_config(model)
+        context = models.context_length(config)
+        if context is None or not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
+            raise InputError(
+                f"{model!r} ({config.get('model_type')}) is not a plain attention model, which is all that the transformers"
+                " engine decodes; use --engine vllm or sglang"
+            )
         super().__init__(model, system)
         # eager: its sums do not depend on the batch size or the padding; those of sdpa's CPU kernel do
-        self.model: Any = models.load_weights(AutoModelForCausalLM, model, dtype="auto", attn_implementation="eager")
-        self.context: int = self.model.config.max_position_embeddings
+        self.model: Any = models.load_weights(
+            AutoModelForCausalLM, model, device=device, dtype=dtype, attn_implementation="eager"
+        )
+        if adapter is not None:
+            self.model = models.merge_adapter(self.model, adapter)
+        self.context: int = context
         ends = self.model.generation_config.eos_token_id
         stops: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))
@@ -40,10 +62,13 @@ class TransformersEngine(Prompter):
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = models.room(self.context, len(prefix))
-        segmenter = self._segmenters.setdefault(sampling.stop, Segmenter(self.decode, sampling.stop))
+        if (segmenter := self._segmenters.get(sampling.stop)) is None:
+            self.check_stops(sampling.stop)
+            segmenter = self._segmenters[sampling.stop] = Segmenter(self.decode, sampling.stop)
         rows = [Row(tuple(prefix), sampling, sampling.seed + i, segmenter, min(sampling.max_tokens, room)) for i in range(n)]
-        cached = await self.loop.run(rows)
-        return Generation(tuple(self._step(row) for row in rows), prompt_tokens=len(prefix), cached_tokens=cached)
+        cached, waited = await self.loop.run(rows)
+        steps = tuple(self._step(row) for row in rows)
+        return Generation(steps, prompt_tokens=len(prefix), cached_tokens=cached, waited=waited)
 
     async def close(self) -> None:
         self.loop.close()

@@ -27,14 +27,19 @@ class VLLMEngine(Prompter):
         super().__init__(model, system)
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        settings = {"enable_prefix_caching": True, "enable_lora": adapter is not None, "disable_log_stats": True, **arguments}
+        settings: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
+        if current_platform.is_cpu():  # a seeded sample in a prefill chunk that is not its last would kill vLLM there
+            settings["enable_chunked_prefill"] = False
+        if adapter is not None:
+            settings |= {"enable_lora": True, "max_lora_rank": models.adapter_rank(adapter)}
         try:
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=models.locate(model), **settings))
+            self.llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(model=models.locate(model), **(settings | arguments)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
-        self.lora = LoRARequest("adapter", 1, models.locate(adapter)) if adapter else None
+        self.lora = LoRARequest("adapter", 1, models.locate_adapter(adapter)) if adapter else None
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
@@ -42,6 +47,7 @@ class VLLMEngine(Prompter):
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        self.check_stops(sampling.stop)
         room = models.room(self.context, len(prefix))
         parameters = SamplingParams(
             n=n,
@@ -74,6 +80,7 @@ class VLLMEngine(Prompter):
 
     async def close(self) -> None:
         self.llm.shutdown()
+        self.llm = None  # it would shut down once more while the interpreter ends, and complain
 
 
 def _finish(reason: str, stop: int | str | None) -> Finish:

@@ -15,11 +15,15 @@ from tts.types import Reward, Strategy, Usage
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time. Generation and scoring overlap, so they may add up to more than the total."""
+    """Wall time. Generation and scoring overlap, so they may add up to more than the total.
+
+    `waiting` is the requests' own: what each spent in the engine's queue, or between attempts at a busy server, summed.
+    """
 
     total: float = 0.0
     generation: float = 0.0
     scoring: float = 0.0
+    waiting: float = 0.0
 
 
 class Estimate(NamedTuple):

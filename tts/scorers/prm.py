@@ -79,8 +79,7 @@ class StepPRM:
             raise InputError(
                 f"config.json of {model!r} has score_over {self.over!r}; expected one of {', '.join(get_args(Part))}"
             )
-        # "auto" keeps the checkpoint's own precision
-        self.model: Any = models.load_weights(Qwen2ForProcessRewardModel, model, dtype="auto")
+        self.model: Any = models.load_weights(Qwen2ForProcessRewardModel, model)
         self.format = StepFormat(models.load_tokenizer(model), model, self.model.config.max_position_embeddings)
         self.batch_tokens = batch_tokens
         self._batcher: Batcher[Encoded, list[float]] = Batcher(self._forward, max_size=4096)
