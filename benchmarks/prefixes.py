@@ -4,8 +4,8 @@
     | transformers | 13,872 | 1,937 | 0.14 |
 
 `python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
-step count once in the tree; what an engine prefills is each request's prefix less what it found cached. vLLM reports that of one
-sibling only, so its own counters are read.
+step count once in the tree; what an engine prefills is each request's prefix less what it found cached. vLLM reports that of
+one sibling only, so its own counters are read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ARGUMENTS = {
     "transformers": {},
     "vllm": {
         "dtype": "float32", "enforce_eager": True, "max_model_len": 512, "disable_log_stats": False,
+        "gpu_memory_utilization": 0.5,
         "block_size": 32,  # the smallest on the CPU; 128, its default there, is longer than most of these prefixes
     },
     "sglang": {

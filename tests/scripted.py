@@ -19,6 +19,9 @@ class ScriptedEngine:
     def encode(self, problem: Problem) -> tuple[int, ...]:
         return tuple(map(ord, problem.prompt + "\x01"))
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(token) for token in token_ids if token != END)
 
@@ -33,10 +36,10 @@ class ScriptedEngine:
 
     def _one(self, prompt: str, written: str, sampling: Sampling, i: int) -> Step:
         text = self.write(prompt, sampling.seed + i)[len(written) :]
-        for stop in sampling.stop:
-            if stop in text:
-                text = text[: text.index(stop) + len(stop)]
-                return Step(text, tuple(map(ord, text)), "step")
+        ends = [text.index(stop) + len(stop) for stop in sampling.stop if stop in text]
+        if ends and min(ends) <= sampling.max_tokens:
+            text = text[: min(ends)]
+            return Step(text, tuple(map(ord, text)), "step")
         if len(text) + 1 > sampling.max_tokens:
             text = text[: sampling.max_tokens]
             return Step(text, tuple(map(ord, text)), "length")

@@ -99,3 +99,17 @@ def test_overlapping_work_is_timed_once(monkeypatch):
         now = 4.0
     now = 9.0
     assert (first.seconds("scoring"), second.seconds("scoring"), parent.seconds("scoring")) == (4.0, 2.0, 4.0)
+
+
+async def test_thinking_that_the_chat_template_opens_belongs_to_the_candidate(engine, problems, monkeypatch):
+    template = engine.tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    monkeypatch.setattr(engine.tokenizer, "chat_template", template)
+    prompt = engine.encode(problems[0])
+    assert engine.decode(prompt).endswith("<think>\n")
+    generator = Generator(engine, problems[0], Sampling(max_tokens=12))
+    [cut_off] = await generator.finish(Candidate(problems[0]))
+    assert cut_off.text.startswith("<think>\n")
+    assert cut_off.trajectory.response == ()
+    assert len(cut_off.trajectory.thinking) >= 1
+    assert generator.usage.prompt == len(prompt)
+    assert generator.usage.generated == 12 == sum(len(step.token_ids) for step in cut_off.steps[1:])

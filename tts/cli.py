@@ -72,6 +72,10 @@ def run(
     max_tokens: Annotated[int, typer.Option(help="New tokens of a candidate, at most.")] = 2048,
     alpha: Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")] = 1.0,
     aggregate: Annotated[AggregateName, typer.Option(help="How step rewards become one number.")] = AggregateName.mean,
+    budget: Annotated[int | None, typer.Option(help="Tokens to generate for a problem, at most.", show_default="no limit")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for a problem; then the best so far counts.", show_default="no limit")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/TIME-STRATEGY-BENCHMARK")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, under its settings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -89,6 +93,7 @@ def run(
     settings: dict[str, Any] = {
         "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
+        "budget": budget, "seconds": seconds,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if name in given}
     if engine_arg:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 
 from tts.answers import Grader
 from tts.clock import Clock
 from tts.segment import Segmenter
 from tts.trajectory import BOUNDARY, OPEN
-from tts.types import Aggregate, Candidate, Engine, Problem, Reward, Sampling, Scorer, Step, Usage
+from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
 
 
 def derive_seed(*parts: object) -> int:
@@ -22,11 +24,42 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
+class Budget:
+    """Tokens that may still be generated for one problem. Who asks reserves the most that the answer can be, and gives back
+    what it was not; so the sum never passes the limit, however requests overlap."""
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self.left, self._out = tokens, 0
+        self._turn, self._settled = asyncio.Lock(), asyncio.Event()
+
+    async def reserve(self, n: int, each: int) -> int:
+        """Tokens that each of n samples may have: `each`, or less once nothing else is under way that may give some back."""
+        if self.left is None:
+            return each
+        async with self._turn:  # in order of arrival, so that who gets how much does not depend on timing
+            while n * each > self.left and self._out:
+                self._settled.clear()
+                await self._settled.wait()
+            each = min(each, self.left // n)
+            self.left -= n * each
+            self._out += 1
+        return each
+
+    def settle(self, reserved: int, used: int) -> None:
+        if self.left is not None:
+            self.left += reserved - used
+            self._out -= 1
+            self._settled.set()
+
+
 class Generator:
     """Draws steps and completions of one problem's candidates, and owns the count of what they cost.
 
     `seed` is the run's. The k-th continuation ever drawn from a prefix has a seed of its own, made of the run's seed,
     the problem, the prefix and k: the first 16 of 64 samples are the samples of n = 16.
+
+    A candidate ends as `length` when it has `sampling.max_tokens`, when `budget` is spent, and at `deadline` (of
+    time.perf_counter); from then on it comes back as it is.
     """
 
     def __init__(
@@ -39,28 +72,82 @@ class Generator:
         usage: Usage | None = None,
         clock: Clock | None = None,
         grader: Grader | None = None,
+        budget: Budget | None = None,
+        deadline: float | None = None,
         boundary: str = BOUNDARY,
     ) -> None:
-        self.engine, self.sampling, self.seed, self.grader = engine, sampling, seed, grader or Grader()
-        self.usage, self.clock = usage if usage is not None else Usage(), clock or Clock()
+        self.engine, self.problem, self.sampling, self.seed = engine, problem, sampling, seed
+        self.usage, self.clock, self.grader = usage if usage is not None else Usage(), clock or Clock(), grader or Grader()
+        self.budget, self.deadline = budget or Budget(), deadline
         self._prompt, self._opener = _cut_opener(engine, engine.encode(problem))
         self._boundary = boundary
         self._segmenter = Segmenter(engine.decode, (boundary,))
         self._drawn: Counter[tuple[int, ...]] = Counter()
 
-    async def step(self, candidate: Candidate, n: int = 1, *, temperature: float | None = None) -> list[Candidate]:
-        """Extend a candidate to its next step boundary, n ways. One that is done comes back as it is."""
-        return await self._extend(candidate, n, temperature, (self._boundary,))
+    async def step(
+        self,
+        candidate: Candidate,
+        n: int = 1,
+        *,
+        temperature: float | None = None,
+        stop: str | tuple[str, ...] | None = None,
+        max_tokens: int | None = None,
+        logprobs: bool = False,
+    ) -> list[Candidate]:
+        """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is."""
+        stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
+        return await self._extend(candidate, n, self._sampling(temperature, stop, max_tokens, logprobs))
 
-    async def finish(self, candidate: Candidate, n: int = 1, *, temperature: float | None = None) -> list[Candidate]:
+    async def finish(
+        self,
+        candidate: Candidate,
+        n: int = 1,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        logprobs: bool = False,
+    ) -> list[Candidate]:
         """Extend a candidate to its end, n ways, cut into steps. One that is done comes back as it is."""
-        return await self._extend(candidate, n, temperature, ())
+        if self.deadline is None:
+            return await self._extend(candidate, n, self._sampling(temperature, (), max_tokens, logprobs))
+        sampling = self._sampling(temperature, (self._boundary,), max_tokens, logprobs)  # so that there is something to return
+        return list(await asyncio.gather(*(self._by_steps(candidate, sampling) for _ in range(n))))
+
+    def append(self, candidate: Candidate, text: str) -> Candidate:
+        """The candidate with a step that nobody drew, such as the "Wait" of budget forcing."""
+        return candidate + Step(text, self.engine.tokenize(text), "step")
+
+    def about(self, prompt: str) -> Generator:
+        """Another prompt for the same problem (a request to revise, say), on the same bill, budget and deadline."""
+        return Generator(
+            self.engine, replace(self.problem, prompt=prompt), self.sampling,
+            seed=self.seed, usage=self.usage, clock=self.clock, grader=self.grader,
+            budget=self.budget, deadline=self.deadline, boundary=self._boundary,
+        )  # fmt: skip
 
     async def groups(self, candidates: Sequence[Candidate]) -> list[int | None]:
         """Equal numbers for equivalent final answers (`1/2`, `0.5`), None for a candidate without one."""
         return [verdict.group for verdict in await self.grader.judge(candidates)]
 
-    async def _extend(self, candidate: Candidate, n: int, temperature: float | None, stop: tuple[str, ...]) -> list[Candidate]:
+    @property
+    def out_of_time(self) -> bool:
+        return self.deadline is not None and perf_counter() >= self.deadline
+
+    def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
+        return replace(
+            self.sampling,
+            temperature=self.sampling.temperature if temperature is None else temperature,
+            max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
+            stop=stop,
+            logprobs=logprobs or self.sampling.logprobs,
+        )
+
+    async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
+        while not candidate.done:
+            [candidate] = await self._extend(candidate, 1, sampling)
+        return candidate
+
+    async def _extend(self, candidate: Candidate, n: int, sampling: Sampling) -> list[Candidate]:
         if candidate.done:
             return [candidate] * n
         if self._opener is not None and not candidate.steps:
@@ -68,24 +155,43 @@ class Generator:
         prefix = (*self._prompt, *candidate.token_ids)
         first = self._drawn[prefix]
         self._drawn[prefix] += n
-        sampling = replace(
-            self.sampling,
-            temperature=self.sampling.temperature if temperature is None else temperature,
-            stop=stop,
-            seed=derive_seed(self.seed, candidate.problem.id, *prefix) + first,
-        )
+        written = len(candidate.token_ids) - (len(self._opener.token_ids) if self._opener is not None else 0)
+        each = await self.budget.reserve(n, max(0, min(sampling.max_tokens, self.sampling.max_tokens - written)))
+        sampling = replace(sampling, max_tokens=each, seed=derive_seed(self.seed, candidate.problem.id, *prefix) + first)
+        used = n * each  # what is lost halfway counts as spent
+        try:
+            generation = await self._ask(prefix, n, sampling) if each else None
+            if generation is not None:
+                used = _generated(generation)
+        finally:
+            self.budget.settle(n * each, used)
+        if generation is None:
+            return [_cut_off(candidate)] * n
+        return [replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))) for step in generation.steps]
+
+    async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation | None:
+        """The engine's answer, billed; None where time is up first."""
+        left = None if self.deadline is None else self.deadline - perf_counter()
+        if left is not None and left <= 0:
+            return None
         with self.clock("generation"):
-            generation = await self.engine.generate(prefix, n, sampling)
+            try:
+                generation = await asyncio.wait_for(self.engine.generate(prefix, n, sampling), left)
+            except TimeoutError:
+                if self.out_of_time:
+                    return None
+                raise
         self.clock.add("waiting", generation.waited)
         self.usage.calls += 1
         self.usage.prompt += generation.prompt_tokens
         self.usage.cached += generation.cached_tokens
-        counted = generation.generated_tokens
-        self.usage.generated += sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
-        return [replace(candidate, steps=(*candidate.steps, *self._cut(step))) for step in generation.steps]
+        self.usage.generated += _generated(generation)
+        return generation
 
-    def _cut(self, step: Step) -> list[Step]:
-        """A long continuation as the steps in which it would have been drawn one by one."""
+    def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
+        """A continuation drawn in one go as the steps in which it would have been drawn one by one."""
+        if stops:
+            return [step]
         if not step.token_ids:  # a server that speaks text, or nothing was generated
             texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
@@ -96,6 +202,18 @@ class Generator:
             steps.append(Step(self.engine.decode(piece), piece, "step", logprobs))
             start += len(piece)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
+
+
+def _generated(generation: Generation) -> int:
+    counted = generation.generated_tokens
+    return sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
+
+
+def _cut_off(candidate: Candidate) -> Candidate:
+    """The candidate, ended as `length`."""
+    if not candidate.steps:
+        return candidate + Step("", (), "length")
+    return replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="length")))
 
 
 def _cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:

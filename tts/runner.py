@@ -20,7 +20,7 @@ from tts.clock import Clock
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
 from tts.evals.summary import Seconds, Summary, summarize
-from tts.generator import Generator, MeteredScorer
+from tts.generator import Budget, Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy, strategy_name
 from tts.store import Attempt, Record, RunStore, check_creatable
@@ -47,6 +47,8 @@ class Settings:
     max_tokens: int = 2048
     alpha: float = 1.0
     aggregate: Aggregate = "mean"
+    budget: int | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -54,6 +56,8 @@ class Settings:
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("budget", self.budget is None or self.budget >= 1, "at least 1"),
+            ("seconds", self.seconds is None or 0 < self.seconds < float("inf"), "above 0"),
             ("alpha", abs(self.alpha) < float("inf"), "a finite number"),
         ):
             if not holds:
@@ -278,7 +282,8 @@ class _Run:
         try:
             generator = Generator(
                 self.engine, problem, self.settings.sampling,
-                seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
+                seed=self.settings.seed, usage=usage, clock=clock, grader=grader, budget=Budget(self.settings.budget),
+                deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,
             )  # fmt: skip
             scorer = MeteredScorer(
                 self.scorer, usage=usage, clock=clock, alpha=self.settings.alpha, aggregate=self.settings.aggregate

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from tts.answers import Verdict
 from tts.errors import InputError
-from tts.types import Finish, Problem, Result, Reward, Usage
+from tts.types import Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -58,6 +58,8 @@ class Record:
     usage: Usage
     """All but `cached`, which depends on what else ran and so stands among the timings."""
     error: str | None = None
+    tree: tuple[Branch, ...] = ()
+    """How a search came to its candidates."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -84,6 +86,7 @@ class Record:
             result.choice,
             verdicts[result.choice].correct,
             replace(usage, cached=0),
+            tree=tuple(result.tree),
         )
 
     @classmethod
@@ -98,6 +101,8 @@ class Record:
     def to_json(self) -> str:
         row = asdict(self)
         del row["usage"]["cached"]
+        if not self.tree:
+            del row["tree"]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 

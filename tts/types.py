@@ -21,6 +21,9 @@ Count = Annotated[int, Ge(1)]
 Finish = Literal["step", "stop", "length"]
 """Why generation paused: at a step boundary, at the end of the text, or out of tokens."""
 
+Part = Literal["all", "think", "response"]
+"""A part of a trajectory: the thinking steps, the response steps, or both."""
+
 Aggregate = Literal["mean", "min", "prod", "last"]
 """How the rewards of many steps become one number."""
 
@@ -119,6 +122,10 @@ class Engine(Protocol):
         """The text of token ids, special tokens left out."""
         ...
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of text that is put behind a prefix; nothing is added to it."""
+        ...
+
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         """Continue `prefix` n ways, each to a stop string, the end of the text, or `max_tokens`."""
         ...
@@ -195,6 +202,22 @@ class Usage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A node of a search tree: what was drawn in one go, and what became of it."""
+
+    parent: int | None
+    """Index in the tree; None for a first step. Parents come before their children."""
+    round: int
+    text: str
+    tokens: int
+    finish: Finish
+    reward: float | None
+    """r_hat of the solution up to here; None where it was not scored."""
+    fate: str
+    """`kept` (it was grown further), `returned`, or `pruned: ` and the reason."""
+
+
 @dataclass(frozen=True)
 class Result:
     """Every candidate a strategy ended with, and how it ranks them."""
@@ -204,6 +227,8 @@ class Result:
     """One per candidate, or none where no reward model was asked."""
     scores: Sequence[float] = ()
     """The strategy's own ranking; the rewards' totals where it gives none."""
+    tree: Sequence[Branch] = ()
+    """How a search came to its candidates."""
     choice: int = field(init=False)
     """Index of the candidate with the highest score. At equal scores a finished one goes before a truncated one, then
     the earlier one."""

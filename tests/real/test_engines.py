@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -15,18 +16,21 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.test_models import write_adapter
 from tts.demo import MODELS, arith
 from tts.engines import load_engine
 from tts.engines.transformers import TransformersEngine
 from tts.generator import Generator
 from tts.types import Candidate, Problem, Sampling
 
+ROOT = Path(__file__).parents[2]
 PROBLEMS = [Problem(f"dev-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take("dev", 6))]
 ARGUMENTS = {
-    "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
+    "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "gpu_memory_utilization": 0.5},
     "sglang": {
         "device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 32768,
         "max_running_requests": 64, "disable_overlap_schedule": True,
@@ -34,7 +38,8 @@ ARGUMENTS = {
 }  # fmt: skip
 SERVE = {
     "vllm": ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS["arith-policy"]), "--dtype", "float32",
-             "--enforce-eager", "--max-model-len", "512", "--enable-prompt-tokens-details", "--no-enable-chunked-prefill"],
+             "--enforce-eager", "--max-model-len", "512", "--enable-prompt-tokens-details", "--no-enable-chunked-prefill",
+             "--gpu-memory-utilization", "0.5"],
     "sglang": ["-m", "sglang.launch_server", "--model-path", str(MODELS["arith-policy"]), "--device", "cpu",
                "--attention-backend", "torch_native", "--dtype", "float32", "--max-total-tokens", "32768",
                "--max-running-requests", "64", "--disable-overlap-schedule", "--enable-cache-report"],
@@ -227,6 +232,62 @@ def test_the_bill_is_what_the_backend_reports(loop, url):
     loop.run(work())
 
 
+def test_an_adapter_is_applied(tmp_path):
+    """In a process of its own: the module's engine was started without adapters."""
+    if NAME == "sglang":
+        pytest.skip("SGLang 0.5.23 pins the memory of adapters, which needs an accelerator")
+    adapter, merged = write_adapter(tmp_path)
+    [expected] = asyncio.run(greedy(TransformersEngine(merged)))
+    code = f"""
+import asyncio, json
+from tests.real.test_engines import ARGUMENTS, NAME, greedy, load_engine
+if __name__ == "__main__":
+    engine = load_engine(NAME, "arith-policy", options=ARGUMENTS[NAME] | {{"adapter": {adapter!r}}})
+    [step] = asyncio.run(greedy(engine))
+    print("TOKENS", json.dumps(step.token_ids))
+"""
+    (script := tmp_path / "adapted.py").write_text(code)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("TOKENS "))
+    assert json.loads(line.removeprefix("TOKENS ")) == list(expected.token_ids)
+
+
+async def greedy(engine):
+    generation = await engine.generate(engine.encode(PROBLEMS[0]), 1, Sampling(temperature=0, max_tokens=40))
+    await engine.close()
+    return generation.steps
+
+
+def children(session):
+    """Processes of a session that are still there."""
+    return subprocess.run(["pgrep", "-a", "-s", str(session)], capture_output=True, text=True).stdout
+
+
+def test_ctrl_c_during_generation_leaves_no_process_behind(tmp_path):
+    arguments = [f"--engine-arg={name}={value}" for name, value in ARGUMENTS[NAME].items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tts.cli", "run", "--engine", NAME, *arguments, "--limit", "300", "--n", "16", "--out",
+         str(tmp_path / "r")], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    results, deadline = tmp_path / "r" / "results.jsonl", time.monotonic() + 300
+    while not (results.exists() and results.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline, "nothing was solved within 300 s"
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "tts run --resume" in errors
+    deadline = time.monotonic() + 20
+    while (left := children(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == ""
+
+
 def test_a_run_from_the_command_line_leaves_no_process_behind(tmp_path):
     arguments = [f"--engine-arg={name}={value}" for name, value in ARGUMENTS[NAME].items()]
     done = subprocess.run(
@@ -236,5 +297,4 @@ def test_a_run_from_the_command_line_leaves_no_process_behind(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"failed": 0' in done.stdout.splitlines()[-1]
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout == ""

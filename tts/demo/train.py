@@ -17,9 +17,9 @@ from tts.demo import arith
 from tts.demo.tokenizer import build as build_tokenizer
 from tts.generator import derive_seed
 from tts.models import load_tokenizer, locate
-from tts.scorers.prm import Part, StepFormat, part_of
+from tts.scorers.prm import StepFormat, part_of
 from tts.trajectory import BOUNDARY, parse
-from tts.types import Problem, Sampling
+from tts.types import Part, Problem, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

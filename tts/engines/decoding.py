@@ -232,8 +232,7 @@ class DecodeLoop:
         self.cache.decode(where[:, 0], length)
         unseen = torch.arange(length, device=self.device) > where[:count]
         mask = torch.zeros(count, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
-        hidden = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)
-        logits = self.model.get_output_embeddings()(hidden[:, -1])[:count].float()
+        logits = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)[:count].float()
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
@@ -281,14 +280,14 @@ class _ModelForward:
     """LlamaForward's interface to any other model's own forward pass."""
 
     def __init__(self, model: Any) -> None:
-        self.base = model.base_model
+        self.model = model
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         mask = functional.pad(mask, (0, 0, 0, 0, 0, len(ids) - len(mask)))
-        hidden: Tensor = self.base(
-            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], past_key_values=cache
-        ).last_hidden_state
-        return hidden
+        logits: Tensor = self.model(
+            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], past_key_values=cache, logits_to_keep=1
+        ).logits
+        return logits[:, -1]
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -22,7 +22,7 @@ FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3Fo
 
 
 class LlamaForward:
-    """What `model.base_model` computes, on the same weights.
+    """What the model computes, on the same weights.
 
     Query, key and value weights become one matrix, as do those of the MLP's gate and up projections; the model's own
     modules keep working on views of them.
@@ -37,7 +37,7 @@ class LlamaForward:
 
     def __init__(self, model: Any) -> None:
         config, base = model.config, model.base_model
-        self.base, self.eps = base, config.rms_norm_eps
+        self.base, self.head, self.eps = base, model.lm_head, config.rms_norm_eps
         self.size: int = base.layers[0].self_attn.head_dim
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.layers = [
@@ -50,7 +50,7 @@ class LlamaForward:
         ]
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-        """The last hidden states [rows, tokens, hidden] of `ids` at `positions`, both [rows, tokens].
+        """Logits [rows, vocabulary] behind the last of `ids` at `positions`, both [rows, tokens].
 
         `mask` [live rows, tokens, columns] is added to the attention scores; rows behind the live ones are padding, which no
         attention is spent on.
@@ -72,7 +72,7 @@ class LlamaForward:
             hidden = hidden + layer.self_attn.o_proj(functional.pad(seen, (0, 0, 0, 0, 0, len(ids) - live)))
             gate, up = mlp(self._norm(layer.post_attention_layernorm, hidden)).chunk(2, -1)
             hidden = hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
-        return self._norm(self.base.norm, hidden)
+        return self.head(self._norm(self.base.norm, hidden[:, -1]))  # type: ignore[no-any-return]
 
     def _norm(self, module: Any, x: Tensor) -> Tensor:
         return functional.rms_norm(x, x.shape[-1:], module.weight, self.eps)

@@ -33,6 +33,10 @@ class Prompter:
                     f"the stop string {stop!r} can never appear: in this model's tokens it {held}; use one of ordinary text"
                 )
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of text that is put behind a prefix; nothing is added to it."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

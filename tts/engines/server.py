@@ -65,6 +65,11 @@ class ServerEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        if self.prompter is None:
+            raise InputError(f"{self.client.url} offers whole chat completions only; this strategy puts words into solutions")
+        return self.prompter.tokenize(text)
+
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         served = await self._identify()
         room = sampling.max_tokens

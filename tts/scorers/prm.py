@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from safetensors import safe_open
@@ -14,12 +14,11 @@ from tts.batching import Batcher
 from tts.errors import InputError
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.trajectory import BOUNDARY, Trajectory
-from tts.types import Candidate, Reward
+from tts.types import Candidate, Part, Reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Part = Literal["all", "think", "response"]
 SEPARATOR = "<extra_0>"
 SYSTEM = {"Qwen2.5-Math-PRM": "Please reason step by step, and put your final answer within \\boxed{}."}
 """System prompts that belong to a model's input format, by a part of its name."""

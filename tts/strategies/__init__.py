@@ -1,5 +1,5 @@
 """Strategies: one a file."""
 
-from tts.strategies import bon, majority, single, weighted
+from tts.strategies import beam, bon, dvts, lookahead, majority, mcts, particle, single, weighted
 
-__all__ = ["bon", "majority", "single", "weighted"]
+__all__ = ["beam", "bon", "dvts", "lookahead", "majority", "mcts", "particle", "single", "weighted"]

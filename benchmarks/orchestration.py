@@ -1,0 +1,114 @@
+"""What orchestration costs: best-of-16 over 64 problems through `tts.run` and the vllm engine, against one `LLM.generate` call.
+
+`python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
+settings; they take turns, and medians are reported. `LLM.generate` only generates; `tts.run` also cuts steps, grades the
+answers and writes the run folder (majority voting: no reward model beside it).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROBLEMS, N, LONGEST = 64, 16, 200
+SETTINGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "enable_chunked_prefill": False,
+    "gpu_memory_utilization": 0.5,
+}
+
+
+def through_llm():
+    """Answers every line on stdin with the seconds of one LLM.generate call and the tokens that it drew."""
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    from tts import models
+    from tts.engines.prompting import Prompter
+    from tts.evals.benchmarks import load_benchmark
+    from tts.generator import derive_seed
+
+    prompter, problems = Prompter("arith-policy"), load_benchmark("arith", PROBLEMS).problems
+    prompts = [prompter.encode(problem) for problem in problems]
+    llm = LLM(models.locate("arith-policy"), enable_prefix_caching=True, **SETTINGS)
+    parameters = [
+        SamplingParams(n=N, temperature=1.0, max_tokens=LONGEST, seed=derive_seed(0, problem.id, *prompt), detokenize=False)
+        for problem, prompt in zip(problems, prompts, strict=True)
+    ]
+
+    def work():
+        outputs = llm.generate([TokensPrompt(prompt_token_ids=list(p)) for p in prompts], parameters, use_tqdm=False)
+        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
+
+    answer(work, warm_up=work)
+
+
+def through_tts():
+    """The same, with the seconds of one `tts.run` on an engine that is already loaded."""
+    import asyncio
+
+    from tts import run
+    from tts.engines.vllm import VLLMEngine
+
+    engine = VLLMEngine("arith-policy", **SETTINGS)
+    runner = asyncio.Runner()
+    asyncio.run = lambda work, **_: runner.run(work)  # vLLM's engine serves one event loop in its life
+
+    def work():
+        with tempfile.TemporaryDirectory() as folder:
+            summary = run(
+                "majority", n=N, limit=PROBLEMS, max_tokens=LONGEST, engine_instance=engine, out=Path(folder, "run"),
+                concurrency=PROBLEMS,
+            )  # fmt: skip
+        return summary.usage.generated
+
+    answer(work, warm_up=work)
+
+
+def answer(work, warm_up):
+    warm_up()
+    print("READY", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        tokens = work()
+        print("RESULT " + json.dumps([time.perf_counter() - start, tokens]), flush=True)
+
+
+def main(repeat: int = 5, role: Annotated[str | None, typer.Option(hidden=True)] = None) -> None:
+    if role:
+        through_llm() if role == "llm" else through_tts()
+        return
+    processes = {}
+    for name in ("llm", "tts"):
+        command = [sys.executable, __file__, "--role", name]
+        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        next(line for line in processes[name].stdout if line == "READY\n")
+    taken = {name: [] for name in processes}
+    tokens = {}
+    for _ in range(repeat):
+        for name, process in processes.items():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            line = next(line for line in process.stdout if line.startswith("RESULT "))
+            seconds, tokens[name] = json.loads(line.removeprefix("RESULT "))
+            taken[name].append(seconds)
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    print("| LLM.generate, s | tokens | tts.run, s | tokens | tts / LLM |\n|---|---|---|---|---|")
+    ratio = median["tts"] / median["llm"]
+    print(f"| {median['llm']:.2f} | {tokens['llm']:,} | {median['tts']:.2f} | {tokens['tts']:,} | {ratio:.3f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)

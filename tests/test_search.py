@@ -1,0 +1,383 @@
+"""Search strategies, on an engine and a scorer whose every word is written down here, and on the bundled models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.scripted import ScriptedEngine, ScriptedScorer
+from tts import run
+from tts.errors import InputError
+from tts.generator import Budget, Generator, MeteredScorer
+from tts.options import build
+from tts.registry import get_strategy
+from tts.search import share
+from tts.store import RunStore
+from tts.types import Candidate, Problem, Reward, Sampling, Usage
+
+PROBLEM = Problem("p", "question")
+SEARCHES = ["beam", "lookahead", "dvts", "mcts", "particle"]
+
+
+class TreeEngine(ScriptedEngine):
+    """A policy that writes `depth` steps, each a digit that the seed draws; digits are the steps' worth."""
+
+    def __init__(self, depth=4, digits=10, opening="", lengths=None):
+        super().__init__(lambda prompt, seed: "")
+        self.depth, self.digits, self.opening, self.lengths = depth, digits, opening, lengths
+        self.asked = []
+
+    def _one(self, prompt, written, sampling, i):
+        self.asked.append((written, sampling.seed + i, sampling.temperature))
+        rest = self.opening if not written else ""
+        done = written.count("\n\n")
+        seed = sampling.seed + i
+        while done < self.depth:
+            digit = (seed + 7 * done) % self.digits if sampling.temperature else 0
+            rest += f"{digit}\n\n"
+            done += 1
+        text = (written + rest + "end")[len(written) :]
+        self.write = lambda *_: written + text
+        return super()._one(prompt, written, sampling, i)
+
+
+def worth(candidate):
+    """The mean of a text's digits, in [0, 1]."""
+    digits = [int(c) for c in candidate.text if c.isdigit()]
+    return sum(digits) / len(digits) / 9 if digits else 0.0
+
+
+class DigitScorer(ScriptedScorer):
+    def __init__(self):
+        super().__init__(lambda text: 0.0)
+        self.texts = Counter()
+
+    async def score(self, candidates):
+        self.texts.update(c.text for c in candidates)
+        await asyncio.sleep(0)
+        return [Reward((worth(c),), tokens=1) for c in candidates]
+
+
+async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline=None, sampling=None, usage=None, **options):
+    engine, usage, sampling = engine or TreeEngine(), usage or Usage(), sampling or Sampling()
+    generator = Generator(engine, PROBLEM, sampling, seed=seed, usage=usage, budget=Budget(budget), deadline=deadline)
+    metered = MeteredScorer(scorer or DigitScorer(), usage=usage, clock=generator.clock)
+    return await build(get_strategy(name), options).solve(PROBLEM, generator, metered)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_the_same_seed_gives_the_same_tree_and_another_seed_another(name):
+    first, second, other = [await solve(name, seed=seed, n=8) for seed in (1, 1, 2)]
+    assert first == second
+    assert first.tree != other.tree
+    assert first.tree
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_at_most_n_finished_and_distinct_solutions_are_returned(name):
+    for n, width in ((4, 4), (8, 2), (10, 4), (7, 3), (1, 1)):
+        options = {"n": n} | ({"width": width} if name != "particle" else {})
+        result = await solve(name, **options)
+        assert 1 <= len(result.candidates) <= n
+        assert all(candidate.finish == "stop" for candidate in result.candidates)
+        assert len(set(result.candidates)) == len(result.candidates)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_the_tree_holds_every_solution_step_by_step(name):
+    result = await solve(name, n=8)
+    texts = []
+    for i, branch in enumerate(result.tree):
+        assert branch.parent is None or branch.parent < i
+        assert branch.round == (0 if branch.parent is None else result.tree[branch.parent].round + 1)
+        assert branch.fate in ("kept", "returned") or branch.fate.startswith("pruned: ")
+        texts.append((texts[branch.parent] if branch.parent is not None else "") + branch.text)
+    returned = sorted(text for text, branch in zip(texts, result.tree, strict=True) if branch.fate == "returned")
+    assert returned == sorted(candidate.text for candidate in result.candidates)
+    by_text = dict(zip((c.text for c in result.candidates), result.rewards, strict=True))
+    for text, branch in zip(texts, result.tree, strict=True):
+        if branch.fate == "returned":
+            assert branch.reward == by_text[text].total
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_searches_find_better_solutions_than_a_sample(name):
+    found = [(await solve(name, seed=seed, n=8)).best for seed in range(20)]
+    samples = [(await solve("single", seed=seed)).best for seed in range(20)]
+    assert sum(map(worth, found)) / 20 > sum(map(worth, samples)) / 20 + 0.15
+
+
+async def test_lookahead_of_no_steps_is_beam_search():
+    for seed in range(5):
+        beam, lookahead = await solve("beam", seed=seed, n=8), await solve("lookahead", seed=seed, n=8, k=0)
+        assert beam == lookahead
+
+
+async def test_lookahead_judges_a_step_by_what_follows_greedily():
+    engine = TreeEngine(depth=3)
+    result = await solve("lookahead", engine, n=4, width=2, k=1)
+    greedy = [asked for asked in engine.asked if asked[2] == 0]
+    assert greedy
+    first = [branch for branch in result.tree if branch.round == 0]
+    for branch in first:  # the digit of the step and the 0 that the greedy roll-out adds
+        assert branch.reward == pytest.approx(int(branch.text[0]) / 2 / 9)
+    assert all("0\n\n" not in branch.text[3:] for branch in first)
+
+
+async def test_lookahead_can_go_on_from_its_roll_outs():
+    kept = await solve("lookahead", n=4, width=2, k=1, keep_rollout=True)
+    assert all(branch.text.count("\n\n") == 2 for branch in kept.tree if branch.round == 0)
+    assert max(branch.round for branch in kept.tree) < max(b.round for b in (await solve("lookahead", n=4, width=2, k=1)).tree)
+
+
+async def test_beam_never_asks_for_more_than_n_continuations_in_a_round():
+    for n, width in ((8, 2), (10, 4), (7, 3)):
+        engine = TreeEngine()
+        result = await solve("beam", engine, n=n, width=width)
+        for depth in range(5):
+            asked = [prefix for prefix, _, _ in engine.asked if prefix.count("\n\n") == depth]
+            assert len(asked) <= n
+        kept = Counter(branch.round for branch in result.tree if branch.fate == "kept")
+        assert max(kept.values()) <= n // width
+
+
+class ShortOrLong(TreeEngine):
+    """Half of the first steps end the solution at once."""
+
+    def _one(self, prompt, written, sampling, i):
+        if not written and (sampling.seed + i) % 2 == 0:
+            self.asked.append((written, sampling.seed + i, sampling.temperature))
+            self.write = lambda *_: "9 short"
+            return ScriptedEngine._one(self, prompt, written, sampling, i)
+        return super()._one(prompt, written, sampling, i)
+
+
+async def test_a_finished_solution_competes_and_ends_the_search_when_none_can_take_its_place():
+    engine = ShortOrLong(digits=5)  # unfinished ones reach 4 / 9 at the most
+    result = await solve("beam", engine, n=8, width=8)
+    assert result.best.text == "9 short"
+    assert all(prefix == "" for prefix, _, _ in engine.asked)
+
+
+async def test_a_finished_solution_that_is_not_the_best_does_not_end_the_search():
+    class Worse(ShortOrLong):
+        def _one(self, *arguments):
+            step = super()._one(*arguments)
+            return replace(
+                step, text=step.text.replace("9 s", "0 s"), token_ids=tuple(map(ord, step.text.replace("9 s", "0 s")))
+            )
+
+    result = await solve("beam", Worse(), n=8, width=2)
+    assert result.best.text.count("\n\n") == 4
+    assert any("short" in candidate.text for candidate in result.candidates)
+
+
+async def test_dvts_returns_one_solution_of_every_subtree():
+    result = await solve("dvts", n=12, width=4)
+    assert len(result.candidates) == 3
+    roots = []
+    for branch in result.tree:
+        roots.append(len(roots) if branch.parent is None else roots[branch.parent])
+    returned = [root for root, branch in zip(roots, result.tree, strict=True) if branch.fate == "returned"]
+    assert len(set(returned)) == 3
+
+
+async def test_mcts_with_roll_outs_and_its_budget():
+    for rollouts in (False, True):
+        engine = TreeEngine()
+        result = await solve("mcts", engine, n=4, width=3, simulations=10, rollouts=rollouts)
+        expanded = [prefix for prefix, _, _ in engine.asked]
+        assert len(expanded) <= 10 * 3 + (10 if rollouts else 4)
+        assert all(candidate.finish == "stop" for candidate in result.candidates)
+
+
+async def test_mcts_without_exploration_is_greedy():
+    result = await solve("mcts", n=4, width=4, c=0.0, simulations=6)
+    widest = Counter(branch.parent for branch in result.tree)
+    assert all(count <= 4 for count in widest.values())
+
+
+async def test_particles_follow_their_weights():
+    sharp = [worth((await solve("particle", seed=s, n=8, softmax_temperature=0.02)).best) for s in range(20)]
+    blunt = [worth((await solve("particle", seed=s, n=8, softmax_temperature=50.0)).best) for s in range(20)]
+    assert sum(sharp) > sum(blunt)
+
+
+async def test_particles_are_not_resampled_while_their_effective_size_is_large():
+    result = await solve("particle", n=8, softmax_temperature=1000.0, ess=0.5)
+    assert not any(branch.fate == "pruned: not resampled" for branch in result.tree)
+    assert len(result.candidates) == 8
+
+
+async def test_particle_gibbs_keeps_a_reference():
+    result = await solve("particle", n=4, iterations=3)
+    assert len([branch for branch in result.tree if branch.parent is None]) > 4  # further passes drew first steps anew
+    assert len(result.candidates) <= 4
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_siblings_that_repeat_each_other_are_scored_once(name):
+    scorer = DigitScorer()
+    result = await solve(name, TreeEngine(digits=2), scorer=scorer, n=8)
+    if name != "lookahead":  # the end of a roll-out may be a step that is drawn later
+        assert max(scorer.texts.values()) == 1
+    if name != "particle":
+        assert any(branch.fate == "pruned: repeats a sibling" for branch in result.tree)
+
+
+async def test_repeated_siblings_can_be_drawn_once_more():
+    plain, again = TreeEngine(digits=3), TreeEngine(digits=3)
+    await solve("beam", plain, n=4, width=4)
+    await solve("beam", again, n=4, width=4, resample=True)
+    assert len(again.asked) > len(plain.asked)
+
+
+THINKING = "<think>\n"
+
+
+class Thinker(TreeEngine):
+    """Two steps of thinking, then two of response."""
+
+    def _one(self, prompt, written, sampling, i):
+        seed = sampling.seed + i
+        a, b, c, d = (str((seed // 10**k) % 10) for k in range(4))
+        whole = f"<think>\n{a}\n\n{b}\n\n</think>\n\n{c}\n\n{d} end"
+        pieces, have = [f"<think>\n{a}\n\n", f"{b}\n\n", "</think>\n\n", f"{c}\n\n", f"{d} end"], 0
+        for piece in pieces:  # where the written part ends; digits may differ
+            if len(written) <= have:
+                break
+            have += len(piece)
+        self.asked.append((written, seed, sampling.temperature))
+        self.write = lambda *_: written + whole[len(written) :]
+        return ScriptedEngine._one(self, prompt, written, sampling, i)
+
+
+def branching(result):
+    """Texts of the solutions up to where they were branched."""
+    texts, parents = [], Counter(branch.parent for branch in result.tree)
+    for branch in result.tree:
+        texts.append((texts[branch.parent] if branch.parent is not None else "") + branch.text)
+    return [texts[i] for i, count in parents.items() if i is not None and count > 1]
+
+
+async def test_a_search_can_be_over_the_thinking_or_the_response_alone():
+    both = branching(await solve("beam", Thinker(), n=4, width=4))
+    assert any("</think>" in text for text in both)
+    assert any("</think>" not in text for text in both)
+    think = await solve("beam", Thinker(), n=4, width=4, search_over="think")
+    assert all("</think>" not in text for text in branching(think))
+    response = await solve("beam", Thinker(), n=4, width=4, search_over="response")
+    assert all("</think>" in text for text in branching(response))
+    for result in (think, response):
+        assert result.best.trajectory.response[-1].endswith("end")
+
+
+async def test_a_step_is_never_a_bare_tag():
+    result = await solve("beam", Thinker(), n=4, width=2)
+    assert all(branch.text.replace("</think>", "").strip() for branch in result.tree)
+
+
+async def test_a_step_ends_where_its_part_has_its_delimiter():
+    result = await solve("beam", Thinker(), n=4, width=4, think_delimiter="</think>", response_delimiter="\n\n")
+    first = [branch.text for branch in result.tree if branch.round == 0]
+    assert all(text.endswith("</think>") for text in first)
+
+
+@pytest.mark.parametrize("name", [*SEARCHES, "bon", "majority", "single"])
+@settings(max_examples=15, deadline=None)
+@given(budget=st.integers(1, 300), seed=st.integers(0, 3))
+def test_a_token_budget_is_never_passed(name, budget, seed):
+    usage = Usage()
+    options = ({"n": 5} if name != "single" else {}) | ({"width": 2} if name in SEARCHES and name != "particle" else {})
+    result = asyncio.run(solve(name, seed=seed, budget=budget, usage=usage, **options))
+    assert usage.generated <= budget
+    assert result.candidates
+
+
+async def test_a_large_budget_changes_nothing():
+    assert await solve("beam", n=8, budget=100_000) == await solve("beam", n=8)
+
+
+async def test_max_tokens_bound_a_solution_however_it_is_grown():
+    sampling = Sampling(max_tokens=7)
+    for name in ("beam", "dvts", "single"):
+        result = await solve(name, sampling=sampling)
+        assert all(len(candidate.token_ids) <= 7 for candidate in result.candidates)
+        assert {candidate.finish for candidate in result.candidates} == {"length"}
+
+
+async def test_truncated_solutions_are_not_preferred_at_equal_reward():
+    class Flat(DigitScorer):
+        async def score(self, candidates):
+            return [Reward((0.5,), tokens=1) for _ in candidates]
+
+    class Ragged(ScriptedEngine):
+        def _one(self, prompt, written, sampling, i):
+            self.write = lambda *_: "long " * 20 if (sampling.seed + i) % 2 else "short"
+            return super()._one(prompt, written, sampling, i)
+
+    result = await solve("beam", Ragged(None), scorer=Flat(), sampling=Sampling(max_tokens=30), n=8, width=2)
+    assert {candidate.finish for candidate in result.candidates} == {"stop", "length"}
+    assert result.best.finish == "stop"
+
+
+class Slow(TreeEngine):
+    async def generate(self, prefix, n, sampling):
+        await asyncio.sleep(0.05)
+        return await super().generate(prefix, n, sampling)
+
+
+@pytest.mark.parametrize("name", [*SEARCHES, "bon"])
+async def test_at_the_deadline_the_best_so_far_is_returned(name):
+    start = time.perf_counter()
+    result = await solve(name, Slow(depth=400), n=4, deadline=start + 0.4)
+    assert time.perf_counter() - start < 2
+    assert result.best.text.count("\n\n") >= 1
+    assert {candidate.finish for candidate in result.candidates} == {"length"}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_on_the_bundled_models_rows_do_not_depend_on_concurrency(name, engine, prm, tmp_path):
+    rows = []
+    for concurrency in (1, 8):
+        summary = run(
+            name, n=4, limit=6, concurrency=concurrency, engine_instance=engine, scorer_instance=prm, max_tokens=300,
+            out=tmp_path / str(concurrency),
+        )  # fmt: skip
+        assert summary.failed == 0
+        rows.append(sorted((tmp_path / str(concurrency) / "results.jsonl").read_text().splitlines()))
+    assert rows[0] == rows[1]
+    [record, *_] = RunStore.open(tmp_path / "1").records()
+    assert record.tree
+    assert {branch.fate for branch in record.tree} >= {"returned"}
+
+
+def test_a_width_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="--width is 8, more than --n 4"):
+        build(get_strategy("beam"), {"n": 4, "width": 8})
+
+
+def test_share():
+    assert share(10, 4) == [3, 3, 2, 2]
+    assert share(4, 4) == [1, 1, 1, 1]
+
+
+def test_rows_without_a_search_have_no_tree(engine, prm, tmp_path):
+    run("bon", n=2, limit=1, engine_instance=engine, scorer_instance=prm, out=tmp_path / "r")
+    assert "tree" not in json.loads((tmp_path / "r" / "results.jsonl").read_text())
+
+
+async def test_a_forced_step_belongs_to_the_candidate_and_not_to_the_bill():
+    usage = Usage()
+    generator = Generator(TreeEngine(), PROBLEM, Sampling(), usage=usage)
+    [start] = await generator.step(Candidate(PROBLEM))
+    forced = generator.append(start, "Wait\n\n")
+    assert forced.text == start.text + "Wait\n\n"
+    assert usage.generated == len(start.token_ids)

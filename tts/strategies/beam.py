@@ -1,0 +1,42 @@
+"""PRM-guided beam search (Snell et al. 2024, https://arxiv.org/abs/2408.03314)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tts.generator import Generator
+from tts.registry import strategy
+from tts.search import Node, Search, BranchingSearch, best, share
+from tts.types import Problem, Result, Scorer
+
+
+@strategy("beam")
+@dataclass(frozen=True)
+class Beam(BranchingSearch):
+    """Grow n solutions step by step; after each step keep the n / width best and branch them back to n.
+
+    A finished solution keeps its place as long as it is among the best, without using the generator; the search ends when no
+    unfinished one has a place.
+    """
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        search, places = self.search(problem, generator, scorer, resample=self.resample), self.n // self.width
+        children = await search.grow([search.root], [self.n])
+        finished: list[Node] = []
+        while True:
+            await self.rate(search, children)
+            finished += [node for node in children if node.done]
+            leading = best([*finished, *(node for node in children if not node.done)], places)
+            beams = [node for node in leading if not node.done]
+            for node in children:
+                node.fate = "kept" if node in leading else "pruned: not among the best"
+            if not beams:
+                break
+            # places of finished solutions are not branched again
+            children = await search.grow(beams, share(self.width * len(beams) + (self.n % self.width), len(beams)))
+        return search.result(best(finished, self.n))
+
+    async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
+        """What children are judged by: their own reward."""
+        await search.score(nodes)

@@ -1,0 +1,41 @@
+"""Lookahead search (Snell et al. 2024, https://arxiv.org/abs/2408.03314)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from tts.registry import strategy
+from tts.search import Node, Search
+from tts.strategies.beam import Beam
+from tts.types import Candidate
+
+
+@strategy("lookahead")
+@dataclass(frozen=True)
+class Lookahead(Beam):
+    """Beam search that judges a step by the reward k steps further down one roll-out; k = 0 is beam search."""
+
+    k: Annotated[int, Ge(0)] = 1
+    """Steps of the roll-out."""
+    rollout_temperature: Annotated[float, Ge(0)] = 0.0
+    """0 rolls out greedily."""
+    keep_rollout: bool = False
+    """Go on from the roll-out of a step that is kept, instead of discarding it."""
+
+    async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
+        ends = await asyncio.gather(*(self._roll_out(search, node.candidate) for node in nodes))
+        rewards = await search.scorer.score(ends)
+        for node, end, reward in zip(nodes, ends, rewards, strict=True):
+            node.reward = reward
+            if self.keep_rollout:
+                node.candidate = end
+
+    async def _roll_out(self, search: Search, candidate: Candidate) -> Candidate:
+        for _ in range(self.k):
+            [candidate] = await search.advance(candidate, 1, temperature=self.rollout_temperature)
+        return candidate

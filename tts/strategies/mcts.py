@@ -1,0 +1,73 @@
+"""Monte Carlo tree search over steps, with PUCT and PRM values (as in Guan et al. 2025, https://arxiv.org/abs/2501.04519)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from tts.generator import Generator
+from tts.registry import strategy
+from tts.search import Node, BranchingSearch, best
+from tts.types import Count, Problem, Result, Scorer
+
+
+@strategy("mcts")
+@dataclass(frozen=True)
+class MCTS(BranchingSearch):
+    """Descend by PUCT to a step that was not tried on, try `width` continuations, and let their rewards speak for the way there.
+
+    Siblings have equal priors. Returns the n best finished solutions.
+    """
+
+    simulations: Count = 32
+    """Descents."""
+    c: Annotated[float, Ge(0)] = 1.0
+    """Weight of exploration."""
+    rollouts: bool = False
+    """Judge a step by the finished solution that a roll-out reaches, instead of by its own reward."""
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        search = self.search(problem, generator, scorer, resample=self.resample)
+        visits: defaultdict[Node, int] = defaultdict(int)
+        worth: defaultdict[Node, float] = defaultdict(float)
+        children: dict[Node, list[Node]] = {}
+        ends: list[Node] = []
+
+        def puct(node: Node, parent: Node) -> float:
+            mean = worth[node] / visits[node] if visits[node] else node.value
+            prior = 1 / len(children[parent])
+            return mean + self.c * prior * math.sqrt(visits[parent]) / (1 + visits[node])
+
+        for _ in range(self.simulations):
+            node = search.root
+            way = [node]
+            while node in children:
+                node = max(children[node], key=lambda child: puct(child, way[-1]))
+                way.append(node)
+            if not node.done and not generator.out_of_time:
+                children[node] = await search.grow([node], [self.width])
+                await search.score(children[node])
+                for child in children[node]:
+                    child.fate = "kept"
+                [node] = best(children[node], 1)
+                way.append(node)
+            if node.done:
+                value = node.value
+            elif self.rollouts:
+                [end] = await search.finish([node])
+                ends.append(end)
+                value = end.value
+            else:
+                value = node.value
+            for visited in way:
+                visits[visited] += 1
+                worth[visited] += value
+        ends += [node for node in search.nodes if node.done and node not in ends]
+        if not ends:  # the most promising solutions, finished
+            leaves = [node for node in search.nodes if node not in children]
+            ends = await search.finish(best(leaves, self.n))
+        return search.result(best([end for end in ends if not end.fate.startswith("pruned: repeats")], self.n))

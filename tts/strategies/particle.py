@@ -1,0 +1,76 @@
+"""Particle filtering and particle Gibbs (Puri et al. 2025, https://arxiv.org/abs/2502.01618)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt, Le
+from numpy.typing import NDArray
+
+from tts.generator import Generator, derive_seed
+from tts.registry import strategy
+from tts.search import Node, StepSearch
+from tts.types import Count, Problem, Result, Scorer
+
+
+@strategy("particle")
+@dataclass(frozen=True)
+class Particle(StepSearch):
+    """Grow n solutions together; after each step resample them by the softmax of their rewards.
+
+    With more iterations, particle Gibbs: each further one keeps a solution of the last one as its reference, whose way is not
+    drawn again.
+    """
+
+    softmax_temperature: Annotated[float, Gt(0)] = 0.1
+    """Weights are softmax(reward / this): lower follows the reward model more closely."""
+    ess: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Resample when the effective sample size falls below this share of n; 1 resamples at every step."""
+    iterations: Count = 1
+    """Passes; above 1 this is particle Gibbs."""
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        search = self.search(problem, generator, scorer)
+        dice = np.random.default_rng(derive_seed(generator.seed, problem.id, "particle"))
+        reference: list[Node] = []
+        particles: list[Node] = []
+        for _ in range(self.iterations):
+            particles = [search.root] * self.n
+            depth = 0
+            while not all(node.done for node in particles):
+                moving = Counter(node for node in particles[len(reference[:1]) :] if not node.done)
+                grown = await search.draw(list(moving), list(moving.values()))
+                pools = {parent: list(children) for parent, children in zip(moving, grown, strict=True)}
+                moved = [reference[min(depth, len(reference) - 1)]] if reference else []
+                moved += [node if node.done else pools[node].pop() for node in particles[len(moved) :]]
+                await search.score(list(dict.fromkeys(moved)))
+                weights = self._weights(moved)
+                if 1 / (weights**2).sum() <= self.ess * self.n and not all(node.done for node in moved):
+                    chosen = dice.choice(self.n, self.n, p=weights)
+                    if reference:
+                        chosen[0] = 0  # the reference always survives
+                    for i, node in enumerate(moved):
+                        node.fate = "kept" if i in chosen else "pruned: not resampled"
+                    moved = [moved[i] for i in chosen]
+                particles, depth = moved, depth + 1
+            if self.iterations > 1:
+                reference = _way(particles[int(dice.choice(self.n, p=self._weights(particles)))])
+        return search.result(list(dict.fromkeys(particles)))
+
+    def _weights(self, nodes: Sequence[Node]) -> NDArray[np.float64]:
+        values = np.array([node.value for node in nodes]) / self.softmax_temperature
+        weights = np.exp(values - values.max())
+        return np.asarray(weights / weights.sum())
+
+
+def _way(node: Node | None) -> list[Node]:
+    """From the first step to this one."""
+    way: list[Node] = []
+    while node is not None:
+        way.insert(0, node)
+        node = node.parent
+    return way
