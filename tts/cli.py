@@ -29,17 +29,16 @@ class AggregateName(StrEnum):
 
 
 class _WithStrategyOptions(TyperCommand):
-    """Adds the strategies and their own options to --help."""
+    """Adds the strategies to --help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.markup import escape
+
         from tts.options import describe
         from tts.registry import known_strategies
 
-        lines = [
-            f"[bold]{name}[/bold]  {(cls.__doc__ or '').splitlines()[0]}  [cyan]{describe(cls)}[/cyan]"
-            for name, cls in known_strategies().items()
-        ]
-        self.epilog = "Strategies and their own options:\n\n" + "\n\n".join(lines)
+        lines = [f"[bold]{name}[/bold]  [cyan]{escape(describe(cls))}[/cyan]" for name, cls in known_strategies().items()]
+        self.epilog = "Strategies with their own options (tts strategies says what they do):\n\n" + "\n\n".join(lines)
         super().format_help(ctx, formatter)
 
 
@@ -73,6 +72,9 @@ def run(
     alpha: Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")] = 1.0,
     aggregate: Annotated[AggregateName, typer.Option(help="How step rewards become one number.")] = AggregateName.mean,
     budget: Annotated[int | None, typer.Option(help="Tokens to generate for a problem, at most.", show_default="no limit")] = None,
+    run_budget: Annotated[
+        int | None, typer.Option(help="Tokens to generate in the whole run, at most; who gets them depends on the order.", show_default="no limit")
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Time for a problem; then the best so far counts.", show_default="no limit")
     ] = None,
@@ -93,7 +95,7 @@ def run(
     settings: dict[str, Any] = {
         "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
-        "budget": budget, "seconds": seconds,
+        "budget": budget, "run_budget": run_budget, "seconds": seconds,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if name in given}
     if engine_arg:
@@ -144,6 +146,26 @@ def engines() -> None:
     from tts.terminal import show_engines
 
     Console(highlight=False).print(show_engines(BACKENDS))
+
+
+@app.command()
+def strategies(
+    what: Annotated[str | None, typer.Argument(metavar="[show]", help="`show` explains one strategy.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A name from the list, or file.py:Class.")] = None,
+) -> None:
+    """List the strategies with their options and papers; `tts strategies show beam` explains one."""
+    from rich.console import Console
+
+    from tts.registry import get_strategy, known_strategies
+    from tts.terminal import show_strategies, show_strategy
+
+    console = Console(highlight=False)
+    if what is None:
+        console.print(show_strategies(known_strategies()))
+    elif what == "show" and name is not None:
+        console.print(show_strategy(name, get_strategy(name)))
+    else:
+        raise InputError(f"expected `tts strategies` or `tts strategies show NAME`, got {' '.join(filter(None, (what, name)))!r}")
 
 
 def _key_values(pairs: list[str]) -> dict[str, Any]:

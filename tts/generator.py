@@ -25,31 +25,42 @@ def derive_seed(*parts: object) -> int:
 
 
 class Budget:
-    """Tokens that may still be generated for one problem. Who asks reserves the most that the answer can be, and gives back
-    what it was not; so the sum never passes the limit, however requests overlap."""
+    """Tokens that may still be generated. Who asks reserves the most that the answer can be, and gives back what it was not;
+    so the sum never passes the limit, however requests overlap. A problem's budget may lie within the run's."""
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.left, self._out = tokens, 0
+    def __init__(self, tokens: int | None = None, within: Budget | None = None) -> None:
+        self.left, self.within, self._out = tokens, within, 0
         self._turn, self._settled = asyncio.Lock(), asyncio.Event()
+
+    @property
+    def spent(self) -> bool:
+        return self.left == 0 or (self.within is not None and self.within.spent)
 
     async def reserve(self, n: int, each: int) -> int:
         """Tokens that each of n samples may have: `each`, or less once nothing else is under way that may give some back."""
-        if self.left is None:
-            return each
-        async with self._turn:  # in order of arrival, so that who gets how much does not depend on timing
-            while n * each > self.left and self._out:
-                self._settled.clear()
-                await self._settled.wait()
-            each = min(each, self.left // n)
-            self.left -= n * each
-            self._out += 1
+        if self.left is not None:
+            async with self._turn:  # in order of arrival, so that who gets how much does not depend on timing
+                while n * each > self.left and self._out:
+                    self._settled.clear()
+                    await self._settled.wait()
+                each = min(each, self.left // n)
+                self.left -= n * each
+                self._out += 1
+        if self.within is not None:
+            inner = await self.within.reserve(n, each)
+            if self.left is not None:
+                self.left += n * (each - inner)
+            return inner
         return each
 
     def settle(self, reserved: int, used: int) -> None:
+        """Give back what was reserved and not used."""
         if self.left is not None:
             self.left += reserved - used
             self._out -= 1
             self._settled.set()
+        if self.within is not None:
+            self.within.settle(reserved, used)
 
 
 class Generator:
@@ -133,6 +144,11 @@ class Generator:
     def out_of_time(self) -> bool:
         return self.deadline is not None and perf_counter() >= self.deadline
 
+    @property
+    def spent(self) -> bool:
+        """Whether nothing more can be drawn: the budget is used up, or the time."""
+        return self.budget.spent or self.out_of_time
+
     def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
         return replace(
             self.sampling,
@@ -166,7 +182,7 @@ class Generator:
         finally:
             self.budget.settle(n * each, used)
         if generation is None:
-            return [_cut_off(candidate)] * n
+            return [candidate.cut_off()] * n
         return [replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))) for step in generation.steps]
 
     async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation | None:
@@ -207,13 +223,6 @@ class Generator:
 def _generated(generation: Generation) -> int:
     counted = generation.generated_tokens
     return sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
-
-
-def _cut_off(candidate: Candidate) -> Candidate:
-    """The candidate, ended as `length`."""
-    if not candidate.steps:
-        return candidate + Step("", (), "length")
-    return replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="length")))
 
 
 def _cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:

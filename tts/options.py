@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from itertools import pairwise
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tts.errors import InputError
 from tts.types import Strategy
@@ -66,9 +73,72 @@ def build(cls: type[Strategy], options: Mapping[str, Any]) -> Strategy:
         raise InputError(f"{cls.__name__}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Option:
+    """A strategy's option as it is shown."""
+
+    flag: str
+    type: str
+    default: str
+    help: str
+
+
+def options_of(cls: type[Strategy]) -> list[Option]:
+    """Every option with its type, default and help, which is the text under the field."""
+    hints, helps = get_type_hints(cls, include_extras=True), _texts_under_fields(cls)
+    return [
+        Option(
+            _flag(field.name),
+            _type_name(hints[field.name]),
+            "…" if field.default is MISSING else str(field.default).replace("\n", "\\n"),
+            helps.get(field.name, ""),
+        )
+        for field in strategy_fields(cls)
+    ]
+
+
+def _texts_under_fields(cls: type[Strategy]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):  # a class that was typed into an interpreter
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, text in pairwise(body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as words)):
+                    texts[name] = " ".join(words.split())
+    return texts
+
+
+def _type_name(hint: Any) -> str:
+    """`int ≥ 1`, `all | think | response`: what may be written behind the option."""
+    if get_origin(hint) is Annotated:
+        base, *limits = get_args(hint)
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        bounds = [f"{sign} {getattr(limit, name)}" for limit in limits for name, sign in signs.items() if hasattr(limit, name)]
+        return f"{_type_name(base)} {' and '.join(bounds)}".strip()
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(_type_name(part) for part in get_args(hint) if part is not type(None))
+    return {str: "text", int: "whole number", float: "number", bool: "flag"}.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def paper(cls: type[Strategy]) -> str:
+    """The first address in the docstring of the class or of its module."""
+    for text in (cls.__doc__, sys.modules[cls.__module__].__doc__):
+        if found := re.search(r"https?://[^\s)]+", text or ""):
+            return found.group().rstrip(".,")
+    return ""
+
+
 def describe(cls: type[Strategy]) -> str:
-    """`--n 16 --width 4`: the options with their defaults."""
-    return " ".join(f"{_flag(f.name)} {f.default if f.default is not MISSING else '…'}" for f in strategy_fields(cls))
+    """`--n 16 --width 4`: the options with their defaults; a flag that is off in brackets."""
+    return " ".join(
+        f"[{option.flag}]" if option.default == "False" else f"{option.flag} {option.default}" for option in options_of(cls)
+    )
 
 
 def _flag(name: str) -> str:

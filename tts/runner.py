@@ -48,6 +48,7 @@ class Settings:
     alpha: float = 1.0
     aggregate: Aggregate = "mean"
     budget: int | None = None
+    run_budget: int | None = None
     seconds: float | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Settings:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("budget", self.budget is None or self.budget >= 1, "at least 1"),
+            ("run_budget", self.run_budget is None or self.run_budget >= 1, "at least 1"),
             ("seconds", self.seconds is None or 0 < self.seconds < float("inf"), "above 0"),
             ("alpha", abs(self.alpha) < float("inf"), "a finite number"),
         ):
@@ -218,12 +220,16 @@ class _Run:
     store: RunStore
     concurrency: int
     progress: Progress
+    run_budget: Budget = field(init=False)
 
     async def solve(self) -> Summary:
         records = {record.id: record for record in self.store.recover()}
         earlier = self.store.timing_rows()
         before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
         cached: dict[str, int] = {row["id"]: row["cached"] for row in earlier}
+        spent = sum(record.usage.generated for record in records.values())
+        limit = self.settings.run_budget
+        self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress, start = self.progress, time.perf_counter()
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
         for record in records.values():
@@ -282,7 +288,8 @@ class _Run:
         try:
             generator = Generator(
                 self.engine, problem, self.settings.sampling,
-                seed=self.settings.seed, usage=usage, clock=clock, grader=grader, budget=Budget(self.settings.budget),
+                seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
+                budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,
             )  # fmt: skip
             scorer = MeteredScorer(

@@ -168,13 +168,13 @@ class StepSearch(Strategy):
     search_over: Part = "all"
     """The part searched step by step: think, response or all; the rest is drawn in one go."""
     think_delimiter: str = BOUNDARY
-    """What ends a step of the thinking."""
+    """What ends a step of the thinking; \\n is a line end."""
     response_delimiter: str = BOUNDARY
     """What ends a step of the response."""
 
     def search(self, problem: Problem, generator: Generator, scorer: Scorer, *, resample: bool = False) -> Search:
         """A new tree under these options."""
-        delimiters = (self.think_delimiter, self.response_delimiter)
+        delimiters = (self.think_delimiter.replace("\\n", "\n"), self.response_delimiter.replace("\\n", "\n"))
         return Search(problem, generator, scorer, over=self.search_over, delimiters=delimiters, resample=resample)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from types import TracebackType
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -17,7 +19,9 @@ from rich.text import Text
 
 from tts.engines import Backend
 from tts.evals.summary import Estimate, Summary
+from tts.options import describe, options_of, paper
 from tts.runner import Progress
+from tts.types import Strategy
 
 BAR = 28
 """Width of the curve's longest bar, in characters."""
@@ -70,6 +74,33 @@ def show(summary: Summary) -> RenderableType:
     if len(summary.curve) > 1:
         parts += [_curve(summary), Text()]
     return Group(*parts, _bill(summary))
+
+
+def show_strategies(known: Mapping[str, type[Strategy]]) -> RenderableType:
+    """A block for each strategy: its line, its options, its paper."""
+    blocks: list[RenderableType] = []
+    for name, cls in known.items():
+        blocks.append(Text.assemble((name, "bold"), "  ", first_line(cls)))
+        details = [Text(describe(cls), "cyan"), Text(paper(cls), "dim")]
+        blocks += [Padding(detail, (0, 0, 0, 4)) for detail in details if detail]
+    blocks.append(Text("\nThe options' meaning: tts strategies show NAME. Your own: tts run --strategy file.py:Class", "dim"))
+    return Group(*blocks)
+
+
+def show_strategy(name: str, cls: type[Strategy]) -> RenderableType:
+    """What a strategy does, where it comes from, and every option with type, default and help."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("option", "takes", "default", ""):
+        table.add_column(heading, overflow="fold")
+    for option in options_of(cls):
+        table.add_row(Text(option.flag, "cyan"), Text(option.type), Text(option.default), Text(option.help, "dim"))
+    about = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
+    return Group(Text.assemble((name, "bold"), "  ", about), Text(paper(cls), "dim"), Text(), table)
+
+
+def first_line(cls: type[Strategy]) -> str:
+    """What a strategy's docstring says first."""
+    return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
 def show_engines(backends: Mapping[str, Backend]) -> RenderableType:

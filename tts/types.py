@@ -75,6 +75,12 @@ class Candidate:
     def done(self) -> bool:
         return self.finish != "step"
 
+    def cut_off(self) -> Candidate:
+        """The same, ended as `length`."""
+        if not self.steps:
+            return self + Step("", (), "length")
+        return replace(self, steps=(*self.steps[:-1], replace(self.steps[-1], finish="length")))
+
     @property
     def trajectory(self) -> Trajectory:
         """The same text as thinking steps and response steps, which is what a reward model rates."""

@@ -1,5 +1,35 @@
 """Strategies: one a file."""
 
-from tts.strategies import beam, bon, dvts, lookahead, majority, mcts, particle, single, weighted
+from tts.strategies import (
+    adaptive,
+    beam,
+    bon,
+    budget_forcing,
+    compute_optimal,
+    deepconf,
+    dvts,
+    lookahead,
+    majority,
+    mcts,
+    particle,
+    revise,
+    single,
+    weighted,
+)
 
-__all__ = ["beam", "bon", "dvts", "lookahead", "majority", "mcts", "particle", "single", "weighted"]
+__all__ = [
+    "adaptive",
+    "beam",
+    "bon",
+    "budget_forcing",
+    "compute_optimal",
+    "deepconf",
+    "dvts",
+    "lookahead",
+    "majority",
+    "mcts",
+    "particle",
+    "revise",
+    "single",
+    "weighted",
+]

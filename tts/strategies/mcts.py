@@ -48,7 +48,7 @@ class MCTS(BranchingSearch):
             while node in children:
                 node = max(children[node], key=lambda child: puct(child, way[-1]))
                 way.append(node)
-            if not node.done and not generator.out_of_time:
+            if not node.done and not generator.spent:
                 children[node] = await search.grow([node], [self.width])
                 await search.score(children[node])
                 for child in children[node]:

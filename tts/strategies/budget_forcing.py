@@ -1,0 +1,82 @@
+"""Budget forcing (s1, Muennighoff et al. 2025, https://arxiv.org/abs/2501.19393)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from tts.generator import Generator
+from tts.registry import strategy
+from tts.strategies.majority import Majority
+from tts.trajectory import CLOSE, OPEN
+from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy
+
+
+@strategy("budget-forcing")
+@dataclass(frozen=True)
+class BudgetForcing(Strategy):
+    """Hold the end of thinking back with "Wait" until a budget is used; close thinking that goes past a maximum.
+
+    A solution that does not think is left alone.
+    """
+
+    n: Count = 1
+    """Solutions; above 1 the most frequent answer is chosen."""
+    min_thinking: Annotated[int, Ge(0)] = 256
+    """Tokens of thinking before it may end."""
+    max_thinking: Count = 1024
+    """Tokens of thinking after which it is closed."""
+    waits: Annotated[int, Ge(0)] = 4
+    """Times that its end is held back, at most."""
+    word: str = "Wait"
+    """What is written in place of the end."""
+
+    uses_scorer: ClassVar[bool] = False
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        starts = await generator.step(Candidate(problem), self.n)
+        candidates = await asyncio.gather(*(self._solve_one(generator, start) for start in starts))
+        votes = Majority(n=self.n).rank([], await generator.groups(candidates)) if self.n > 1 else ()
+        return Result(candidates, scores=votes)
+
+    async def _solve_one(self, generator: Generator, candidate: Candidate) -> Candidate:
+        if OPEN in candidate.text:
+            candidate = await self._think(generator, candidate)
+        [candidate] = await generator.finish(candidate)
+        return candidate
+
+    async def _think(self, generator: Generator, candidate: Candidate) -> Candidate:
+        """The candidate with its thinking closed, unless it ended meanwhile."""
+        waits = self.waits
+        while not candidate.done:
+            used = len(candidate.token_ids)
+            if CLOSE in candidate.text:
+                if used >= self.min_thinking or not waits:
+                    break
+                waits -= 1
+                candidate = _hold_back(generator, candidate, self.word)
+            elif used >= self.max_thinking:
+                return generator.append(candidate, f"\n\n{CLOSE}\n\n")
+            else:
+                [candidate] = await generator.step(candidate, stop=CLOSE, max_tokens=self.max_thinking - used)
+                if candidate.finish == "length" and used < len(candidate.token_ids) >= self.max_thinking:
+                    # its thinking is too long, not its solution
+                    candidate = replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="step")))
+        return candidate
+
+
+def _hold_back(generator: Generator, candidate: Candidate, word: str) -> Candidate:
+    """The candidate without `</think>`, and `word` in its place. Tokens before it stay as they were drawn."""
+    *steps, last = candidate.steps
+    wanted = last.text.partition(CLOSE)[0]
+    kept, text = next(
+        (last.token_ids[:k], text)
+        for k in range(len(last.token_ids), -1, -1)
+        if wanted.startswith(text := generator.engine.decode(last.token_ids[:k]))
+    )
+    logprobs = last.logprobs[: len(kept)] if last.logprobs is not None else None
+    shortened = replace(candidate, steps=(*steps, Step(text, kept, "step", logprobs)))
+    return generator.append(shortened, wanted[len(text) :] + word)

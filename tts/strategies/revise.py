@@ -1,0 +1,52 @@
+"""Sequential self-revision, alone or beside parallel samples (Snell et al. 2024, https://arxiv.org/abs/2408.03314, section 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tts.errors import InputError
+from tts.generator import Generator
+from tts.registry import strategy
+from tts.trajectory import BOUNDARY
+from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
+
+REQUEST = """{problem}
+
+Here is an earlier attempt at this problem:
+
+{attempt}
+
+Check it step by step. If it is wrong, say where; then give a complete solution of your own, ending with the final answer."""
+
+
+@strategy("revise")
+@dataclass(frozen=True)
+class Revise(Strategy):
+    """Solve, then solve again with the last attempt in view; the reward model chooses among all attempts."""
+
+    n: Count = 8
+    """Attempts in all."""
+    chains: Count = 1
+    """Chains of revisions beside each other; their first attempts are plain samples."""
+
+    def __post_init__(self) -> None:
+        if self.chains > self.n:
+            raise InputError(f"--chains is {self.chains}, more than --n {self.n}")
+
+    async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
+        firsts = await generator.finish(Candidate(problem), self.chains)
+        lengths = [self.n // self.chains + (i < self.n % self.chains) for i in range(self.chains)]
+        chains = await asyncio.gather(
+            *(self._revise(generator, first, length) for first, length in zip(firsts, lengths, strict=True))
+        )
+        attempts = [attempt for chain in chains for attempt in chain]
+        return Result(attempts, await scorer.score(attempts))
+
+    async def _revise(self, generator: Generator, first: Candidate, length: int) -> list[Candidate]:
+        chain = [first]
+        while len(chain) < length and not generator.spent:
+            response = BOUNDARY.join(chain[-1].trajectory.response) or "(it was not finished)"
+            request = REQUEST.format(problem=first.problem.prompt, attempt=response)
+            chain += await generator.about(request).finish(Candidate(first.problem))
+        return chain
