@@ -1,15 +1,30 @@
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pytest
 
+import tts.strategies
 from tests.scripted import ScriptedEngine, ScriptedScorer
+from tts import registry
+from tts.cli import app
 from tts.clock import Clock
+from tts.errors import InputError
 from tts.generator import Generator, MeteredScorer
+from tts.options import build, options_of, paper
+from tts.registry import get_strategy, known_strategies
 from tts.strategies.bon import BestOfN
+from tts.strategies.budget_forcing import BudgetForcing
+from tts.strategies.compute_optimal import ComputeOptimal
+from tts.strategies.deepconf import DeepConf
 from tts.strategies.majority import Majority
+from tts.strategies.revise import Revise
 from tts.strategies.single import Single
 from tts.strategies.weighted import Weighted
-from tts.types import Problem, Sampling, Usage
+from tts.types import Candidate, Problem, Result, Sampling, Strategy, Usage
 
 PROBLEM = Problem("p", "?", "1")
 
@@ -61,3 +76,195 @@ async def test_weighted_follows_the_reward_where_votes_are_equal():
 
 async def test_single_draws_one_sample():
     assert len((await solve(Single(), ["\\boxed{1}"])).candidates) == 1
+
+
+def boxed(number):
+    return f"\\boxed{{{number}}}"
+
+
+class Thinking(ScriptedEngine):
+    """Thinks in words of ten characters until it has seen `enough` of them, then closes its thinking and answers."""
+
+    def __init__(self, enough):
+        super().__init__(lambda prompt, seed: "")
+        self.enough = enough
+
+    def _one(self, prompt, written, sampling, i):
+        thinking, closed, _ = written.partition("</think>")
+        if not closed:
+            lacking = max(1, self.enough - thinking.count("hmm"))
+            opened = "" if "<think>" in written else "<think>\n"
+            rest = opened + "hmm hmm, \n\n" * lacking + "</think>\n\n" + boxed(thinking.count("Wait"))
+        else:
+            rest = "\n\n" + boxed(thinking.count("Wait"))
+        self.write = lambda *_: written + rest
+        return super()._one(prompt, written, sampling, i)
+
+
+async def force(engine, sampling=None, **options):
+    generator = Generator(engine, PROBLEM, sampling or Sampling())
+    result = await BudgetForcing(**options).solve(PROBLEM, generator, ScriptedScorer(lambda _: 0.0))
+    await generator.grader.close()
+    return result.best, generator
+
+
+async def test_budget_forcing_holds_the_end_of_thinking_back():
+    best, _ = await force(Thinking(2), min_thinking=120, max_thinking=1000, waits=9)
+    thinking = best.text.partition("</think>")[0]
+    assert best.text.count("</think>") == 1
+    assert len(thinking) >= 120
+    assert thinking.count("Wait") == int(best.text[-2])  # it answers with how often it was made to wait
+    assert thinking.count("Wait") >= 2
+    assert best.finish == "stop"
+    once, _ = await force(Thinking(2), min_thinking=120, max_thinking=1000, waits=1)
+    assert once.text.count("Wait") == 1
+    never, _ = await force(Thinking(2), min_thinking=0)
+    assert "Wait" not in never.text
+
+
+async def test_budget_forcing_closes_thinking_that_is_too_long():
+    best, generator = await force(Thinking(500), min_thinking=0, max_thinking=100)
+    thinking, closed, response = best.text.partition("</think>")
+    assert closed
+    assert len(thinking) <= 102  # with the blank line before the tag
+    assert best.finish == "stop"
+    assert "\\boxed" in response
+    forced = sum(len(step.token_ids) for step in best.steps if step.text == "\n\n</think>\n\n")
+    assert generator.usage.generated == len(best.token_ids) - forced
+
+
+async def test_budget_forcing_ends_where_tokens_do():
+    best, _ = await force(Thinking(500), Sampling(max_tokens=60), max_thinking=100)
+    assert best.finish == "length"
+    assert len(best.token_ids) <= 60
+
+
+async def test_budget_forcing_leaves_a_solution_that_does_not_think_alone():
+    best, _ = await force(ScriptedEngine(lambda prompt, seed: "step one\n\n\\boxed{5}"), min_thinking=500)
+    assert best.text == "step one\n\n\\boxed{5}"
+
+
+class Sure(ScriptedEngine):
+    """Seeds that divide by three are unsure in the middle of what they write, and wrong."""
+
+    async def generate(self, prefix, n, sampling):
+        generation = await super().generate(prefix, n, sampling)
+        assert sampling.logprobs
+        steps = [replace(s, logprobs=tuple(-3.0 if chr(t) == "?" else -0.1 for t in s.token_ids)) for s in generation.steps]
+        return replace(generation, steps=tuple(steps))
+
+
+def unsure(prompt, seed):
+    if seed % 3 == 0:
+        return "first\n\n" + "?" * 20 + "\n\n" + "more\n\n" * 10 + boxed(9)
+    return "first\n\nsecond\n\n" + boxed(4)
+
+
+async def conf(**options):
+    generator = Generator(Sure(unsure), PROBLEM, Sampling())
+    result = await DeepConf(window=8, **options).solve(PROBLEM, generator, ScriptedScorer(lambda _: 0.0))
+    await generator.grader.close()
+    return result, generator
+
+
+async def test_deepconf_lets_the_sure_vote():
+    result, _ = await conf(n=9, keep=0.34)
+    assert result.best.text.endswith("{4}")
+    wrong = [score for candidate, score in zip(result.candidates, result.scores, strict=True) if "{9}" in candidate.text]
+    assert wrong
+    assert set(wrong) == {0.0}
+    assert max(result.scores) == pytest.approx(6 * math.exp(-0.1))  # six are equally sure, and so all vote
+
+
+async def test_deepconf_gives_weak_solutions_up_early():
+    result, generator = await conf(n=24, keep=0.5, warmup=6)
+    given_up = [candidate for candidate in result.candidates if candidate.finish == "length"]
+    assert given_up
+    assert all("more" not in candidate.text for candidate in given_up)
+    _, whole = await conf(n=24, keep=0.5)
+    assert generator.usage.generated < whole.usage.generated
+
+
+async def test_revise_shows_the_last_attempt():
+    asked = []
+
+    def write(prompt, seed):
+        asked.append(prompt)
+        return f"\\boxed{{{len(asked)}}}"
+
+    result = await solve_with(Revise(n=5, chains=2), ScriptedEngine(write), lambda text: 0.9 if "4" in text else 0.1)
+    assert len(result.candidates) == 5
+    assert [prompt.count("earlier attempt") for prompt in asked] == [0, 0, 1, 1, 1]
+    assert "\\boxed{1}" in asked[2]
+    assert result.best.text == "\\boxed{4}"
+    assert {candidate.problem for candidate in result.candidates} == {PROBLEM}
+
+
+async def solve_with(strategy, engine, rate):
+    generator = Generator(engine, PROBLEM, Sampling())
+    scorer = MeteredScorer(ScriptedScorer(rate), usage=Usage(), clock=generator.clock)
+    try:
+        return await strategy.solve(PROBLEM, generator, scorer)
+    finally:
+        await generator.grader.close()
+
+
+@pytest.mark.parametrize(("reward", "kind", "candidates"), [(0.95, "weighted", 4), (0.6, "beam", 6), (0.1, "bon", 8)])
+async def test_compute_optimal_spends_by_difficulty(reward, kind, candidates):
+    strategy = ComputeOptimal(n=8, pilot=4, easy="weighted", medium="beam", hard="bon")
+    result = await solve_with(strategy, ScriptedEngine(lambda _, seed: f"{seed}\n\n\\boxed{{1}}"), lambda _: reward)
+    assert len(result.candidates) == candidates
+    assert bool(result.tree) == (kind == "beam")
+
+
+def test_compute_optimal_knows_its_strategies():
+    for options, message in (
+        ({"medium": "baem"}, "no strategy named 'baem'. Did you mean 'beam'"),
+        ({"easy": "compute-optimal"}, "cannot choose itself"),
+        ({"hard_below": 0.9}, "--hard-below is 0.9, above --easy-above 0.8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(ComputeOptimal, options)
+
+
+def test_every_strategy_is_a_short_file_that_knows_no_engine():
+    files = [file for file in Path(tts.strategies.__file__).parent.glob("*.py") if file.name != "__init__.py"]
+    assert len(files) >= 14
+    for file in files:
+        text = file.read_text()
+        assert len(text.splitlines()) <= 105, file
+        assert not re.search(r"vllm|sglang|transformers|openai", text, re.IGNORECASE), file
+
+
+def test_strategies_are_listed_and_explained(capsys):
+    app(["strategies"], standalone_mode=False)
+    listed = capsys.readouterr().out
+    for name, cls in known_strategies().items():
+        assert re.search(rf"^{name} ", listed, re.MULTILINE)
+        assert all(option.help and option.type for option in options_of(cls)), name
+        assert name == "single" or paper(cls).startswith("https://")
+    app(["strategies", "show", "lookahead"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    for word in ("--k", "whole number ≥ 0", "Steps of the roll-out.", "--search-over", "all | think | response"):
+        assert word in " ".join(shown.split())
+
+
+def test_an_installed_packages_strategy_is_found(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    entry = EntryPoint("borrowed", "tests.test_strategies:Borrowed", "tts.strategies")
+    monkeypatch.setattr("tts.registry.entry_points", lambda group: [entry] if group == "tts.strategies" else [])
+    try:
+        assert build(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
+    finally:
+        registry._strategies.pop("borrowed")
+
+
+@dataclass(frozen=True)
+class Borrowed(Strategy):
+    """From elsewhere."""
+
+    bar: float = 0.5
+
+    async def solve(self, problem, generator, scorer):
+        return Result(await generator.finish(Candidate(problem)))

@@ -36,22 +36,25 @@ class Budget:
     def spent(self) -> bool:
         return self.left == 0 or (self.within is not None and self.within.spent)
 
-    async def reserve(self, n: int, each: int) -> int:
-        """Tokens that each of n samples may have: `each`, or less once nothing else is under way that may give some back."""
+    async def reserve(self, n: int, each: int) -> tuple[int, int]:
+        """How many of n samples may be drawn now, and the tokens of each: `each`, or what is left for a last one.
+
+        Waits while what others have reserved may still come back. (0, 0) when nothing is left.
+        """
         if self.left is not None:
             async with self._turn:  # in order of arrival, so that who gets how much does not depend on timing
                 while n * each > self.left and self._out:
                     self._settled.clear()
                     await self._settled.wait()
-                each = min(each, self.left // n)
+                n, each = min(n, max(1, self.left // max(1, each))), min(each, self.left)
                 self.left -= n * each
                 self._out += 1
         if self.within is not None:
-            inner = await self.within.reserve(n, each)
+            fits, inner = await self.within.reserve(n, each)
             if self.left is not None:
-                self.left += n * (each - inner)
-            return inner
-        return each
+                self.left += n * each - fits * inner
+            n, each = fits, inner
+        return (n, each) if each else (0, 0)
 
     def settle(self, reserved: int, used: int) -> None:
         """Give back what was reserved and not used."""
@@ -105,7 +108,8 @@ class Generator:
         max_tokens: int | None = None,
         logprobs: bool = False,
     ) -> list[Candidate]:
-        """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is."""
+        """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is,
+        and so does, cut off, one for which nothing is left."""
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
         return await self._extend(candidate, n, self._sampling(temperature, stop, max_tokens, logprobs))
 
@@ -118,11 +122,19 @@ class Generator:
         max_tokens: int | None = None,
         logprobs: bool = False,
     ) -> list[Candidate]:
-        """Extend a candidate to its end, n ways, cut into steps. One that is done comes back as it is."""
+        """Extend a candidate to its end, n ways, cut into steps. One that is done comes back as it is.
+
+        Fewer come back where the budget ends before the last of them has begun, but at least one.
+        """
         if self.deadline is None:
-            return await self._extend(candidate, n, self._sampling(temperature, (), max_tokens, logprobs))
-        sampling = self._sampling(temperature, (self._boundary,), max_tokens, logprobs)  # so that there is something to return
-        return list(await asyncio.gather(*(self._by_steps(candidate, sampling) for _ in range(n))))
+            ends = await self._extend(candidate, n, self._sampling(temperature, (), max_tokens, logprobs))
+        else:
+            sampling = self._sampling(
+                temperature, (self._boundary,), max_tokens, logprobs
+            )  # so that there is something to return
+            ends = list(await asyncio.gather(*(self._by_steps(candidate, sampling) for _ in range(n))))
+        unchanged = candidate.cut_off()
+        return [end for end in ends if end != unchanged] or ends[:1]
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that nobody drew, such as the "Wait" of budget forcing."""
@@ -172,18 +184,23 @@ class Generator:
         first = self._drawn[prefix]
         self._drawn[prefix] += n
         written = len(candidate.token_ids) - (len(self._opener.token_ids) if self._opener is not None else 0)
-        each = await self.budget.reserve(n, max(0, min(sampling.max_tokens, self.sampling.max_tokens - written)))
-        sampling = replace(sampling, max_tokens=each, seed=derive_seed(self.seed, candidate.problem.id, *prefix) + first)
-        used = n * each  # what is lost halfway counts as spent
-        try:
-            generation = await self._ask(prefix, n, sampling) if each else None
-            if generation is not None:
-                used = _generated(generation)
-        finally:
-            self.budget.settle(n * each, used)
-        if generation is None:
-            return [candidate.cut_off()] * n
-        return [replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))) for step in generation.steps]
+        most = max(0, min(sampling.max_tokens, self.sampling.max_tokens - written))
+        drawn: list[Candidate] = []
+        while len(drawn) < n:
+            sampling = replace(sampling, seed=derive_seed(self.seed, candidate.problem.id, *prefix) + first + len(drawn))
+            count, each = await self.budget.reserve(n - len(drawn), most)
+            used = count * each  # what is lost halfway counts as spent
+            try:
+                generation = await self._ask(prefix, count, replace(sampling, max_tokens=each)) if count else None
+                if generation is not None:
+                    used = _generated(generation)
+            finally:
+                self.budget.settle(count * each, used)
+            if generation is None:
+                break
+            for step in generation.steps:
+                drawn.append(replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))))
+        return drawn + [candidate.cut_off()] * (n - len(drawn))
 
     async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation | None:
         """The engine's answer, billed; None where time is up first."""

@@ -78,6 +78,7 @@ class Search:
         for node, candidates in zip(nodes, drawn, strict=True):
             known = {candidate: self.add(candidate, node) for candidate in dict.fromkeys(candidates)}
             families.append([known[candidate] for candidate in candidates])
+            families[-1] += families[-1][-1:] * (counts[len(families) - 1] - len(candidates))  # where the budget ended first
         return families
 
     async def finish(self, nodes: Sequence[Node]) -> list[Node]:

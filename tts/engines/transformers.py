@@ -41,20 +41,19 @@ class TransformersEngine(Prompter):
         cache_gib: float = 1.0,
     ) -> None:
         config = models.load_policy_config(model)
-        context = models.context_length(config)
-        if context is None or not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
-            raise InputError(
-                f"{model!r} ({config.get('model_type')}) is not a plain attention model, which is all that the transformers"
-                " engine decodes; use --engine vllm or sglang"
-            )
         super().__init__(model, system)
+        if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
+            raise InputError(_unfit(model, config))
         # eager: its sums do not depend on the batch size or the padding; those of sdpa's CPU kernel do
         self.model: Any = models.load_weights(
             AutoModelForCausalLM, model, device=device, dtype=dtype, attn_implementation="eager"
         )
         if adapter is not None:
             self.model = models.merge_adapter(self.model, adapter)
-        self.context: int = context
+        context = models.context_length(self.model.config.to_dict())
+        if context is None:
+            raise InputError(_unfit(model, config))
+        self.context = context
         ends = self.model.generation_config.eos_token_id
         stops: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))
@@ -75,3 +74,10 @@ class TransformersEngine(Prompter):
 
     def _step(self, row: Row) -> Step:
         return Step(self.decode(row.tokens), tuple(row.tokens), row.finish, tuple(row.logprobs) or None)
+
+
+def _unfit(model: str, config: dict[str, Any]) -> str:
+    return (
+        f"{model!r} ({config.get('model_type')}) is not a plain attention model, which is all that the transformers engine"
+        " decodes; use --engine vllm or sglang"
+    )

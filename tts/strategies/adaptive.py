@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from annotated_types import Ge, Lt
 
 from tts.generator import Generator, derive_seed
@@ -38,7 +38,7 @@ class Adaptive(Strategy):
     """Of the posterior; its probability is off by 0.3 points of a hundred at 95 %."""
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
-        dice = np.random.default_rng(derive_seed(generator.seed, problem.id, "adaptive"))
+        dice = random.Random(derive_seed(generator.seed, problem.id, "adaptive"))
         candidates: list[Candidate] = []
         rewards: list[Reward] = []
         while True:
@@ -59,6 +59,7 @@ class Adaptive(Strategy):
                 weights[group] += max(0.0, rewards[i].aggregate(rewards[i].how)) if rewards else 1.0
         return [weights[group] if group is not None else 0.0 for group in groups], list(weights.values())
 
-    def _settled(self, weights: Sequence[float], dice: np.random.Generator) -> bool:
+    def _settled(self, weights: Sequence[float], dice: random.Random) -> bool:
         first, second = sorted([*weights, 0.0, 0.0], reverse=True)[:2]
-        return bool((dice.beta(first + 1, second + 1, self.DRAWS) > 0.5).mean() >= self.confidence)
+        leads = sum(dice.betavariate(first + 1, second + 1) > 0.5 for _ in range(self.DRAWS))
+        return leads >= self.confidence * self.DRAWS

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Gt, Le
-from numpy.typing import NDArray
 
 from tts.generator import Generator, derive_seed
 from tts.registry import strategy
@@ -35,7 +35,7 @@ class Particle(StepSearch):
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer)
-        dice = np.random.default_rng(derive_seed(generator.seed, problem.id, "particle"))
+        dice = random.Random(derive_seed(generator.seed, problem.id, "particle"))
         reference: list[Node] = []
         particles: list[Node] = []
         for _ in range(self.iterations):
@@ -49,8 +49,8 @@ class Particle(StepSearch):
                 moved += [node if node.done else pools[node].pop() for node in particles[len(moved) :]]
                 await search.score(list(dict.fromkeys(moved)))
                 weights = self._weights(moved)
-                if 1 / (weights**2).sum() <= self.ess * self.n and not all(node.done for node in moved):
-                    chosen = dice.choice(self.n, self.n, p=weights)
+                if 1 / sum(weight**2 for weight in weights) <= self.ess * self.n + 1e-9 and not all(node.done for node in moved):
+                    chosen = dice.choices(range(self.n), weights, k=self.n)
                     if reference:
                         chosen[0] = 0  # the reference always survives
                     for i, node in enumerate(moved):
@@ -58,13 +58,14 @@ class Particle(StepSearch):
                     moved = [moved[i] for i in chosen]
                 particles, depth = moved, depth + 1
             if self.iterations > 1:
-                reference = _way(particles[int(dice.choice(self.n, p=self._weights(particles)))])
+                [end] = dice.choices(particles, self._weights(particles))
+                reference = _way(end)
         return search.result(list(dict.fromkeys(particles)))
 
-    def _weights(self, nodes: Sequence[Node]) -> NDArray[np.float64]:
-        values = np.array([node.value for node in nodes]) / self.softmax_temperature
-        weights = np.exp(values - values.max())
-        return np.asarray(weights / weights.sum())
+    def _weights(self, nodes: Sequence[Node]) -> list[float]:
+        top = max(node.value for node in nodes)
+        weights = [math.exp((node.value - top) / self.softmax_temperature) for node in nodes]
+        return [weight / sum(weights) for weight in weights]
 
 
 def _way(node: Node | None) -> list[Node]:

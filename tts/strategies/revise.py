@@ -38,7 +38,7 @@ class Revise(Strategy):
         firsts = await generator.finish(Candidate(problem), self.chains)
         lengths = [self.n // self.chains + (i < self.n % self.chains) for i in range(self.chains)]
         chains = await asyncio.gather(
-            *(self._revise(generator, first, length) for first, length in zip(firsts, lengths, strict=True))
+            *(self._revise(generator, first, length) for first, length in zip(firsts, lengths, strict=False))
         )
         attempts = [attempt for chain in chains for attempt in chain]
         return Result(attempts, await scorer.score(attempts))

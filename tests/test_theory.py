@@ -1,0 +1,151 @@
+"""Success rates of strategies against what theory says, where the chance of a right step is known and the scorer sees it."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from tests.scripted import ScriptedEngine
+from tts.generator import Generator, MeteredScorer, derive_seed
+from tts.options import build
+from tts.registry import get_strategy
+from tts.types import Problem, Reward, Sampling, Usage
+
+TRIALS = 400
+P = 0.4
+
+
+class Coin(ScriptedEngine):
+    """Writes `steps` numbers below a million, each drawn by the seed; one below P million is right. Greedy steps are right."""
+
+    def __init__(self, steps):
+        super().__init__(lambda prompt, seed: "")
+        self.steps = steps
+
+    def _one(self, prompt, written, sampling, i):
+        done = written.count("\n\n")
+        numbers = [derive_seed(sampling.seed + i, j) % 10**6 if sampling.temperature else 0 for j in range(done, self.steps)]
+        self.write = lambda *_: written + "".join(f"{number}\n\n" for number in numbers) + "end"
+        return super()._one(prompt, written, sampling, i)
+
+
+def right(text):
+    return [int(number) < P * 10**6 for number in re.findall(r"(\d+)\n\n", text)]
+
+
+class Oracle:
+    async def score(self, candidates):
+        return [Reward(tuple(map(float, right(candidate.text))), tokens=1) for candidate in candidates]
+
+
+async def success(name, steps, **options):
+    """The share of problems that the strategy solves, each with numbers of its own."""
+    solver, solved = build(get_strategy(name), options), 0
+    for trial in range(TRIALS):
+        problem = Problem(str(trial), "?")
+        generator = Generator(Coin(steps), problem, Sampling())
+        scorer = MeteredScorer(Oracle(), usage=Usage(), clock=generator.clock, aggregate="min")
+        result = await solver.solve(problem, generator, scorer)
+        solved += all(right(result.best.text)) and len(right(result.best.text)) == steps
+    return solved / TRIALS
+
+
+def any_of(q, n):
+    return 1 - (1 - q) ** n
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "expected"),
+    [
+        ("single", 3, {}, P**3),
+        ("bon", 3, {"n": 8}, any_of(P**3, 8)),
+        ("beam", 3, {"n": 4, "width": 4}, any_of(P, 4) ** 3),
+        ("lookahead", 3, {"n": 4, "width": 4, "k": 1}, any_of(P, 4) ** 3),  # its greedy roll-outs are right
+        ("dvts", 3, {"n": 6, "width": 3}, any_of(any_of(P, 3) ** 3, 2)),
+        ("particle", 3, {"n": 4, "softmax_temperature": 0.001}, any_of(P, 4) ** 3),
+        # with enough simulations, whether there is a right way through the whole tree
+        ("mcts", 3, {"n": 3, "width": 3, "simulations": 40}, any_of(P * any_of(P * any_of(P, 3), 3), 3)),
+    ],
+)
+async def test_success_is_what_theory_says(name, steps, options, expected):
+    measured = await success(name, steps, **options)
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / TRIALS))
+
+
+def simulated_beam(steps, n, width, trials=20_000):
+    """Only the number of right beams matters to an oracle; counted without any of the project's code."""
+    dice = np.random.default_rng(0)
+    beams = np.minimum(dice.binomial(n, P, trials), n // width)
+    for _ in range(steps - 1):
+        beams = np.minimum(dice.binomial(beams * width, P), n // width)
+    return (beams > 0).mean()
+
+
+@pytest.mark.parametrize(("n", "width"), [(8, 2), (8, 4), (9, 3)])
+async def test_beam_search_succeeds_as_often_as_a_simulation_of_it(n, width):
+    expected = simulated_beam(4, n, width)
+    measured = await success("beam", 4, n=n, width=width)
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / TRIALS))
+
+
+class Answers(ScriptedEngine):
+    """The right answer with chance P, else one of five wrong ones."""
+
+    def __init__(self):
+        super().__init__(lambda prompt, seed: f"\\boxed{{{draw_answer(derive_seed(seed, 0) % 10**6 / 10**6)}}}")
+
+
+def draw_answer(u):
+    return 0 if u < P else 1 + int((u - P) / (1 - P) * 5)
+
+
+async def votes(name, trials, **options):
+    solver, solved, samples = build(get_strategy(name), options), 0, 0
+    generator = None
+    for trial in range(trials):
+        problem = Problem(str(trial), "?")
+        generator = Generator(Answers(), problem, Sampling(), grader=generator.grader if generator else None)
+        scorer = MeteredScorer(Oracle(), usage=Usage(), clock=generator.clock)
+        result = await solver.solve(problem, generator, scorer)
+        solved += result.best.text == "\\boxed{0}"
+        samples += len(result.candidates)
+    await generator.grader.close()
+    return solved / trials, samples / trials
+
+
+def simulated_votes(n, settled, batch, trials=4000):
+    """Majority among up to n samples in batches, until `settled(first, second)`."""
+    dice, solved, samples = np.random.default_rng(1), 0, 0
+    for _ in range(trials):
+        drawn = []
+        while True:
+            drawn += [draw_answer(u) for u in dice.random(batch)]
+            counts = {answer: drawn.count(answer) for answer in drawn}
+            first, second = sorted([*counts.values(), 0], reverse=True)[:2]
+            if len(drawn) >= n or settled(first, second):
+                break
+        leader = max(counts, key=lambda answer: (counts[answer], -drawn.index(answer)))
+        solved, samples = solved + (leader == 0), samples + len(drawn)
+    return solved / trials, samples / trials
+
+
+def beta_above_half(a, b):
+    """P(X > 1/2) for X ~ Beta(a, b) with whole a and b: a binomial tail."""
+    return sum(math.comb(a + b - 1, j) for j in range(a)) / 2 ** (a + b - 1)
+
+
+async def test_majority_succeeds_as_often_as_a_simulation_of_it():
+    expected, _ = simulated_votes(9, lambda *_: False, 9)
+    measured, _ = await votes("majority", 250, n=9)
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 250))
+
+
+async def test_adaptive_sampling_stops_and_succeeds_as_its_posterior_says():
+    expected, samples = simulated_votes(24, lambda a, b: beta_above_half(a + 1, b + 1) >= 0.9, 4)
+    measured, spent = await votes("adaptive", 250, n=24, batch=4, confidence=0.9, by="votes")
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 250))
+    assert spent == pytest.approx(samples, rel=0.15)
+    assert spent < 20
