@@ -75,6 +75,17 @@ def refused(monkeypatch, capsys):
         ("--concurrency 0", "--concurrency is 0; it should be at least 1"),
         ("--limit 0", "--limit is 0; it should be at least 1"),
         ("--limit ten", "Invalid value for '--limit'"),
+        ("--budget 0", "--budget is 0; it should be at least 1"),
+        ("--run-budget 0", "--run-budget is 0; it should be at least 1"),
+        ("--seconds 0", "--seconds is 0.0; it should be above 0"),
+        ("--max-tokens 0", "--max-tokens is 0; it should be at least 1"),
+        ("--strategy beam --n 4 --width 8", "--width is 8, more than --n 4; a round would not fit into its budget"),
+        ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be 'all', 'think' or 'response'"),
+        ("--strategy lookahead --k -1", "--k is '-1'; it should be greater than or equal to 0"),
+        ("--adapter nowhere", "no adapter at 'nowhere': expected a folder that peft's save_pretrained wrote, or a hub id"),
+        ("--engine-arg device=toaster", "device is 'toaster'; expected auto or one that is here"),
+        ("--engine-arg dtype=int8", "dtype is 'int8'; expected one of auto, float32, bfloat16, float16"),
+        ("--engine server --url http://127.0.0.1:9 --adapter x", "--adapter is for engines in this process"),
         ("--strategy gone.py:Mine", "no file gone.py to load the strategy Mine from"),
         ("--strategy mine.py:Other", "mine.py has no strategy class 'Other'; it has: Mine"),
         ("--strategy broken.py:Mine", "broken.py does not load: SyntaxError"),
@@ -211,6 +222,24 @@ def test_the_readmes_custom_strategy_runs_as_printed():
     assert summary["strategy"] == "mine.py:RejectAndRetry"
     assert 1 <= summary["n"] <= 8
     assert summary["failed"] == 0
+
+
+def test_the_docs_custom_strategy_runs_as_printed():
+    code = re.search(r"```python\n(# sprint\.py\n.*?)```", (ROOT / "docs" / "strategies.md").read_text(), re.S)[1]
+    assert len(code.splitlines()) <= 25
+    Path("sprint.py").write_text(code)
+    shown = tts("strategies", "show", "sprint.py:Sprint")
+    assert "Steps to choose from." in shown.stdout
+    done = tts("run", "--strategy", "sprint.py:Sprint", "--width", "3", "--limit", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["failed"] == 0
+
+
+def test_a_budget_for_the_run_holds_and_is_shared():
+    done = tts("run", "--n", "8", "--limit", "6", "--max-tokens", "200", "--run-budget", "1500", "--concurrency", "2", "--json")
+    summary = json.loads(done.stdout)
+    assert 1000 < summary["usage"]["generated"] <= 1500
+    assert summary["truncated"] > 0
 
 
 def test_the_readmes_python_runs_as_printed():
