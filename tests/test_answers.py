@@ -87,3 +87,15 @@ async def test_a_cancelled_question_does_not_answer_the_next(grader):
     await asyncio.sleep(0.3)
     task.cancel()
     assert (await grader.judge(candidates(["\\boxed{0.5}"])))[0].correct is True
+
+
+async def test_plain_integers_need_no_worker(grader):
+    fresh = Grader()
+    texts = ["\\boxed{12}", "so \\boxed{ 12 }", "\\boxed{012}", "\\boxed{-12}", "", "\\boxed{13}"]
+    for answer in ("12", None):
+        problem = Problem("p", "?", answer)
+        candidates = [Candidate(problem, (Step(text, (1,), "stop"),)) for text in texts]
+        plainly = await fresh.judge(candidates)
+        assert fresh._process is None
+        [*with_algebra, _] = await grader.judge([*candidates, Candidate(problem, (Step("\\boxed{\\frac12}", (1,), "stop"),))])
+        assert plainly == with_algebra  # the fraction sent them all to math-verify, which says the same

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ SECONDS = 5.0
 """Time limit for one answer; a batch gets this once and a little for each answer in it."""
 STARTUP = 60.0
 """Time limit for a worker to import math-verify."""
+INTEGER = re.compile(r"-?[0-9]{1,30}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,19 @@ class Grader:
         texts = [_final_text(candidate) for candidate in candidates]
         distinct = list(dict.fromkeys(texts))
         gold = candidates[0].problem.answer
+        if (verdicts := _as_integers(distinct, gold)) is None:
+            verdicts = await self._as_mathematics(distinct, gold)
+        return [verdicts[text] for text in texts]
+
+    async def _as_mathematics(self, distinct: list[str], gold: str | None) -> dict[str, Verdict]:
+        """A verdict for each text, by math-verify."""
         async with self._lock:
             answers = await self._ask_each({"op": "extract"}, "texts", distinct)
             known = list(dict.fromkeys(answer for answer in answers if answer is not None))
             groups = await self._group(known)
             right = await self._ask_each({"op": "verify", "gold": gold}, "answers", known) if gold is not None else []
         group_of, right_of = dict(zip(known, groups, strict=True)), dict(zip(known, right, strict=False))
-        verdicts = {
+        return {
             text: Verdict(
                 answer,
                 None if answer is None else group_of[answer],
@@ -62,7 +70,6 @@ class Grader:
             )
             for text, answer in zip(distinct, answers, strict=True)
         }
-        return [verdicts[text] for text in texts]
 
     async def close(self) -> None:
         if self._process and self._process.returncode is None:
@@ -123,6 +130,36 @@ class Grader:
             if ready != b"ready\n":
                 raise RuntimeError("the grading worker did not start; try: python -m tts.answers_worker")
         return self._process
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last complete `\\boxed{…}`, braces matched."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth, begin = 1, start + len("\\boxed{")
+        for end in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if not depth:
+                return text[begin:end].strip()
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def _as_integers(texts: list[str], gold: str | None) -> dict[str, Verdict] | None:
+    """A verdict for each text where every answer is boxed and a plain integer, which needs no algebra; else None.
+
+    An empty text, the response of a trace that never stopped thinking, has no answer.
+    """
+    answers = {text: boxed(text) for text in texts if text}
+    if not all(answer is not None and INTEGER.fullmatch(answer) for answer in (*answers.values(), gold or "0")):
+        return None
+    numbers = {text: int(answer or 0) for text, answer in answers.items()}
+    groups = {number: group for group, number in enumerate(dict.fromkeys(numbers.values()))}
+    verdicts = {
+        text: Verdict(answers[text], groups[number], None if gold is None else number == int(gold))
+        for text, number in numbers.items()
+    }
+    return {text: verdicts.get(text, Verdict(None, None, None if gold is None else False)) for text in texts}
 
 
 def _final_text(candidate: Candidate) -> str:

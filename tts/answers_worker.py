@@ -14,23 +14,12 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from tts.answers import boxed
+
 MEMORY = 4 * 1024**3
 """Address space that an expression may make this process grow to, in bytes."""
 LONGEST = 10_000
 """Characters of an answer that are still taken for one."""
-
-
-def boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}`, braces matched."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth, begin = 1, start + len("\\boxed{")
-        for end in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if not depth:
-                return text[begin:end].strip()
-        start = text.rfind("\\boxed{", 0, start)
-    return None
 
 
 def extract(text: str) -> str | None:

@@ -56,10 +56,15 @@ class Adaptive(Strategy):
         weights: defaultdict[int, float] = defaultdict(float)
         for i, group in enumerate(groups):
             if group is not None:
-                weights[group] += max(0.0, rewards[i].aggregate(rewards[i].how)) if rewards else 1.0
+                weights[group] += _votes(rewards[i]) if rewards else 1.0
         return [weights[group] if group is not None else 0.0 for group in groups], list(weights.values())
 
     def _settled(self, weights: Sequence[float], dice: random.Random) -> bool:
         first, second = sorted([*weights, 0.0, 0.0], reverse=True)[:2]
         leads = sum(dice.betavariate(first + 1, second + 1) > 0.5 for _ in range(self.DRAWS))
         return leads >= self.confidence * self.DRAWS
+
+
+def _votes(reward: Reward) -> float:
+    """What a sample counts, one vote at the most: r_hat as a share of what it can be."""
+    return max(0.0, reward.total) / (1 + (reward.alpha if reward.final is not None else 0))
