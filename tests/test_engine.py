@@ -218,3 +218,10 @@ async def test_greedy_ignores_the_seed(engine, problems):
     greedy = Sampling(temperature=0)
     first, second = [await engine.generate(prefix, 2, replace(greedy, seed=seed)) for seed in (1, 2)]
     assert len({*first.steps, *second.steps}) == 1
+
+
+async def test_a_request_says_how_long_it_waited(problems):
+    engine = TransformersEngine("arith-policy", max_rows=8)
+    prefix = engine.encode(problems[0])
+    first, second = await asyncio.gather(*(engine.generate(prefix, 8, Sampling(seed=seed)) for seed in (0, 100)))
+    assert second.waited > first.waited >= 0
