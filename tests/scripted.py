@@ -14,7 +14,10 @@ class ScriptedEngine:
     """Tokens are characters. `write(prompt, seed)` is the whole completion that a seed draws."""
 
     def __init__(self, write: Callable[[str, int], str]) -> None:
-        self.write, self.calls = write, 0
+        self.write, self.calls, self.context = write, 0, None
+
+    async def tells_steps(self) -> bool:
+        return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         return tuple(map(ord, problem.prompt + "\x01"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
+from tts.budget import Budget
 from tts.errors import InputError
-from tts.generator import Budget, Generator, MeteredScorer
+from tts.generator import Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy
 from tts.search import share
@@ -381,3 +383,96 @@ async def test_a_forced_step_belongs_to_the_candidate_and_not_to_the_bill():
     forced = generator.append(start, "Wait\n\n")
     assert forced.text == start.text + "Wait\n\n"
     assert usage.generated == len(start.token_ids)
+
+
+@pytest.mark.parametrize("name", [*SEARCHES, "bon", "adaptive", "revise"])
+async def test_where_nothing_is_left_from_the_start_one_empty_solution_is_returned(name):
+    spent = Budget(0)
+    generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=Budget(within=spent))
+    scorer = MeteredScorer(DigitScorer(), usage=Usage(), clock=generator.clock)
+    result = await build(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
+    await generator.grader.close()
+    assert [candidate.finish for candidate in result.candidates] == ["length"]
+    assert generator.usage.generated == 0
+
+
+async def test_mcts_returns_distinct_solutions_and_the_best_so_far():
+    result = await solve("mcts", n=8, width=3, rollouts=True, budget=150)
+    assert len(set(result.candidates)) == len(result.candidates)
+    assert result.best.finish == "stop" or not any(candidate.finish == "stop" for candidate in result.candidates)
+    slow = await solve("mcts", Slow(depth=400), n=4, deadline=time.perf_counter() + 0.4)
+    values = [branch.reward for branch in slow.tree if branch.reward is not None]
+    assert slow.rewards[slow.choice].total == max(values)
+
+
+class Narrow(TreeEngine):
+    """Its context ends after the third step, which it fills to the last token."""
+
+    def __init__(self):
+        super().__init__(depth=9)
+        self.context = len("question\x01") + 9
+
+    async def generate(self, prefix, n, sampling):
+        assert len(prefix) < self.context
+        return await super().generate(prefix, n, sampling)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_a_step_that_fills_the_context_ends_the_solution(name):
+    result = await solve(name, Narrow())
+    assert all(candidate.finish == "length" for candidate in result.candidates)
+    assert all(len(candidate.token_ids) <= 9 for candidate in result.candidates)
+
+
+@pytest.mark.parametrize("name", ["dvts", "beam", "revise", "deepconf", "particle"])
+async def test_under_a_budget_the_tree_does_not_depend_on_timing(name):
+    class Jittery(TreeEngine):
+        def __init__(self, seed):
+            super().__init__()
+            self.dice = random.Random(seed)
+
+        async def generate(self, prefix, n, sampling):
+            await asyncio.sleep(self.dice.random() / 500)
+            generation = await super().generate(prefix, n, sampling)
+            steps = [replace(step, logprobs=tuple(-0.1 for _ in step.token_ids)) for step in generation.steps]
+            return replace(generation, steps=tuple(steps))
+
+    options = {"warmup": 2} if name == "deepconf" else {"chains": 3} if name == "revise" else {}
+    results = [await solve(name, Jittery(seed), n=8, budget=160, **options) for seed in range(4)]
+    assert all(result == results[0] for result in results)
+
+
+async def test_time_that_is_up_costs_nothing():
+    budget = Budget(1000)
+    generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=budget, deadline=time.perf_counter() - 1)
+    [candidate, *_] = await generator.step(Candidate(PROBLEM), 4)
+    assert candidate.finish == "length"
+    assert budget.left == 1000
+
+
+async def test_a_failing_request_gives_its_siblings_up():
+    running = []
+
+    class Breaks(TreeEngine):
+        async def generate(self, prefix, n, sampling):
+            if len(running) == 3:
+                raise RuntimeError("broke")
+            running.append(prefix)
+            try:
+                await asyncio.sleep(30 if len(running) > 1 else 0)
+                return await super().generate(prefix, n, sampling)
+            finally:
+                running.append("left")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        await asyncio.wait_for(solve("beam", Breaks(), n=8, width=2), 5)
+    assert running.count("left") == len(running) - running.count("left")
+
+
+async def test_an_opened_thought_counts_for_delimiters_and_forced_words(engine, problems, monkeypatch):
+    template = engine.tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    monkeypatch.setattr(engine.tokenizer, "chat_template", template)
+    generator = Generator(engine, problems[0], Sampling(), budget=Budget(40))
+    assert generator.append(Candidate(problems[0]), "Well").text == "<think>\nWell"
+    ends = await generator.finish(Candidate(problems[0]), 16)
+    assert all(len(end.steps) > 1 for end in ends)  # none that only holds the tag

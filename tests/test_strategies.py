@@ -209,7 +209,7 @@ async def solve_with(strategy, engine, rate):
         await generator.grader.close()
 
 
-@pytest.mark.parametrize(("reward", "kind", "candidates"), [(0.95, "weighted", 4), (0.6, "beam", 6), (0.1, "bon", 8)])
+@pytest.mark.parametrize(("reward", "kind", "candidates"), [(0.95, "weighted", 4), (0.6, "beam", 5), (0.1, "bon", 8)])
 async def test_compute_optimal_spends_by_difficulty(reward, kind, candidates):
     strategy = ComputeOptimal(n=8, pilot=4, easy="weighted", medium="beam", hard="bon")
     result = await solve_with(strategy, ScriptedEngine(lambda _, seed: f"{seed}\n\n\\boxed{{1}}"), lambda _: reward)

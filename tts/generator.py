@@ -7,15 +7,19 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Any, TypeVar
 
 from tts.answers import Grader
+from tts.budget import Budget
 from tts.clock import Clock
 from tts.segment import Segmenter
 from tts.trajectory import BOUNDARY, OPEN
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
+
+T = TypeVar("T")
 
 
 def derive_seed(*parts: object) -> int:
@@ -24,56 +28,14 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
-class Budget:
-    """Tokens that may still be generated. Who asks reserves the most that the answer can be, and gives back what it was not;
-    so the sum never passes the limit, however requests overlap. A problem's budget may lie within the run's."""
-
-    def __init__(self, tokens: int | None = None, within: Budget | None = None) -> None:
-        self.left, self.within, self._out = tokens, within, 0
-        self._turn, self._settled = asyncio.Lock(), asyncio.Event()
-
-    @property
-    def spent(self) -> bool:
-        return self.left == 0 or (self.within is not None and self.within.spent)
-
-    async def reserve(self, n: int, each: int) -> tuple[int, int]:
-        """How many of n samples may be drawn now, and the tokens of each: `each`, or what is left for a last one.
-
-        Waits while what others have reserved may still come back. (0, 0) when nothing is left.
-        """
-        if self.left is not None:
-            async with self._turn:  # in order of arrival, so that who gets how much does not depend on timing
-                while n * each > self.left and self._out:
-                    self._settled.clear()
-                    await self._settled.wait()
-                n, each = min(n, max(1, self.left // max(1, each))), min(each, self.left)
-                self.left -= n * each
-                self._out += 1
-        if self.within is not None:
-            fits, inner = await self.within.reserve(n, each)
-            if self.left is not None:
-                self.left += n * each - fits * inner
-            n, each = fits, inner
-        return (n, each) if each else (0, 0)
-
-    def settle(self, reserved: int, used: int) -> None:
-        """Give back what was reserved and not used."""
-        if self.left is not None:
-            self.left += reserved - used
-            self._out -= 1
-            self._settled.set()
-        if self.within is not None:
-            self.within.settle(reserved, used)
-
-
 class Generator:
     """Draws steps and completions of one problem's candidates, and owns the count of what they cost.
 
     `seed` is the run's. The k-th continuation ever drawn from a prefix has a seed of its own, made of the run's seed,
     the problem, the prefix and k: the first 16 of 64 samples are the samples of n = 16.
 
-    A candidate ends as `length` when it has `sampling.max_tokens`, when `budget` is spent, and at `deadline` (of
-    time.perf_counter); from then on it comes back as it is.
+    A candidate ends as `length` when it has `sampling.max_tokens`, where the context ends, when `budget` is spent, and at
+    `deadline` (of time.perf_counter).
     """
 
     def __init__(
@@ -111,7 +73,7 @@ class Generator:
         """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is,
         and so does, cut off, one for which nothing is left."""
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
-        return await self._extend(candidate, n, self._sampling(temperature, stop, max_tokens, logprobs))
+        return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
 
     async def finish(
         self,
@@ -126,27 +88,47 @@ class Generator:
 
         Fewer come back where the budget ends before the last of them has begun, but at least one.
         """
-        if self.deadline is None:
-            ends = await self._extend(candidate, n, self._sampling(temperature, (), max_tokens, logprobs))
-        else:
-            sampling = self._sampling(
-                temperature, (self._boundary,), max_tokens, logprobs
-            )  # so that there is something to return
-            ends = list(await asyncio.gather(*(self._by_steps(candidate, sampling) for _ in range(n))))
-        unchanged = candidate.cut_off()
-        return [end for end in ends if end != unchanged] or ends[:1]
+        candidate = self.opened(candidate)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs)
+        if self.deadline is None or not await self.engine.tells_steps():
+            ends = await self._extend(candidate, n, sampling)
+        else:  # step by step, so that there is something to return at the deadline
+            ends = await self.together(self._by_steps(candidate, sampling) for _ in range(n))
+        undrawn = candidate.cut_off()
+        return [end for end in ends if end != undrawn] or ends[:1]
+
+    def opened(self, candidate: Candidate) -> Candidate:
+        """The candidate, begun with what the chat template itself opens, if anything."""
+        return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that nobody drew, such as the "Wait" of budget forcing."""
-        return candidate + Step(text, self.engine.tokenize(text), "step")
+        return self.opened(candidate) + Step(text, self.engine.tokenize(text), "step")
 
-    def about(self, prompt: str) -> Generator:
-        """Another prompt for the same problem (a request to revise, say), on the same bill, budget and deadline."""
+    def about(self, prompt: str, *which: object) -> Generator:
+        """Another prompt for the same problem (a request to revise, say), on the same bill, budget and deadline.
+
+        `which` tells askings of an equal prompt apart: each has samples of its own.
+        """
         return Generator(
             self.engine, replace(self.problem, prompt=prompt), self.sampling,
-            seed=self.seed, usage=self.usage, clock=self.clock, grader=self.grader,
+            seed=derive_seed(self.seed, "about", *which), usage=self.usage, clock=self.clock, grader=self.grader,
             budget=self.budget, deadline=self.deadline, boundary=self._boundary,
         )  # fmt: skip
+
+    async def together(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Results of several pieces of work, in order; where one fails the others are given up.
+
+        They overlap, except under a token budget: there, who gets its last tokens must not depend on timing.
+        """
+        if self.budget.limited:
+            return [await piece for piece in work]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(piece) for piece in work]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def groups(self, candidates: Sequence[Candidate]) -> list[int | None]:
         """Equal numbers for equivalent final answers (`1/2`, `0.5`), None for a candidate without one."""
@@ -171,49 +153,49 @@ class Generator:
         )
 
     async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
+        left = sampling.max_tokens
         while not candidate.done:
-            [candidate] = await self._extend(candidate, 1, sampling)
+            before = len(candidate.token_ids)
+            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=(self._boundary,), max_tokens=left))
+            left -= len(candidate.token_ids) - before
         return candidate
 
     async def _extend(self, candidate: Candidate, n: int, sampling: Sampling) -> list[Candidate]:
         if candidate.done:
             return [candidate] * n
-        if self._opener is not None and not candidate.steps:
-            candidate += self._opener
         prefix = (*self._prompt, *candidate.token_ids)
         first = self._drawn[prefix]
         self._drawn[prefix] += n
         written = len(candidate.token_ids) - (len(self._opener.token_ids) if self._opener is not None else 0)
-        most = max(0, min(sampling.max_tokens, self.sampling.max_tokens - written))
+        most = min(sampling.max_tokens, self.sampling.max_tokens - written)
+        if written and self.engine.context is not None:  # a prompt that is too long is the engine's to refuse
+            most = min(most, self.engine.context - len(prefix))
         drawn: list[Candidate] = []
-        while len(drawn) < n:
-            sampling = replace(sampling, seed=derive_seed(self.seed, candidate.problem.id, *prefix) + first + len(drawn))
-            count, each = await self.budget.reserve(n - len(drawn), most)
-            used = count * each  # what is lost halfway counts as spent
+        while len(drawn) < n and most > 0 and not self.out_of_time:
+            seed = derive_seed(self.seed, candidate.problem.id, *prefix) + first + len(drawn)
             try:
-                generation = await self._ask(prefix, count, replace(sampling, max_tokens=each)) if count else None
-                if generation is not None:
-                    used = _generated(generation)
-            finally:
-                self.budget.settle(count * each, used)
-            if generation is None:
+                async with asyncio.timeout(self._seconds_left), self.budget.reserve(n - len(drawn), most) as grant:
+                    if not grant.count:
+                        break
+                    grant.used = grant.count * grant.each  # what is lost halfway counts as spent
+                    generation = await self._ask(prefix, grant.count, replace(sampling, max_tokens=grant.each, seed=seed))
+                    grant.used = _generated(generation)
+            except TimeoutError:
+                if not self.out_of_time:
+                    raise
                 break
             for step in generation.steps:
                 drawn.append(replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))))
         return drawn + [candidate.cut_off()] * (n - len(drawn))
 
-    async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation | None:
-        """The engine's answer, billed; None where time is up first."""
-        left = None if self.deadline is None else self.deadline - perf_counter()
-        if left is not None and left <= 0:
-            return None
+    @property
+    def _seconds_left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - perf_counter()
+
+    async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation:
+        """The engine's answer, billed."""
         with self.clock("generation"):
-            try:
-                generation = await asyncio.wait_for(self.engine.generate(prefix, n, sampling), left)
-            except TimeoutError:
-                if self.out_of_time:
-                    return None
-                raise
+            generation = await self.engine.generate(prefix, n, sampling)
         self.clock.add("waiting", generation.waited)
         self.usage.calls += 1
         self.usage.prompt += generation.prompt_tokens

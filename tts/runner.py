@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tts.answers import Grader
+from tts.budget import Budget
 from tts.clock import Clock
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
 from tts.evals.summary import Seconds, Summary, summarize
-from tts.generator import Budget, Generator, MeteredScorer
+from tts.generator import Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy, strategy_name
 from tts.store import Attempt, Record, RunStore, check_creatable
@@ -227,7 +228,7 @@ class _Run:
         earlier = self.store.timing_rows()
         before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
         cached: dict[str, int] = {row["id"]: row["cached"] for row in earlier}
-        spent = sum(record.usage.generated for record in records.values())
+        spent = sum(row.get("generated", 0) for row in earlier)  # also for problems that failed and will be tried again
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress, start = self.progress, time.perf_counter()
@@ -252,7 +253,8 @@ class _Run:
                 usage = Usage()
                 record = await self._solve_one(problem, grader, clock, usage)
                 cached[problem.id] = usage.cached
-                spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")} | {"cached": usage.cached}
+                spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
+                spent |= {"cached": usage.cached, "generated": usage.generated}
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
                 records[record.id] = record
                 progress.add(record)

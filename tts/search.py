@@ -6,7 +6,6 @@ can be redrawn, and replayed, from its result.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,29 +60,34 @@ class Search:
         """`over`: the part that is searched step by step; `delimiters` end steps of the thinking and of the response."""
         self.problem, self.generator, self.scorer = problem, generator, scorer
         self.over, self.delimiters, self.resample = over, delimiters, resample
-        self.root = Node(Candidate(problem), fate="kept")
+        self.root = Node(generator.opened(Candidate(problem)), fate="kept")
         self.nodes: list[Node] = []
 
     async def grow(self, nodes: Sequence[Node], counts: Sequence[int], *, temperature: float | None = None) -> list[Node]:
         """A round: each node's children, `counts[i]` of node i, without those that repeat a sibling."""
-        families = await asyncio.gather(
-            *(self._children(node, count, temperature) for node, count in zip(nodes, counts, strict=True))
+        for node in nodes:
+            node.fate = "kept"
+        families = await self.generator.together(
+            self._children(node, count, temperature) for node, count in zip(nodes, counts, strict=True)
         )
         return [child for family in families for child in family]
 
     async def draw(self, nodes: Sequence[Node], counts: Sequence[int]) -> list[list[Node]]:
         """A round in which equal siblings stay apart, as weighing them needs; the same node stands for both."""
-        drawn = await asyncio.gather(*(self.advance(node.candidate, n) for node, n in zip(nodes, counts, strict=True)))
+        drawn = await self.generator.together(self.advance(node.candidate, n) for node, n in zip(nodes, counts, strict=True))
         families = []
-        for node, candidates in zip(nodes, drawn, strict=True):
-            known = {candidate: self.add(candidate, node) for candidate in dict.fromkeys(candidates)}
-            families.append([known[candidate] for candidate in candidates])
-            families[-1] += families[-1][-1:] * (counts[len(families) - 1] - len(candidates))  # where the budget ended first
+        for node, count, candidates in zip(nodes, counts, drawn, strict=True):
+            known = {child.candidate: child for child in self.nodes if child.parent is (None if node is self.root else node)}
+            for candidate in candidates:
+                if candidate not in known:
+                    known[candidate] = self.add(candidate, node)
+            family = [known[candidate] for candidate in candidates]
+            families.append(family + family[-1:] * (count - len(family)))  # shorter where the budget ended first
         return families
 
     async def finish(self, nodes: Sequence[Node]) -> list[Node]:
         """A finished and rated solution behind each node, one roll-out each."""
-        ends = await asyncio.gather(*(self.generator.finish(node.candidate) for node in nodes))
+        ends = await self.generator.together(self.generator.finish(node.candidate) for node in nodes)
         fresh = [node if node.done else self.add(end, node) for node, [end] in zip(nodes, ends, strict=True)]
         await self.score(fresh)
         return fresh
@@ -98,7 +102,7 @@ class Search:
     async def advance(self, candidate: Candidate, count: int, *, temperature: float | None = None) -> list[Candidate]:
         """Continue a candidate by one step of the part that is searched; what is not searched is drawn in one go."""
         children = await self._step(candidate, count, temperature)
-        return list(await asyncio.gather(*(self._until_it_says_something(candidate, child, temperature) for child in children)))
+        return await self.generator.together(self._until_it_says_something(candidate, child, temperature) for child in children)
 
     def add(self, candidate: Candidate, parent: Node | None) -> Node:
         node = Node(candidate, None if parent is self.root else parent)
@@ -149,15 +153,26 @@ class Search:
             return await self.generator.finish(candidate, count, temperature=temperature)
         if self.over == "response" and thinking:
             return await self.generator.step(candidate, count, temperature=temperature, stop=CLOSE)
-        delimiter = self.delimiters[0 if thinking else 1] if thinking is not None else self.delimiters[0]
-        stops = dict.fromkeys((delimiter, CLOSE)) if thinking and delimiter != BOUNDARY else (delimiter,)
-        return await self.generator.step(candidate, count, temperature=temperature, stop=tuple(stops))
+        # before anything is written, either part may begin; and thinking ends where it ends, whatever its delimiter
+        stops = {None: (*self.delimiters, CLOSE), True: (self.delimiters[0], CLOSE), False: self.delimiters[1:]}[thinking]
+        if set(self.delimiters) == {BOUNDARY}:  # as in the field's searches, and in what is drawn in one go and cut
+            stops = (BOUNDARY,)
+        return await self.generator.step(candidate, count, temperature=temperature, stop=tuple(dict.fromkeys(stops)))
 
     async def _until_it_says_something(self, before: Candidate, child: Candidate, temperature: float | None) -> Candidate:
-        """A step that adds nothing to rate (a tag, blank lines) goes on, and so does thinking that is not searched."""
-        while not child.done and (parse(child.text) == parse(before.text) or (self.over == "response" and _is_thinking(child))):
+        """A step that adds nothing to rate (a tag, blank lines) goes on, and so do thinking that is not searched and a first
+        step that ended at the other part's delimiter."""
+        while not child.done and (
+            parse(child.text) == parse(before.text)
+            or (_is_thinking(child) and self.over == "response")
+            or not (before.text.strip() or self._at_a_delimiter(child))
+        ):
             [child] = await self._step(child, 1, temperature)
         return child
+
+    def _at_a_delimiter(self, candidate: Candidate) -> bool:
+        last, delimiter = candidate.steps[-1].text, self.delimiters[0 if _is_thinking(candidate) else 1]
+        return delimiter in last or CLOSE in last
 
 
 @dataclass(frozen=True)

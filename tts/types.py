@@ -120,6 +120,15 @@ class Generation:
 class Engine(Protocol):
     """A backend that continues token sequences."""
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that prefix and continuation may have together; None where that is not known."""
+        ...
+
+    async def tells_steps(self) -> bool:
+        """Whether it stops at stop strings and says so, which growing step by step needs."""
+        ...
+
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, chat template applied."""
         ...

@@ -15,6 +15,10 @@ class Prompter:
     def __init__(self, model: str, system: str | None = None) -> None:
         self.tokenizer, self.system = models.load_tokenizer(model), system
 
+    async def tells_steps(self) -> bool:
+        """Every engine that takes token ids here does."""
+        return True
+
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, ending where the assistant begins to speak."""
         if not self.tokenizer.chat_template:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from tts import models
@@ -65,6 +66,15 @@ class ServerEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
 
+    @property
+    def context(self) -> int | None:
+        return self._served.context if self._served is not None and not self.chat else None
+
+    async def tells_steps(self) -> bool:
+        """vLLM and SGLang say what stopped them; whole chat completions have no steps."""
+        served = await self._identify()
+        return bool(served.extras) and not self.chat
+
     def tokenize(self, text: str) -> tuple[int, ...]:
         if self.prompter is None:
             raise InputError(f"{self.client.url} offers whole chat completions only; this strategy puts words into solutions")
@@ -75,6 +85,9 @@ class ServerEngine:
         room = sampling.max_tokens
         if served.context is not None and not self.chat:  # some servers refuse to be asked for more than fits
             room = min(room, models.room(served.context, len(prefix)))
+        if sampling.temperature == 0 and n > 1:  # greedy siblings are equal, and vLLM refuses to draw them
+            one = await self.generate(prefix, 1, sampling)
+            return replace(one, steps=one.steps * n, generated_tokens=one.generated_tokens or len(one.steps[0].token_ids))
         body: dict[str, Any] = {
             "model": served.name, "n": n, "temperature": sampling.temperature, "top_p": sampling.top_p,
             "max_tokens": room, "seed": sampling.seed % 2**63,

@@ -25,7 +25,8 @@ class SGLangEngine(Prompter):
     ) -> None:
         config = models.load_policy_config(model)
         super().__init__(model, system)
-        self.context = int(arguments.get("context_length") or config["max_position_embeddings"])
+        context = arguments.get("context_length") or models.context_length(config) or self.tokenizer.model_max_length
+        self.context = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None
         self.engine: Any = None
         self.lora: dict[str, str] = {}
@@ -44,12 +45,12 @@ class SGLangEngine(Prompter):
             raise InputError(f"SGLang does not start: {models.first_line(error)}") from error
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        room = models.room(self.context, len(prefix)) - 1  # SGLang keeps one position free
+        room = models.room(self.context, len(prefix))
         self.check_stops(sampling.stop)
         parameters = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_new_tokens": min(sampling.max_tokens, max(room, 1)),
+            "max_new_tokens": min(sampling.max_tokens, room),
             "stop": list(sampling.stop),
             "no_stop_trim": True,
             "skip_special_tokens": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -44,6 +45,9 @@ class VLLMEngine(Prompter):
         self._number = count()
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
+        if sampling.temperature == 0 and n > 1:  # greedy siblings are equal, and vLLM refuses to draw them
+            one = await self.generate(prefix, 1, sampling)
+            return replace(one, steps=one.steps * n, generated_tokens=len(one.steps[0].token_ids))
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 

@@ -67,4 +67,4 @@ class Adaptive(Strategy):
 
 def _votes(reward: Reward) -> float:
     """What a sample counts, one vote at the most: r_hat as a share of what it can be."""
-    return max(0.0, reward.total) / (1 + (reward.alpha if reward.final is not None else 0))
+    return max(0.0, reward.total) / (1 + (max(0.0, reward.alpha) if reward.final is not None else 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -11,7 +10,7 @@ from annotated_types import Ge
 from tts.generator import Generator
 from tts.registry import strategy
 from tts.strategies.majority import Majority
-from tts.trajectory import CLOSE, OPEN
+from tts.trajectory import BOUNDARY, CLOSE, OPEN
 from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy
 
 
@@ -37,12 +36,13 @@ class BudgetForcing(Strategy):
     uses_scorer: ClassVar[bool] = False
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
-        starts = await generator.step(Candidate(problem), self.n)
-        candidates = await asyncio.gather(*(self._solve_one(generator, start) for start in starts))
+        starts = await generator.step(Candidate(problem), self.n, stop=(BOUNDARY, CLOSE), max_tokens=self.max_thinking)
+        candidates = await generator.together(self._solve_one(generator, start) for start in starts)
         votes = Majority(n=self.n).rank([], await generator.groups(candidates)) if self.n > 1 else ()
         return Result(candidates, scores=votes)
 
     async def _solve_one(self, generator: Generator, candidate: Candidate) -> Candidate:
+        candidate = self._reopened(candidate, 0)
         if OPEN in candidate.text:
             candidate = await self._think(generator, candidate)
         [candidate] = await generator.finish(candidate)
@@ -62,10 +62,14 @@ class BudgetForcing(Strategy):
                 return generator.append(candidate, f"\n\n{CLOSE}\n\n")
             else:
                 [candidate] = await generator.step(candidate, stop=CLOSE, max_tokens=self.max_thinking - used)
-                if candidate.finish == "length" and used < len(candidate.token_ids) >= self.max_thinking:
-                    # its thinking is too long, not its solution
-                    candidate = replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="step")))
+                candidate = self._reopened(candidate, used)
         return candidate
+
+    def _reopened(self, candidate: Candidate, used: int) -> Candidate:
+        """The candidate, going on where only its thinking was cut off for its length."""
+        if candidate.finish != "length" or not used < len(candidate.token_ids) >= self.max_thinking:
+            return candidate
+        return replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="step")))
 
 
 def _hold_back(generator: Generator, candidate: Candidate, word: str) -> Candidate:

@@ -15,12 +15,16 @@ from tts.strategies.parallel import Parallel
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
+SEARCHES = ("beam", "lookahead", "dvts", "mcts", "particle")
+
+
 @strategy("compute-optimal")
 @dataclass(frozen=True)
 class ComputeOptimal(Strategy):
     """Estimate from a few samples how hard the problem is, then spend n, or a quarter of it, in the way that suits.
 
-    Difficulty is judged by the mean step reward of the pilot's samples, which stay candidates.
+    Difficulty is judged by the mean step reward of the pilot's samples. They stay candidates where the strategy is a search or
+    one of bon, weighted and majority.
     """
 
     n: Count = 16
@@ -39,6 +43,8 @@ class ComputeOptimal(Strategy):
     """Strategy for hard ones."""
 
     def __post_init__(self) -> None:
+        if self.pilot > self.n:
+            raise InputError(f"--pilot is {self.pilot}, more than --n {self.n}")
         if self.hard_below > self.easy_above:
             raise InputError(f"--hard-below is {self.hard_below}, above --easy-above {self.easy_above}")
         for name in (self.easy, self.medium, self.hard):
@@ -54,7 +60,7 @@ class ComputeOptimal(Strategy):
             arm = self._arm(self.hard if ease < self.hard_below else self.medium, self.n)
         if not isinstance(arm, Parallel):
             found = await arm.solve(problem, generator, scorer)
-            if not found.rewards:
+            if not found.tree:  # it may rank by something else than the reward
                 return found
             return Result([*found.candidates, *pilot], [*found.rewards, *rewards], tree=found.tree)
         more = await generator.finish(Candidate(problem), arm.n - self.pilot) if arm.n > self.pilot else []
@@ -66,7 +72,9 @@ class ComputeOptimal(Strategy):
     def _arm(self, name: str, n: int) -> Strategy:
         if name == "compute-optimal":
             raise InputError("compute-optimal cannot choose itself; name another strategy")
-        options = {"n": n}
-        if name in ("beam", "lookahead", "dvts", "mcts"):
-            options["width"] = min(4, n)
+        options = {"n": n}  # a search gets what the pilot left
+        if name in SEARCHES:
+            options["n"] = max(1, n - self.pilot)
+        if name in SEARCHES and name != "particle":
+            options["width"] = min(4, options["n"])
         return build(get_strategy(name), options)

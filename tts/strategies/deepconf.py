@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -44,10 +43,12 @@ class DeepConf(Strategy):
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         start = Candidate(problem)
         candidates = await generator.finish(start, self.warmup or self.n, logprobs=True)
+        if all(step.logprobs is None for candidate in candidates for step in candidate.steps if step.text):
+            raise InputError("deepconf needs the log-probabilities of tokens, which this engine does not give")
         if self.warmup < self.n and self.warmup:
             bar = self._bar(candidates)
             rest = range(self.n - self.warmup)
-            candidates += await asyncio.gather(*(self._while_sure(generator, start, bar) for _ in rest))
+            candidates += await generator.together(self._while_sure(generator, start, bar) for _ in rest)
         bar = self._bar([candidate for candidate in candidates if candidate.finish == "stop"] or candidates)
         groups = await generator.groups(candidates)
         votes: defaultdict[int, float] = defaultdict(float)

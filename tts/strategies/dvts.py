@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from tts.generator import Generator
@@ -20,17 +19,16 @@ class DVTS(BranchingSearch):
         search = self.search(problem, generator, scorer, resample=self.resample)
         widths = share(self.n, self.n // self.width)
         first = await search.grow([search.root], [self.n])
-        trees = [first[i :: len(widths)] for i in range(len(widths))]
-        ends = await asyncio.gather(*(self._climb(search, tree, width) for tree, width in zip(trees, widths, strict=True) if tree))
-        return search.result(ends)
-
-    async def _climb(self, search: Search, children: list[Node], width: int) -> Node:
-        """The finished solution that is reached by the best step each time."""
+        trees = [family for i in range(len(widths)) if (family := first[i :: len(widths)])]
         while True:
-            await search.score(children)
-            [node] = best(children, 1)
-            for child in children:
-                child.fate = "kept" if child is node else "pruned: not the best of its tree"
-            if node.done:
-                return node
-            children = await search.grow([node], [width])
+            await search.score([child for tree in trees for child in tree])
+            leaders = [best(tree, 1)[0] for tree in trees]
+            for child in {child for tree in trees for child in tree} - set(leaders):
+                child.fate = "pruned: not the best of its tree"
+            live = [i for i, leader in enumerate(leaders) if not leader.done]
+            if not live:
+                return search.result(leaders)
+            trees = [[leader] for leader in leaders]  # a finished one stays as it is
+            for child in await search.grow([leaders[i] for i in live], [widths[i] for i in live]):
+                tree = trees[leaders.index(child.parent)]  # type: ignore[arg-type]
+                tree[:] = [*(node for node in tree if node is not child.parent), child]

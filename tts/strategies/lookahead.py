@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -28,7 +27,7 @@ class Lookahead(Beam):
     """Go on from the roll-out of a step that is kept, instead of discarding it."""
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
-        ends = await asyncio.gather(*(self._roll_out(search, node.candidate) for node in nodes))
+        ends = await search.generator.together(self._roll_out(search, node.candidate) for node in nodes)
         rewards = await search.scorer.score(ends)
         for node, end, reward in zip(nodes, ends, rewards, strict=True):
             node.reward = reward

@@ -30,12 +30,14 @@ class MCTS(BranchingSearch):
     rollouts: bool = False
     """Judge a step by the finished solution that a roll-out reaches, instead of by its own reward."""
 
+    def __post_init__(self) -> None:
+        """n bounds what is returned, not a round; so any width fits."""
+
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
         visits: defaultdict[Node, int] = defaultdict(int)
         worth: defaultdict[Node, float] = defaultdict(float)
         children: dict[Node, list[Node]] = {}
-        ends: list[Node] = []
 
         def puct(node: Node, parent: Node) -> float:
             mean = worth[node] / visits[node] if visits[node] else node.value
@@ -48,26 +50,22 @@ class MCTS(BranchingSearch):
             while node in children:
                 node = max(children[node], key=lambda child: puct(child, way[-1]))
                 way.append(node)
-            if not node.done and not generator.spent:
+            if not node.done:
+                if children and generator.spent:
+                    break
                 children[node] = await search.grow([node], [self.width])
                 await search.score(children[node])
-                for child in children[node]:
-                    child.fate = "kept"
                 [node] = best(children[node], 1)
                 way.append(node)
-            if node.done:
-                value = node.value
-            elif self.rollouts:
+            end = node
+            if self.rollouts and not node.done:
                 [end] = await search.finish([node])
-                ends.append(end)
-                value = end.value
-            else:
-                value = node.value
             for visited in way:
                 visits[visited] += 1
-                worth[visited] += value
-        ends += [node for node in search.nodes if node.done and node not in ends]
-        if not ends:  # the most promising solutions, finished
-            leaves = [node for node in search.nodes if node not in children]
-            ends = await search.finish(best(leaves, self.n))
-        return search.result(best([end for end in ends if not end.fate.startswith("pruned: repeats")], self.n))
+                worth[visited] += end.value
+        ends = [node for node in search.nodes if node.done and node.reward]
+        if not any(node.candidate.finish == "stop" for node in ends):  # finish the most promising solutions
+            leaves = [node for node in search.nodes if node not in children and node.reward]
+            ends += await search.finish(best(leaves, self.n))
+        distinct = {node.candidate: node for node in reversed(ends)}
+        return search.result(best(list(distinct.values())[::-1], self.n))

@@ -48,6 +48,8 @@ class Particle(StepSearch):
                 moved = [reference[min(depth, len(reference) - 1)]] if reference else []
                 moved += [node if node.done else pools[node].pop() for node in particles[len(moved) :]]
                 await search.score(list(dict.fromkeys(moved)))
+                for node in moved:
+                    node.fate = "kept"
                 weights = self._weights(moved)
                 if 1 / sum(weight**2 for weight in weights) <= self.ess * self.n + 1e-9 and not all(node.done for node in moved):
                     chosen = dice.choices(range(self.n), weights, k=self.n)

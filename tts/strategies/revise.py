@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from tts.errors import InputError
@@ -37,16 +36,20 @@ class Revise(Strategy):
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         firsts = await generator.finish(Candidate(problem), self.chains)
         lengths = [self.n // self.chains + (i < self.n % self.chains) for i in range(self.chains)]
-        chains = await asyncio.gather(
-            *(self._revise(generator, first, length) for first, length in zip(firsts, lengths, strict=False))
+        chains = await generator.together(
+            self._revise(generator, first, length, number)
+            for number, (first, length) in enumerate(zip(firsts, lengths, strict=False))
         )
         attempts = [attempt for chain in chains for attempt in chain]
         return Result(attempts, await scorer.score(attempts))
 
-    async def _revise(self, generator: Generator, first: Candidate, length: int) -> list[Candidate]:
+    async def _revise(self, generator: Generator, first: Candidate, length: int, number: int) -> list[Candidate]:
         chain = [first]
         while len(chain) < length and not generator.spent:
             response = BOUNDARY.join(chain[-1].trajectory.response) or "(it was not finished)"
             request = REQUEST.format(problem=first.problem.prompt, attempt=response)
-            chain += await generator.about(request).finish(Candidate(first.problem))
+            try:
+                chain += await generator.about(request, number, len(chain)).finish(Candidate(first.problem))
+            except InputError:  # the request with the attempt in it is longer than the context
+                break
         return chain
