@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,3 +150,73 @@ async def test_adaptive_sampling_stops_and_succeeds_as_its_posterior_says():
     assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 250))
     assert spent == pytest.approx(samples, rel=0.15)
     assert spent < 20
+
+
+class SureWhenRight(Answers):
+    """Its log-probabilities tell right from wrong."""
+
+    async def generate(self, prefix, n, sampling):
+        generation = await super().generate(prefix, n, sampling)
+        steps = [
+            replace(step, logprobs=tuple(-0.1 if "{0}" in step.text else -1.0 for _ in step.token_ids))
+            for step in generation.steps
+        ]
+        return replace(generation, steps=tuple(steps))
+
+
+class Rewarding:
+    """1 for the right answer, else 0."""
+
+    async def score(self, candidates):
+        return [Reward((float("{0}" in candidate.text),), tokens=1) for candidate in candidates]
+
+
+async def answered(name, engine, scorer, trials, **options):
+    solver, solved, generator = build(get_strategy(name), options), 0, None
+    for trial in range(trials):
+        problem = Problem(str(trial), "?")
+        generator = Generator(engine, problem, Sampling(), grader=generator.grader if generator else None)
+        metered = MeteredScorer(scorer, usage=Usage(), clock=generator.clock)
+        solved += (await solver.solve(problem, generator, metered)).best.text.endswith("\\boxed{0}")
+    await generator.grader.close()
+    return solved / trials
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "options", "expected"),
+    [
+        ("weighted", Answers, {"n": 4}, any_of(P, 4)),  # wrong answers weigh nothing
+        ("revise", Answers, {"n": 4, "chains": 2}, any_of(P, 4)),  # attempts are independent, the reward knows the right one
+        ("deepconf", SureWhenRight, {"n": 4, "keep": 0.25}, any_of(P, 4)),  # the surest one votes
+        ("deepconf", SureWhenRight, {"n": 6, "keep": 0.17, "warmup": 2}, any_of(P, 6)),  # whatever is given up was not surer
+        # a pilot that is right settles it; one that is not gets all of n
+        ("compute-optimal", Answers, {"n": 8, "pilot": 2, "easy": "bon", "medium": "bon", "hard": "bon"}, any_of(P, 8)),
+    ],
+)  # fmt: skip
+async def test_choosing_among_answers_succeeds_as_theory_says(name, engine, options, expected):
+    measured = await answered(name, engine(), Rewarding(), 300, **options)
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 300))
+
+
+class SecondThoughts(ScriptedEngine):
+    """Each time that it is made to wait it thinks again, and is right with chance P; its answer is its best thought."""
+
+    def __init__(self):
+        super().__init__(lambda prompt, seed: "")
+
+    def _one(self, prompt, written, sampling, i):
+        thinking, closed, _ = written.partition("</think>")
+        if closed:
+            rest = f"\n\n\\boxed{{{int('right' not in thinking)}}}"
+        else:
+            lucky = derive_seed(sampling.seed + i, "thought") % 10**6 < P * 10**6
+            rest = ("" if "<think>" in written else "<think>") + f" {'right' if lucky else 'wrong'}</think>"
+        self.write = lambda *_: written + rest
+        return super()._one(prompt, written, sampling, i)
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+async def test_forced_second_thoughts_succeed_as_theory_says(waits):
+    expected = any_of(P, waits + 1)
+    measured = await answered("budget-forcing", SecondThoughts(), Rewarding(), 300, min_thinking=500, waits=waits)
+    assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 300))
