@@ -146,7 +146,8 @@ def _accuracies(summary: Summary) -> Table:
     n = summary.n
     rows: list[tuple[str, Estimate | None, str]] = [
         (summary.strategy, summary.accuracy, "what was chosen"),
-        ("pass@1", summary.pass_at_1, "one sample"),
+        # what a search returns are no independent samples
+        ("pass@1", summary.pass_at_1, "one sample" if summary.curve else "one of its candidates, at random"),
         (f"majority@{n}", summary.majority, "the most frequent answer"),
         (f"pass@{n}", summary.pass_at_n, "any sample is right: the ceiling"),
     ]

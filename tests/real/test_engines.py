@@ -164,6 +164,15 @@ def test_length_stop_and_step_are_told_apart(loop, engine):
     loop.run(work())
 
 
+def test_greedy_siblings_are_equal_and_billed(loop, engine):
+    async def work():
+        generation = await engine.generate(engine.encode(PROBLEMS[0]), 3, Sampling(temperature=0, max_tokens=200))
+        assert len(generation.steps) == 3
+        assert len(set(generation.steps)) == 1
+
+    loop.run(work())
+
+
 def test_siblings_differ_and_are_all_there(loop, engine):
     async def work():
         generation = await engine.generate(engine.encode(PROBLEMS[0]), 12, Sampling(seed=7, max_tokens=200))
