@@ -33,8 +33,8 @@ class Beam(BranchingSearch):
                 node.fate = "kept" if node in leading else "pruned: not among the best"
             if not beams:
                 break
-            # places of finished solutions are not branched again; those that repeats left empty are
-            children = await search.grow(beams, share(self.n - self.width * (len(leading) - len(beams)), len(beams)))
+            # places of finished solutions are not branched again
+            children = await search.grow(beams, share(self.width * len(beams) + (self.n % self.width), len(beams)))
         return search.result(best(finished, self.n))
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:

@@ -17,9 +17,9 @@ class DVTS(BranchingSearch):
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
-        first, count = await search.grow([search.root], [self.n]), self.n // self.width
-        trees = [family for i in range(count) if (family := first[i::count])]
-        widths = share(self.n, len(trees))
+        widths = share(self.n, self.n // self.width)
+        first = await search.grow([search.root], [self.n])
+        trees = [family for i in range(len(widths)) if (family := first[i :: len(widths)])]
         while True:
             await search.score([child for tree in trees for child in tree])
             leaders = [best(tree, 1)[0] for tree in trees]
