@@ -71,9 +71,14 @@ def run(
     max_tokens: Annotated[int, typer.Option(help="New tokens of a candidate, at most.")] = 2048,
     alpha: Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")] = 1.0,
     aggregate: Annotated[AggregateName, typer.Option(help="How step rewards become one number.")] = AggregateName.mean,
-    budget: Annotated[int | None, typer.Option(help="Tokens to generate for a problem, at most.", show_default="no limit")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Tokens to generate for a problem, at most.", show_default="no limit")
+    ] = None,
     run_budget: Annotated[
-        int | None, typer.Option(help="Tokens to generate in the whole run, at most; who gets them depends on the order.", show_default="no limit")
+        int | None,
+        typer.Option(
+            help="Tokens to generate in the whole run, at most; who gets them depends on the order.", show_default="no limit"
+        ),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Time for a problem; then the best so far counts.", show_default="no limit")
@@ -93,7 +98,8 @@ def run(
         raise InputError("--resume goes on in its own folder; leave --out away")
     given = _given(ctx)
     settings: dict[str, Any] = {
-        "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system, "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system,
+        "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
         "budget": budget, "run_budget": run_budget, "seconds": seconds,
     }  # fmt: skip
@@ -165,7 +171,9 @@ def strategies(
     elif what == "show" and name is not None:
         console.print(show_strategy(name, get_strategy(name)))
     else:
-        raise InputError(f"expected `tts strategies` or `tts strategies show NAME`, got {' '.join(filter(None, (what, name)))!r}")
+        raise InputError(
+            f"expected `tts strategies` or `tts strategies show NAME`, got {' '.join(filter(None, (what, name)))!r}"
+        )
 
 
 def _key_values(pairs: list[str]) -> dict[str, Any]:
@@ -209,7 +217,8 @@ def _say_how_to_resume(progress: Any) -> None:
         _warn("interrupted before anything was solved; nothing was written")
     else:
         _warn(
-            f"interrupted with {progress.done} of {progress.total} problems solved. Go on with: tts run --resume {progress.folder}"
+            f"interrupted with {progress.done} of {progress.total} problems solved."
+            f" Go on with: tts run --resume {progress.folder}"
         )
 
 

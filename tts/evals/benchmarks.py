@@ -58,9 +58,9 @@ def _problem(line: str, number: int, where: str) -> Problem:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not valid JSON ({error}); expected {{\"problem\": …, \"answer\": …}}") from error
+        raise InputError(f'{where}: not valid JSON ({error}); expected {{"problem": …, "answer": …}}') from error
     if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
-        raise InputError(f"{where}: no text under `problem`; expected {{\"problem\": …, \"answer\": …}}")
+        raise InputError(f'{where}: no text under `problem`; expected {{"problem": …, "answer": …}}')
     answer, identifier = row.get("answer"), row.get("id", number)
     if isinstance(answer, bool | dict | list):
         raise InputError(f"{where}: the answer is {json.dumps(answer)[:40]}; expected a text or a number")

@@ -153,9 +153,7 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
     return choice_at_k(choose, correct, k, seed=0)
 
 
-def _curve(
-    graded: Sequence[Record], strategy: Parallel, n: int, reward: Callable[[Attempt], Reward]
-) -> tuple[Point, ...]:
+def _curve(graded: Sequence[Record], strategy: Parallel, n: int, reward: Callable[[Attempt], Reward]) -> tuple[Point, ...]:
     full = [record for record in graded if len(record.candidates) == n]
     ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
     if not full:

@@ -14,7 +14,6 @@ from tts.registry import get_strategy, strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
-
 SEARCHES = ("beam", "lookahead", "dvts", "mcts", "particle")
 
 

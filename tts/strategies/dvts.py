@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tts.generator import Generator
 from tts.registry import strategy
-from tts.search import Node, Search, BranchingSearch, best, share
+from tts.search import BranchingSearch, best, share
 from tts.types import Problem, Result, Scorer
 
 

@@ -11,14 +11,14 @@ from annotated_types import Ge
 
 from tts.generator import Generator
 from tts.registry import strategy
-from tts.search import Node, BranchingSearch, best
+from tts.search import BranchingSearch, Node, best
 from tts.types import Count, Problem, Result, Scorer
 
 
 @strategy("mcts")
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
-    """Descend by PUCT to a step that was not tried on, try `width` continuations, and let their rewards speak for the way there.
+    """Descend by PUCT to a step that was not tried on, try `width` continuations, let their rewards speak for the way.
 
     Siblings have equal priors. Returns the n best finished solutions.
     """

@@ -51,7 +51,9 @@ class Particle(StepSearch):
                 for node in moved:
                     node.fate = "kept"
                 weights = self._weights(moved)
-                if 1 / sum(weight**2 for weight in weights) <= self.ess * self.n + 1e-9 and not all(node.done for node in moved):
+                if 1 / sum(weight**2 for weight in weights) <= self.ess * self.n + 1e-9 and not all(
+                    node.done for node in moved
+                ):
                     chosen = dice.choices(range(self.n), weights, k=self.n)
                     if reference:
                         chosen[0] = 0  # the reference always survives

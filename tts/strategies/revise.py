@@ -1,4 +1,4 @@
-"""Sequential self-revision, alone or beside parallel samples (Snell et al. 2024, https://arxiv.org/abs/2408.03314, section 6)."""
+"""Sequential self-revision, alone or in parallel chains (Snell et al. 2024, https://arxiv.org/abs/2408.03314)."""
 
 from __future__ import annotations
 
