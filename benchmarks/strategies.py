@@ -16,7 +16,7 @@ import typer
 
 import tts
 from tts.engines.transformers import TransformersEngine
-from tts.scorers.prm import StepPRM
+from tts.scorers.prm import PRM
 from tts.store import RunStore
 
 BUDGET = 1600
@@ -48,7 +48,7 @@ def mean(values):
 def main(
     limit: int = 200, benchmark: str = "arith", only: Annotated[str, typer.Option(help="Names, with commas.")] = ""
 ) -> None:
-    engine, prm = TransformersEngine("arith-policy"), StepPRM("arith-prm")
+    engine, prm = TransformersEngine("arith-policy"), PRM("arith-prm")
 
     def solve(name, **options):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import pytest
 
 from tts.demo import arith
 from tts.engines.transformers import TransformersEngine
-from tts.scorers.prm import StepPRM
+from tts.scorers.prm import PRM
 from tts.types import Problem
 
 
@@ -14,8 +14,8 @@ def engine() -> TransformersEngine:
 
 
 @pytest.fixture(scope="session")
-def prm() -> StepPRM:
-    return StepPRM("arith-prm")
+def prm() -> PRM:
+    return PRM("arith-prm")
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,9 @@ def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
         tmp_path / "prm", tmp_path / "taught.jsonl", policy=str(tmp_path / "policy"), problems=60, steps=100, batch=8, lr=5e-3
     )
     assert sum(prm[-10:]) < 0.85 * sum(prm[:10])
-    from tts.scorers.prm import StepPRM
+    from tts.scorers.prm import PRM
 
-    assert StepPRM(str(tmp_path / "prm")).format.context == 1024
+    assert PRM(str(tmp_path / "prm")).format.context == 1024
 
 
 def test_training_is_repeatable(tmp_path):

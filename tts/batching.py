@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="tts-batch")
+"""One for all: each thread that computes has a team of helpers of its own, and idle teams get in the way of the busy one."""
 
 
 class Batcher(Generic[T, R]):
@@ -37,7 +41,7 @@ class Batcher(Generic[T, R]):
                 await asyncio.sleep(0)
             batch, self._queue = self._queue[: self.max_size], self._queue[self.max_size :]
             try:
-                results = await asyncio.to_thread(self.fn, [item for item, _ in batch])
+                results = await asyncio.get_running_loop().run_in_executor(_THREAD, self.fn, [item for item, _ in batch])
             except Exception as error:  # whatever fails in a model is the failure of those who asked for it
                 for _, future in batch:
                     if not future.done():

@@ -6,12 +6,13 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
 
 from tts.errors import InputError
+from tts.types import Aggregate, Part
 
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 """click's base of all complaints about a command line; newer versions of typer carry a click of their own."""
@@ -19,13 +20,31 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-class AggregateName(StrEnum):
-    """Choices of --aggregate."""
+AggregateName = StrEnum("AggregateName", {name: name for name in get_args(Aggregate)})  # type: ignore[misc]
+"""Choices of --aggregate."""
 
-    mean = "mean"
-    min = "min"
-    prod = "prod"
-    last = "last"
+MEAN = AggregateName("mean")
+
+PartName = StrEnum("PartName", {name: name for name in get_args(Part)})  # type: ignore[misc]
+"""Choices of --score-over."""
+
+ScorerOption = Annotated[
+    str, typer.Option(help="Reward model: a bundled name, a folder or a hub id; or another of `tts scorers`.")
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(help="How it reads a trace; `tts scorers` lists the formats.", show_default="by its name or config"),
+]
+BackendOption = Annotated[str, typer.Option(help="What runs it: transformers or vllm in this process, or server.")]
+UrlOption = Annotated[str | None, typer.Option(help="Of vLLM's pooling server, for --scorer-engine server.")]
+ArgOption = Annotated[
+    list[str] | None, typer.Option(help="An argument of the scorer, as in dtype=bfloat16 or window=true; repeatable.")
+]
+OverOption = Annotated[
+    PartName | None, typer.Option(help="The part of a trajectory that is rated.", show_default="the model's own, else all")
+]
+AlphaOption = Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")]
+AggregateOption = Annotated[AggregateName, typer.Option(help="How step rewards become one number.")]
 
 
 class _WithStrategyOptions(TyperCommand):
@@ -61,7 +80,12 @@ def run(
     model: Annotated[str, typer.Option(help="Policy: a bundled name, a folder or a hub id.")] = "arith-policy",
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter of the policy: a folder or a hub id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.", show_default="the chat template's")] = None,
-    scorer: Annotated[str, typer.Option(help="Process reward model: a bundled name, a folder or a hub id.")] = "arith-prm",
+    scorer: ScorerOption = "arith-prm",
+    scorer_format: FormatOption = None,
+    scorer_engine: BackendOption = "transformers",
+    scorer_url: UrlOption = None,
+    scorer_arg: ArgOption = None,
+    score_over: OverOption = None,
     benchmark: Annotated[str, typer.Option(help="arith, or a JSONL file with `problem` and `answer`.")] = "arith",
     limit: Annotated[int | None, typer.Option(help="Problems to solve.", show_default="100 of arith, all of a file")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same results.")] = 0,
@@ -69,8 +93,8 @@ def run(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="New tokens of a candidate, at most.")] = 2048,
-    alpha: Annotated[float, typer.Option(help="Weight of the final reward in r_hat = aggregate(steps) + alpha * final.")] = 1.0,
-    aggregate: Annotated[AggregateName, typer.Option(help="How step rewards become one number.")] = AggregateName.mean,
+    alpha: AlphaOption = 1.0,
+    aggregate: AggregateOption = MEAN,
     budget: Annotated[
         int | None, typer.Option(help="Tokens to generate for a problem, at most.", show_default="no limit")
     ] = None,
@@ -99,13 +123,16 @@ def run(
     given = _given(ctx)
     settings: dict[str, Any] = {
         "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system,
-        "scorer": scorer, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "scorer": scorer, "scorer_format": scorer_format, "scorer_engine": scorer_engine,
+        "score_over": score_over.value if score_over else None, "benchmark": benchmark, "limit": limit, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
         "budget": budget, "run_budget": run_budget, "seconds": seconds,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if name in given}
     if engine_arg:
-        settings["engine_args"] = _key_values(engine_arg)
+        settings["engine_args"] = _key_values("--engine-arg", engine_arg)
+    if scorer_arg:
+        settings["scorer_args"] = _key_values("--scorer-arg", scorer_arg)
     named = strategy
     if resume is not None and "strategy" not in given:
         from tts.store import RunStore
@@ -117,7 +144,8 @@ def run(
 
     def solve() -> Any:
         return run_benchmark(
-            concurrency=concurrency, out=out, resume=resume, url=url, progress=progress, **settings, **options
+            concurrency=concurrency, out=out, resume=resume, url=url, scorer_url=scorer_url, progress=progress,
+            **settings, **options,
         )  # fmt: skip
 
     try:
@@ -176,13 +204,13 @@ def strategies(
         )
 
 
-def _key_values(pairs: list[str]) -> dict[str, Any]:
+def _key_values(option: str, pairs: list[str]) -> dict[str, Any]:
     """`["a=1", "b=x"]` as {"a": 1, "b": "x"}: a value is JSON where it can be."""
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise InputError(f"--engine-arg is {pair!r}; it should look like gpu_memory_utilization=0.9")
+            raise InputError(f"{option} is {pair!r}; it should look like dtype=bfloat16")
         try:
             values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
         except ValueError:

@@ -245,13 +245,17 @@ class MeteredScorer:
         self.scorer, self.usage, self.clock, self.alpha, self.aggregate = scorer, usage, clock, alpha, aggregate
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        if getattr(self.scorer, "compares", False):  # equal texts are votes of their own
+            return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
+        rewards = await self._score(list(distinct.values()))
+        by_text = dict(zip(distinct, rewards, strict=True))
+        return [by_text[candidate.text] for candidate in candidates]
+
+    async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):
-            rewards = await self.scorer.score(list(distinct.values()))
+            rewards = await self.scorer.score(candidates)
         self.usage.scored += sum(reward.tokens for reward in rewards)
         if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
             raise ValueError("the reward model returned a number that is not finite; try another precision or model")
-        by_text = {
-            text: replace(reward, alpha=self.alpha, how=self.aggregate) for text, reward in zip(distinct, rewards, strict=True)
-        }
-        return [by_text[candidate.text] for candidate in candidates]
+        return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

@@ -44,6 +44,12 @@ def load_config(name: str) -> dict[str, Any]:
     return config
 
 
+def files(name: str) -> list[Path]:
+    """What lies in a local or bundled model's folder; nothing for a hub id."""
+    folder = Path(locate(name))
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def is_reward_model(config: dict[str, Any]) -> bool:
     """Whether the weights end in a reward head instead of a vocabulary."""
     architecture = "".join(config.get("architectures") or [])
@@ -81,11 +87,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_weights(cls: Any, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Any:
+def load_weights(
+    cls: Any, name: str, *, device: str = "auto", dtype: str = "auto", device_map: Any = None, **options: Any
+) -> Any:
     """`cls.from_pretrained`, failing where a weight that the class needs is not in the files.
 
     `device` is auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:1, mps …; `dtype` is auto (the checkpoint's),
-    float32, bfloat16 or float16.
+    float32, bfloat16 or float16; `device_map` spreads a model over devices, as accelerate reads it (auto, balanced, …).
     """
     import torch
     from transformers.utils import logging
@@ -95,13 +103,16 @@ def load_weights(cls: Any, name: str, *, device: str = "auto", dtype: str = "aut
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     logging.disable_progress_bar()  # it would tear the live view
     try:
+        if device_map is not None:
+            options["device_map"] = device_map
         model, info = cls.from_pretrained(locate(name), output_loading_info=True, dtype=dtype, **options)
-        model = model.to(place)
+        if device_map is None:
+            model = model.to(place)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise InputError(
             f"{name!r} does not fit into the memory of {place}: try dtype=bfloat16, another device or a smaller model"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")

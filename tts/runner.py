@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from tts.evals.summary import Seconds, Summary, summarize
 from tts.generator import Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy, strategy_name
+from tts.scorers import load_scorer
 from tts.store import Attempt, Record, RunStore, check_creatable
-from tts.types import Aggregate, Engine, Problem, Reward, Sampling, Scorer, Strategy, Usage
+from tts.types import Aggregate, Engine, Part, Problem, Reward, Sampling, Scorer, Strategy, Usage
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Settings:
     adapter: str | None = None
     system: str | None = None
     scorer: str = "arith-prm"
+    scorer_format: str | None = None
+    scorer_engine: str = "transformers"
+    scorer_args: dict[str, Any] = field(default_factory=dict)
+    score_over: Part | None = None
     benchmark: str = "arith"
     limit: int | None = None
     seed: int = 0
@@ -102,6 +107,7 @@ def run(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     url: str | None = None,
+    scorer_url: str | None = None,
     engine_instance: Engine | None = None,
     scorer_instance: Scorer | None = None,
     progress: Progress | None = None,
@@ -112,8 +118,8 @@ def run(
     `strategy` is a name (by default bon), `file.py:Class` or an instance. Other keywords are fields of Settings (engine,
     model, scorer, benchmark, limit, seed, temperature, …) or, with a strategy by name, its options (n=16). `out` is the
     folder to make, by default a new one under runs/; `resume` goes on with an existing one, whose settings then hold.
-    `url` is that of a server, for engines that use one. An engine or scorer that is already loaded can be given as it is;
-    `model` and `scorer` then only name it.
+    `url` is that of a server, for engines that use one, and `scorer_url` for reward models. An engine or scorer that is already
+    loaded can be given as it is; `model` and `scorer` then only name it.
 
     Raises InputError for bad input. A problem that fails does not raise: it is counted in `summary.failed`.
     """
@@ -137,7 +143,7 @@ def run(
     progress.stage = f"loading {chosen.model}"
     engine = engine_instance or _load_engine(chosen, url)
     progress.stage = f"loading {chosen.scorer}"
-    scorer = scorer_instance or _load_scorer(chosen, solver)
+    scorer = scorer_instance or _load_scorer(chosen, solver, scorer_url)
     if store is None:
         store = RunStore.create(folder, asdict(chosen), _facts())
     job = _Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress)
@@ -148,6 +154,8 @@ def run(
         finally:
             if engine is not engine_instance:
                 await engine.close()
+            if scorer is not scorer_instance and (close := getattr(scorer, "close", None)) is not None:
+                await close()
 
     return _wait(solve)
 
@@ -196,12 +204,20 @@ def _load_engine(settings: Settings, url: str | None) -> Engine:
     return load_engine(settings.engine, settings.model, url=url, options={**settings.engine_args, **given})
 
 
-def _load_scorer(settings: Settings, solver: Strategy) -> Scorer:
+def _load_scorer(settings: Settings, solver: Strategy, url: str | None) -> Scorer:
     if not solver.uses_scorer:
         return _NoScorer()
-    from tts.scorers.prm import StepPRM
-
-    return StepPRM(settings.scorer)
+    return load_scorer(
+        settings.scorer,
+        format=settings.scorer_format,
+        over=settings.score_over,
+        final=settings.alpha != 0 or settings.aggregate == "final",
+        engine=settings.scorer_engine,
+        url=url,
+        policy=settings.model,
+        system=settings.system,
+        options=settings.scorer_args,
+    )
 
 
 class _NoScorer:
@@ -289,7 +305,7 @@ class _Run:
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:
             generator = Generator(
-                self.engine, problem, self.settings.sampling,
+                self.engine, problem, replace(self.settings.sampling, logprobs=getattr(self.scorer, "logprobs", False)),
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
                 budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,

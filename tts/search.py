@@ -24,6 +24,8 @@ class Node:
     reward: Reward | None = None
     fate: str = "pruned: left over"
     """Whether it was kept or why it was pruned; the last word said of it holds."""
+    copies: int = 1
+    """How often it was drawn: siblings that repeat it are not rated again, yet have a place each."""
 
     @property
     def value(self) -> float:
@@ -143,6 +145,7 @@ class Search:
             child = self.add(candidate, node)
             if candidate in family:
                 child.fate = "pruned: repeats a sibling"
+                family[candidate].copies += 1
             else:
                 family[candidate] = child
         return list(family.values())

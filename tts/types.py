@@ -24,8 +24,11 @@ Finish = Literal["step", "stop", "length"]
 Part = Literal["all", "think", "response"]
 """A part of a trajectory: the thinking steps, the response steps, or both."""
 
-Aggregate = Literal["mean", "min", "prod", "last"]
-"""How the rewards of many steps become one number."""
+Aggregate = Literal["mean", "min", "prod", "last", "sum-logit", "final"]
+"""How the rewards of many steps become one number; `final` passes over them."""
+
+CERTAIN = 1e-9
+"""How close to 0 or 1 a probability may come in a logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +171,8 @@ class Reward:
     """How `total` aggregates the steps."""
 
     def aggregate(self, how: Aggregate) -> float:
-        """The step rewards as one number; 0 when there are none."""
-        if not self.steps:
+        """The step rewards as one number; 0 when there are none. `sum-logit` needs rewards in [0, 1], else ValueError."""
+        if not self.steps or how == "final":
             return 0.0
         match how:
             case "mean":
@@ -180,11 +183,19 @@ class Reward:
                 return math.prod(self.steps)
             case "last":
                 return self.steps[-1]
+            case "sum-logit":
+                if not all(0 <= step <= 1 for step in self.steps):
+                    raise ValueError(
+                        f"sum-logit needs step rewards between 0 and 1, got {min(self.steps)} to {max(self.steps)}"
+                    )
+                clipped = (min(max(step, CERTAIN), 1 - CERTAIN) for step in self.steps)
+                return sum(math.log(step / (1 - step)) for step in clipped)
 
     @property
     def total(self) -> float:
-        """r_hat: the aggregated step rewards + alpha * final."""
-        return self.aggregate(self.how) + self.alpha * (self.final or 0.0)
+        """r_hat: the aggregated step rewards + alpha * final; where `final` is the aggregate, the final reward alone."""
+        weight = 1.0 if self.how == "final" else self.alpha
+        return self.aggregate(self.how) + weight * (self.final or 0.0)
 
 
 class Scorer(Protocol):

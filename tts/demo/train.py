@@ -17,7 +17,8 @@ from tts.demo import arith
 from tts.demo.tokenizer import build as build_tokenizer
 from tts.generator import derive_seed
 from tts.models import load_tokenizer, locate
-from tts.scorers.prm import StepFormat, part_of
+from tts.scorers import formats
+from tts.scorers.prm import part_of
 from tts.trajectory import BOUNDARY, parse
 from tts.types import Part, Problem, Sampling
 
@@ -135,8 +136,7 @@ def train_prm(
     model = Qwen2ForProcessRewardModel(body.config)
     model.model.load_state_dict(body.model.state_dict())
     tokenizer = load_tokenizer(policy)
-    format = StepFormat(tokenizer, "arith", body.config.max_position_embeddings)
-    rows = _labelled(traces, arith.take("train", problems, seed), format, over)
+    rows = _labelled(traces, arith.take("train", problems, seed), formats.Text(tokenizer), over)
 
     def epochs() -> Iterator[Row]:
         rng = random.Random(seed)
@@ -161,10 +161,10 @@ def _solution(tokenizer: PreTrainedTokenizerBase, chain: arith.Chain, text: str)
     return given + written, [IGNORE] * len(given) + written
 
 
-def _labelled(traces: Path, chains: list[arith.Chain], format: StepFormat, over: Part) -> list[tuple[Row, Row]]:
+def _labelled(traces: Path, chains: list[arith.Chain], text: formats.Text, over: Part) -> list[tuple[Row, Row]]:
     """Each trace twice: step by step, and as one step, where blank lines carry the step labels all the same."""
     rows = []
-    [blank] = format.tokenizer.encode(BOUNDARY, add_special_tokens=False)
+    [blank] = text.tokenizer.encode(BOUNDARY, add_special_tokens=False)
     for line in traces.read_text().splitlines():
         row = json.loads(line)
         chain, trajectory = chains[row["chain"]], parse(row["text"])
@@ -172,8 +172,8 @@ def _labelled(traces: Path, chains: list[arith.Chain], format: StepFormat, over:
         if not steps:
             continue
         labels = arith.check(chain, trajectory)[-len(steps) :]  # a response comes last
-        by_step = format.encode(chain.prompt, steps)
-        whole = format.encode(chain.prompt, [BOUNDARY.join(steps)])
+        by_step = formats.encode(formats.FORMATS["reasonflux"], text, chain.prompt, steps)
+        whole = formats.encode(formats.FORMATS["reasonflux"], text, chain.prompt, [BOUNDARY.join(steps)])
         ends = [i for i, token in enumerate(whole.ids) if token == blank] + whole.positions
         final = int(bool(trajectory.response) and labels[-1])
         rows.append((_at(by_step.ids, by_step.positions, labels), _at(whole.ids, ends, [*labels[:-1], final])))

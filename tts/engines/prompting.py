@@ -25,7 +25,8 @@ class Prompter:
             text = problem.prompt if self.system is None else f"{self.system}\n\n{problem.prompt}"
             return tuple(self.tokenizer.encode(text))
         turns = [chat.Turn("system", [self.system])] if self.system is not None else []
-        return tuple(chat.encode(self.tokenizer, [*turns, chat.Turn("user", [problem.prompt])], open_turn=True))
+        turns.append(chat.Turn("user", [problem.prompt]))
+        return tuple(chat.encode(self.tokenizer, chat.render(self.tokenizer, turns, open_turn=True)).ids)
 
     def check_stops(self, stops: Sequence[str]) -> None:
         """Raise InputError for a stop string that this model's text can never hold."""

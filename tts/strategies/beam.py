@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from tts.types import Problem, Result, Scorer
 class Beam(BranchingSearch):
     """Grow n solutions step by step; after each step keep the n / width best and branch them back to n.
 
-    A finished solution keeps its place as long as it is among the best, without using the generator; the search ends when no
-    unfinished one has a place.
+    A step that was drawn several times has as many places. A finished solution keeps its place as long as it is among the
+    best, without using the generator; the search ends when no unfinished one has a place.
     """
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
@@ -27,14 +28,17 @@ class Beam(BranchingSearch):
         while True:
             await self.rate(search, children)
             finished += [node for node in children if node.done]
-            leading = best([*finished, *(node for node in children if not node.done)], places)
-            beams = [node for node in leading if not node.done]
+            rivals = best([*finished, *(node for node in children if not node.done)], places)
+            leading = [copy for node in rivals for copy in [node] * (1 if node.done else node.copies)][:places]
+            beams = Counter(node for node in leading if not node.done)
             for node in children:
                 node.fate = "kept" if node in leading else "pruned: not among the best"
             if not beams:
                 break
             # places of finished solutions are not branched again
-            children = await search.grow(beams, share(self.width * len(beams) + (self.n % self.width), len(beams)))
+            extra = share(self.n % self.width, len(beams))
+            counts = [self.width * copies + more for copies, more in zip(beams.values(), extra, strict=True)]
+            children = await search.grow([*beams], counts)
         return search.result(best(finished, self.n))
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:

@@ -1,0 +1,363 @@
+"""A decoder's hidden states for many sequences at once, each token forwarded once however many sequences begin with it.
+
+Sequences form a forest of prefixes. What is new in it goes through the model as one row of tokens without padding; in the
+attention each piece sees the keys and values of its own ancestors, which stay in a pool for the sequences to come: the steps
+of a search that grow from what was scored before. Memory is bounded; what was used least recently is forgotten first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from tts.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Slots = NDArray[np.int64]
+
+ATTENTION = "tts_forest"
+"""The name under which transformers finds the attention below."""
+
+GRAIN = 16
+"""Lengths are rounded up to multiples of at least this, so that pieces of about a length share a call; and with other
+lengths matrix libraries switch kernels, and the last bits of a result with them."""
+
+ALONE = 512
+"""Pieces longer than this keep the machine busy each for itself."""
+
+
+class _Piece:
+    """Consecutive tokens with one history: an edge of the forest."""
+
+    __slots__ = ("children", "computed", "ids", "parent", "slots", "used")
+
+    def __init__(self, parent: _Piece | None, ids: Sequence[int], slots: Slots, used: int) -> None:
+        self.parent, self.ids, self.slots, self.used = parent, ids, slots, used
+        self.children: dict[int, _Piece] = {}
+        self.computed = False
+
+    @property
+    def begin(self) -> int:
+        """How many tokens come before."""
+        return self.parent.begin + len(self.parent.ids) if self.parent is not None else 0
+
+    def path(self) -> Slots:
+        """Slots of all tokens from the beginning to the end of this piece."""
+        pieces: list[Slots] = []
+        piece: _Piece | None = self
+        while piece is not None:
+            pieces.append(piece.slots)
+            piece = piece.parent
+        return np.concatenate(pieces[::-1])
+
+    def split(self, at: int) -> _Piece:
+        """Make the first `at` tokens a piece of their own, and return it."""
+        assert self.parent is not None
+        head = _Piece(self.parent, self.ids[:at], self.slots[:at], self.used)
+        self.parent.children[self.ids[0]] = head
+        head.children[self.ids[at]], head.computed = self, self.computed
+        self.parent, self.ids, self.slots = head, self.ids[at:], self.slots[at:]
+        return head
+
+
+class Forest:
+    """The body of a `transformers` decoder (without a head), with a pool of keys, values and hidden states.
+
+    `limit` bounds the pool in bytes, `batch_tokens` what goes through the model at once. Not for two threads at a time.
+    """
+
+    def __init__(self, body: Any, *, limit: int, batch_tokens: int, context: int) -> None:
+        body.set_attn_implementation(ATTENTION)
+        config = body.config.get_text_config()
+        self.body, self.batch_tokens = body, batch_tokens
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token = 2 * config.num_hidden_layers * config.num_key_value_heads * size + config.hidden_size
+        self.capacity = max(limit // (token * body.dtype.itemsize), batch_tokens, context) + 1  # slot 0 is padding
+        self.forwarded = 0
+        """Tokens that went through the model so far."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.root = _Piece(None, (), np.zeros(0, np.int64), 0)
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.hidden: Tensor | None = None
+        self._slots = 1
+        self._free = np.zeros(0, np.int64)
+        self._tick = 0
+
+    @torch.inference_mode()
+    def __call__(self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states at the positions of each sequence, [positions, size]; what is behind the last one is not computed."""
+        results: list[Tensor] = []
+        try:
+            for wave, new in self._waves(sequences, positions):
+                if new:
+                    self._forward(new)
+                for slots in wave:
+                    results.append(self.hidden[slots.to(self.hidden.device)] if self.hidden is not None else torch.zeros(0, 1))
+        except BaseException:
+            self.clear()  # what was planted and not computed must not be found again
+            raise
+        return results
+
+    def _waves(
+        self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[Tensor], list[_Piece]]]:
+        """As many sequences as one pass takes: the slots to read of each, and the pieces to compute."""
+        wave: list[Tensor] = []
+        new: list[_Piece] = []
+        count = 0
+        self._tick += 1
+        for ids, at in zip(sequences, positions, strict=True):
+            needed = ids[: at[-1] + 1] if len(at) else ids[:0]
+            grown = self._grow(needed, new, self.batch_tokens - count)
+            if grown is None:  # no room in this pass, or in the pool beside what this pass uses
+                yield wave, new
+                wave, new, count = [], [], 0
+                self._tick += 1
+                grown = self._grow(needed, new, self.capacity)
+                assert grown is not None, "the pool is smaller than the context"
+            path, added = grown
+            count += added
+            wave.append(torch.from_numpy(path[np.asarray(at, np.int64)]))
+        yield wave, new
+
+    def _grow(self, ids: Sequence[int], new: list[_Piece], room: int) -> tuple[Slots, int] | None:
+        """The slots of a sequence, its unknown end planted as a new piece; None where there is no room for that."""
+        piece, done = self.root, 0
+        while done < len(ids):
+            child = piece.children.get(ids[done])
+            if child is None:
+                break
+            child.used = self._tick
+            shared = _shared(child.ids, ids, done)
+            done += shared
+            if shared < len(child.ids):
+                head = child.split(shared)
+                if not head.computed:
+                    new.append(head)
+                piece = head
+                break
+            piece = child
+        if missing := len(ids) - done:
+            slots = self._take(missing) if missing <= room else None
+            if slots is None:
+                return None
+            child = _Piece(piece, tuple(ids[done:]), slots, self._tick)
+            piece.children[ids[done]] = piece = child
+            new.append(child)
+        return piece.path(), missing
+
+    def _take(self, count: int) -> Slots | None:
+        """Free slots; None where all that is left is in use by this pass."""
+        while len(self._free) < count and self._slots + count - len(self._free) <= self.capacity:
+            more = min(max(count - len(self._free), self._slots, 1024), self.capacity - self._slots)
+            self._free = np.concatenate((self._free, np.arange(self._slots, self._slots + more)))
+            self._slots += more
+        if len(self._free) < count:
+            self._forget(max(count, self.capacity // 8))
+        if len(self._free) < count:
+            return None
+        taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+    def _forget(self, count: int) -> None:
+        """Free about `count` slots of pieces that have no children and are used by no sequence of this pass."""
+        free, heap = [self._free], sorted(self._leaves(), key=lambda piece: piece.used)
+        while heap and sum(map(len, free)) < count:
+            for leaf in heap:
+                free.append(leaf.slots)
+                assert leaf.parent is not None
+                del leaf.parent.children[leaf.ids[0]]
+                if sum(map(len, free)) >= count:
+                    break
+            heap = sorted(self._leaves(), key=lambda piece: piece.used)
+        self._free = np.concatenate(free)
+
+    def _leaves(self) -> Iterator[_Piece]:
+        stack = [self.root]
+        while stack:
+            piece = stack.pop()
+            if piece.children:
+                stack.extend(piece.children.values())
+            elif piece.used != self._tick and piece is not self.root:
+                yield piece
+
+    def _forward(self, new: list[_Piece]) -> None:
+        """Compute the pieces' hidden states, keys and values."""
+        ids = [token for piece in new for token in piece.ids]
+        count = -(-len(ids) // GRAIN) * GRAIN  # the rest is padding in slot 0
+        positions = np.concatenate([piece.begin + np.arange(len(piece.ids)) for piece in new])
+        slots = torch.from_numpy(np.concatenate([piece.slots for piece in new]))
+        device = self.body.device
+        plan = _Plan(self, slots.to(device), new)
+        hidden = self.body(
+            input_ids=pad(torch.tensor([ids], device=device), (0, count - len(ids))),
+            position_ids=pad(torch.from_numpy(positions)[None].to(device), (0, count - len(ids))),
+            use_cache=False,
+            forest=plan,
+        ).last_hidden_state[0, : len(ids)]
+        self.hidden = self._fitting(self.hidden, hidden)
+        self.hidden[slots.to(hidden.device)] = hidden
+        for piece in new:
+            piece.computed = True
+        self.forwarded += len(ids)
+
+    def _fitting(self, pool: Tensor | None, rows: Tensor) -> Tensor:
+        """A pool [slots, …] of rows like these that has all slots that are in use."""
+        if pool is not None and len(pool) >= self._slots:
+            return pool
+        grown = rows.new_zeros(self._slots, *rows.shape[1:])
+        if pool is not None:
+            grown[: len(pool)] = pool
+        return grown
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new tokens' keys and values [tokens, heads, size] into a layer's pool, which is returned."""
+        self.keys[layer] = self._fitting(self.keys.get(layer), keys)
+        self.values[layer] = self._fitting(self.values.get(layer), values)
+        self.keys[layer][slots] = keys
+        self.values[layer][slots] = values
+        return self.keys[layer], self.values[layer]
+
+
+def _shared(known: Sequence[int], ids: Sequence[int], start: int) -> int:
+    """How many tokens of `known` stand in `ids` from `start` on."""
+    if tuple(ids[start : start + len(known)]) == known:
+        return len(known)
+    return next(i for i, token in enumerate(known) if start + i == len(ids) or ids[start + i] != token)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Pieces whose attention is one matrix: one piece, or siblings that share a long history."""
+
+    past: Slots
+    starts: list[int]
+    """Where each piece begins among the new tokens."""
+    slots: list[Slots]
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.slots))
+
+    @property
+    def columns(self) -> int:
+        return len(self.past) + self.rows
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Units of about the same size, attended to in one call."""
+
+    queries: Tensor
+    """Where each unit's tokens are among the new ones, [units, rows]; padding points behind the last."""
+    keys: Tensor
+    """Slots of each unit's history and of itself, [units, columns]."""
+    mask: Tensor | None
+    """Which of the keys each query sees; None where there is no history, and that is simply those before it."""
+
+    def to(self, device: torch.device) -> _Group:
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return _Group(self.queries.to(device), self.keys.to(device), mask)
+
+
+class _Plan:
+    """What the attention of one pass needs to know."""
+
+    def __init__(self, forest: Forest, slots: Tensor, new: list[_Piece]) -> None:
+        self.forest, self.slots, self.count = forest, slots, len(slots)
+        sizes: dict[tuple[int, int], list[_Unit]] = {}
+        for unit in _units(new):
+            columns = _rounded(unit.columns) if len(unit.past) else 0
+            sizes.setdefault((_rounded(unit.rows), columns), []).append(unit)
+        self.groups = [self._group(rows, columns, units).to(slots.device) for (rows, columns), units in sorted(sizes.items())]
+
+    def _group(self, rows: int, columns: int, units: list[_Unit]) -> _Group:
+        queries = np.full((len(units), rows), self.count)
+        keys = np.zeros((len(units), columns or rows), np.int64)
+        mask = np.zeros((len(units), 1, rows, columns), np.bool_)
+        for i, unit in enumerate(units):
+            keys[i, : unit.columns] = np.concatenate((unit.past, *unit.slots))
+            mask[i, 0, :, : max(1, len(unit.past))] = True
+            at = 0
+            for start, own in zip(unit.starts, unit.slots, strict=True):
+                queries[i, at : at + len(own)] = np.arange(start, start + len(own))
+                if columns:
+                    block = slice(len(unit.past) + at, len(unit.past) + at + len(own))
+                    mask[i, 0, at : at + len(own), block] = np.tri(len(own), dtype=np.bool_)
+                at += len(own)
+        return _Group(torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(mask) if columns else None)
+
+
+def _units(new: list[_Piece]) -> Iterator[_Unit]:
+    """New pieces, those of one parent together as long as its history outweighs them."""
+    families: dict[int, list[tuple[int, _Piece]]] = {}
+    start = 0
+    for piece in new:
+        families.setdefault(id(piece.parent), []).append((start, piece))
+        start += len(piece.ids)
+    for family in families.values():
+        parent = family[0][1].parent
+        assert parent is not None
+        past, unit = parent.path(), _Unit(parent.slots[:0], [], [])
+        for start, piece in family:
+            if not unit.slots or unit.rows + len(piece.slots) > len(past):
+                if unit.slots:
+                    yield unit
+                unit = _Unit(past, [], [])
+            unit.starts.append(start)
+            unit.slots.append(piece.slots)
+        yield unit
+
+
+def _rounded(length: int) -> int:
+    """Up to a multiple of an eighth of the power of two below: at most that much is padding. Long pieces go by themselves."""
+    grain = GRAIN if length > ALONE else max(GRAIN, 1 << max(0, length.bit_length() - 4))
+    return -(-length // grain) * grain
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    scaling: float,
+    forest: _Plan,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, heads, tokens, size] to output [1, tokens, heads, size]."""
+    if others := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
+        raise InputError(f"this model's attention has {others[0]}, which rewards are not computed with; score it by vLLM")
+    slots = forest.slots.to(key.device)
+    fresh = (x[0, :, : forest.count].transpose(0, 1) for x in (key, value))
+    keys, values = forest.forest.write(module.layer_idx, slots, *fresh)
+    queries = pad(query[0].transpose(0, 1)[: forest.count], (0, 0, 0, 0, 0, 1))
+    output = queries.new_zeros(max(forest.count + 1, query.shape[2]), *queries.shape[1:])
+    repeats = query.shape[1] // key.shape[1]
+    for group in forest.groups:
+        group = group.to(key.device)
+        k, v = (pool[group.keys].transpose(1, 2) for pool in (keys, values))
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        q = queries[group.queries].transpose(1, 2)
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None, scale=scaling)
+        output[group.queries] = seen.transpose(1, 2)
+    return output[None, : query.shape[2]], None
+
+
+AttentionInterface.register(ATTENTION, _attend)

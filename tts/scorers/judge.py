@@ -1,0 +1,132 @@
+"""A language model as the judge of every step: the probability of its verdict (arXiv 2504.00891, 2504.16828)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tts import models
+from tts.errors import InputError
+from tts.generator import derive_seed
+from tts.types import Candidate, Engine, Problem, Reward, Sampling
+
+TEMPLATE = """\
+Here are a problem, and a solution to it as far as it has come.
+
+Problem:
+{problem}
+
+Solution so far:
+{before}
+
+Next step:
+{step}
+
+Is the next step right, given what comes before? Answer Yes or No."""
+
+WHOLE = """\
+Here are a problem, and a solution to it.
+
+Problem:
+{problem}
+
+Solution:
+{step}
+
+Is the final answer right? Answer Yes or No."""
+
+VERDICT = "Verdict:"
+
+
+class Judge:
+    """Asks an engine about every step, and about the solution as a whole.
+
+    A reward is P(yes) / (P(yes) + P(no)) for the first token of the verdict. The probabilities are those that the engine
+    reports of `draws` drawn verdicts; where only one of the two was drawn, what it leaves is taken for the other; where
+    neither, 0.5. `critique` tokens, if any, are written first, greedily, up to the word "Verdict:". `template` and `whole` are
+    texts, or files of them, with {problem}, {before} (the steps before) and {step}; nothing in a trace is taken for these.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        template: str = TEMPLATE,
+        whole: str = WHOLE,
+        critique: int = 0,
+        draws: int = 4,
+        final: bool = True,
+        seed: int = 0,
+    ) -> None:
+        for name, least, value in (("critique", 0, critique), ("draws", 1, draws)):
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"--scorer-arg {name} is {value!r}; it should be a whole number, at least {least}")
+        self.engine, self.critique, self.draws, self.final, self.seed = engine, critique, draws, final, seed
+        self.template, self.whole = _read(template), _read(whole)
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        return list(await asyncio.gather(*(self._judge(candidate) for candidate in candidates)))
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+    async def _judge(self, candidate: Candidate) -> Reward:
+        steps = (*candidate.trajectory.thinking, *candidate.trajectory.response)
+        prompts = [
+            _fill(self.template, problem=candidate.problem.prompt, before="\n\n".join(steps[:i]) or "(nothing)", step=step)
+            for i, step in enumerate(steps)
+        ]
+        if self.final and steps:
+            prompts.append(_fill(self.whole, problem=candidate.problem.prompt, before="", step=candidate.text))
+        asked = await asyncio.gather(*(self._ask(prompt) for prompt in prompts))
+        values = [value for value, _ in asked]
+        final = values.pop() if self.final and steps else 0.0 if self.final else None
+        return Reward(tuple(values), final, tokens=sum(tokens for _, tokens in asked))
+
+    async def _ask(self, prompt: str) -> tuple[float, int]:
+        """P(yes), and the tokens that were read and written for it."""
+        prefix = self.engine.encode(Problem("judge", prompt))
+        spent = 0
+        if self.critique:
+            sampling = Sampling(temperature=0, max_tokens=self.critique, stop=(VERDICT,))
+            [written] = (await self.engine.generate(prefix, 1, sampling)).steps
+            tail = written.token_ids
+            if written.finish == "stop":
+                tail = tail[:-1]  # the token that ends a text
+            prefix = (*prefix, *tail, *(() if written.finish == "step" else self.engine.tokenize(f"\n{VERDICT}")))
+            spent += len(written.token_ids)
+        sampling = Sampling(max_tokens=1, seed=derive_seed(self.seed, "judge", *prefix), logprobs=True)
+        drawn = (await self.engine.generate(prefix, self.draws, sampling)).steps
+        spent += len(prefix) + sum(len(step.token_ids) for step in drawn)
+        said: dict[str, dict[tuple[int, ...], float]] = {"yes": {}, "no": {}}
+        for step in drawn:
+            word = re.sub(r"\W", "", step.text).lower()
+            if word in said and step.logprobs:
+                said[word][step.token_ids] = math.exp(step.logprobs[0])
+        yes, no = (sum(tokens.values()) for tokens in said.values())
+        if not yes and not no:
+            return 0.5, spent
+        if yes and no:
+            return yes / (yes + no), spent
+        return (yes if yes else 1 - no), spent
+
+
+def _fill(template: str, **values: str) -> str:
+    """The template with its fields filled in, in one pass: a field's name inside a value stays text."""
+    return re.sub(r"\{(problem|before|step)\}", lambda match: values[match.group(1)], template)
+
+
+def _read(template: str) -> str:
+    """A text with a {step} in it, or a file of such a text."""
+    if "{step}" in template:
+        return template
+    try:
+        text = Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the judge's template {template!r}: {models.first_line(error)}") from error
+    if "{step}" not in text:
+        raise InputError(f"the judge's template {template} has no {{step}} in it, where the step to judge belongs")
+    return text
