@@ -83,9 +83,8 @@ def ragged(repeat):
                 times[name].append(time.perf_counter() - start)
         flat = {name: torch.tensor([x for row in rows for x in row]) for name, rows in results.items()}
     tokens = sum(len(q.ids) for q in queries)
-    print(
-        f"{TRACES} traces, {tokens:,} tokens\n\n| | seconds | tokens/s | tts is faster by | largest difference |\n|---|---|---|---|---|"
-    )
+    print(f"{TRACES} traces, {tokens:,} tokens\n")
+    print("| | seconds | tokens/s | tts is faster by | largest difference |\n|---|---|---|---|---|")
     mine = statistics.median(times["tts"])
     for name, spent in times.items():
         seconds = statistics.median(spent)

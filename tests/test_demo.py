@@ -82,7 +82,7 @@ def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     assert sum(prm[-10:]) < 0.85 * sum(prm[:10])
     from tts.scorers.prm import PRM
 
-    assert PRM(str(tmp_path / "prm")).format.context == 1024
+    assert PRM(str(tmp_path / "prm")).reader.context == 1024
 
 
 def test_training_is_repeatable(tmp_path):

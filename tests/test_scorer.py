@@ -145,7 +145,7 @@ def test_a_head_that_is_not_two_wide_is_refused(folder):
 
 
 def test_a_language_model_is_no_scorer():
-    with pytest.raises(InputError, match=r"has no reward head that I know \(Qwen2ForCausalLM\): a language model is given as --model"):
+    with pytest.raises(InputError, match=r"no reward head that I know \(Qwen2ForCausalLM\): a language model is given as"):
         PRM("arith-policy")
 
 

@@ -150,6 +150,13 @@ async def test_beam_never_asks_for_more_than_n_continuations_in_a_round():
         assert max(kept.values()) <= n // width
 
 
+async def test_a_step_that_was_drawn_several_times_has_as_many_places_in_a_beam():
+    engine = TreeEngine(digits=1)  # every draw is the same
+    await solve("beam", engine, n=8, width=2)
+    for depth in range(5):
+        assert len([prefix for prefix, _, _ in engine.asked if prefix.count("\n\n") == depth]) == 8
+
+
 class ShortOrLong(TreeEngine):
     """Half of the first steps end the solution at once."""
 

@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -117,6 +117,7 @@ def run(
     from tts.registry import get_strategy
     from tts.runner import Progress, Settings
     from tts.runner import run as run_benchmark
+    from tts.terminal import LiveView
 
     if resume is not None and out is not None:
         raise InputError("--resume goes on in its own folder; leave --out away")
@@ -149,7 +150,7 @@ def run(
         )  # fmt: skip
 
     try:
-        summary = _watched(solve, progress, hidden=as_json or quiet)
+        summary = _watched(solve, lambda console: LiveView(progress, console), hidden=as_json or quiet)
     except KeyboardInterrupt:
         _say_how_to_resume(progress)
         raise typer.Exit(130) from None
@@ -169,6 +170,86 @@ def run(
             f" errors. Try them again with: tts run --resume {summary.run}"
         )
         raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    traces: Annotated[
+        Path, typer.Argument(help="JSONL: problem, and text, steps, or thinking and response; or a run's results.jsonl.")
+    ],
+    scorer: ScorerOption = "arith-prm",
+    scorer_format: FormatOption = None,
+    scorer_engine: BackendOption = "transformers",
+    scorer_url: UrlOption = None,
+    scorer_arg: ArgOption = None,
+    score_over: OverOption = None,
+    model: Annotated[str, typer.Option(help="The policy, for scorers that ask it.")] = "arith-policy",
+    alpha: AlphaOption = 1.0,
+    aggregate: AggregateOption = MEAN,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="What the file calls a field, as in problem=question; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out where it ends.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Traces to score.", show_default="all")] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="Write the rewards only, not the trace's own fields.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print traces with their steps coloured by reward.")] = False,
+) -> None:
+    """Reward every trace of a file: id, step_rewards, final, total."""
+    from tts.score import ScoreSettings, Tally, rejected_of, score_file
+    from tts.terminal import ScoreView, show_trace
+    from tts.traces import FIELDS
+
+    if resume and out is None:
+        raise InputError("--resume goes on with a file; say which with --out")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit is {limit}; it should be at least 1")
+    names = {name: str(value) for name, value in _key_values("--field", rename or []).items()}
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    settings = ScoreSettings(
+        str(traces), scorer, scorer_format, scorer_engine, _key_values("--scorer-arg", scorer_arg or []),
+        cast("Part | None", score_over.value if score_over else None), model, alpha,
+        cast("Aggregate", aggregate.value), names, bare,
+    )  # fmt: skip
+    tally = Tally()
+
+    def work() -> Any:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        return score_file(
+            settings, out=out, resume=resume, limit=limit, url=scorer_url, tally=tally,
+            write=None if show else print, complain=_warn,
+            show=(lambda item, over: console.print(show_trace(item, over))) if show else None,
+        )  # fmt: skip
+
+    try:
+        _watched(work, lambda console: ScoreView(tally, console), hidden=show or (out is None and sys.stdout.isatty()))
+    except KeyboardInterrupt:
+        kept = f"; go on by the same command with --resume ({out})" if out is not None else ""
+        _warn(f"interrupted with {tally.scored} traces scored{kept}")
+        raise typer.Exit(130) from None
+    if out is not None:
+        before = f", {tally.resumed} before" if tally.resumed else ""
+        print(f"{tally.scored} {'trace' if tally.scored == 1 else 'traces'} scored{before}: {out}")
+    if tally.rejected:
+        where = f"; see {rejected_of(out)}" if out is not None else ""
+        _warn(f"{tally.rejected} of {tally.scored + tally.rejected} traces could not be read{where}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def scorers() -> None:
+    """List how reward models are read, and the scorers without one."""
+    from rich.console import Console
+
+    from tts.scorers import PLAIN
+    from tts.scorers.formats import FORMATS
+    from tts.terminal import show_scorers
+
+    Console(highlight=False).print(show_scorers(FORMATS, PLAIN))
 
 
 @app.command()
@@ -218,15 +299,13 @@ def _key_values(option: str, pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def _watched(solve: Any, progress: Any, *, hidden: bool) -> Any:
+def _watched(solve: Any, view: Any, *, hidden: bool) -> Any:
     """Call `solve`, with a live view where a person is looking."""
     if hidden or not sys.stderr.isatty():
         return solve()
     from rich.console import Console
 
-    from tts.terminal import LiveView
-
-    with LiveView(progress, Console(stderr=True)):
+    with view(Console(stderr=True)):
         return solve()
 
 

@@ -21,7 +21,9 @@ from tts.engines import Backend
 from tts.evals.summary import Estimate, Summary
 from tts.options import describe, options_of, paper
 from tts.runner import Progress
-from tts.types import Strategy
+from tts.score import Scored, Tally
+from tts.scorers.formats import Format
+from tts.types import Part, Strategy
 
 BAR = 28
 """Width of the curve's longest bar, in characters."""
@@ -101,6 +103,78 @@ def show_strategy(name: str, cls: type[Strategy]) -> RenderableType:
 def first_line(cls: type[Strategy]) -> str:
     """What a strategy's docstring says first."""
     return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+class ScoreView(LiveView):
+    """The same for scoring a file."""
+
+    def __init__(self, tally: Tally, console: Console) -> None:
+        super().__init__(Progress(), console)
+        self.tally = tally
+
+    def render(self) -> RenderableType:
+        t = self.tally
+        if t.stage != "scoring":
+            return Spinner("dots", Text(f"{t.stage} …"))
+        with self._lock:
+            self._solving_since = self._solving_since or time.monotonic()
+        spent = time.monotonic() - self._solving_since
+        left = f"{_time(spent / t.bytes * (t.total_bytes - t.bytes))} left" if t.bytes else "…"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            ProgressBar(total=max(1, t.total_bytes), completed=t.bytes, width=24),
+            f"{t.scored} traces" + (f", {t.rejected} rejected" if t.rejected else ""),
+            f"{t.tokens / spent:,.0f} tokens/s" if t.tokens else "",
+            left,
+        )
+        return grid
+
+
+def show_trace(item: Scored, over: Part) -> RenderableType:
+    """A trace with its rewards before its steps, in colours from red (0) to green (1)."""
+    trace, reward = item.trace.candidate, item.reward
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rated = iter(reward.steps)
+    for heading, steps, shown in (
+        ("thinking", trace.trajectory.thinking, over != "response"),
+        ("response", trace.trajectory.response, over != "think"),
+    ):
+        if steps:
+            grid.add_row("", Text(heading, "dim italic"))
+        for step in steps:
+            value = next(rated, None) if shown else None
+            style = _reward_style(value)
+            grid.add_row(Text("" if value is None else f"{value:.3f}", style), Text(step, style))
+    final = "" if reward.final is None else f"final {reward.final:.3f}, "
+    title = Text.assemble((trace.problem.id, "bold"), "  ", (" ".join(trace.problem.prompt.split()), "dim"))
+    return Group(title, grid, Text(f"{final}total {reward.total:.3f}\n", "bold"))
+
+
+def _reward_style(value: float | None) -> str:
+    if value is None or not 0 <= value <= 1:
+        return ""
+    red, green = min(1.0, 2 - 2 * value), min(1.0, 2 * value)
+    return f"rgb({round(60 + 170 * red)},{round(60 + 150 * green)},70)"
+
+
+def show_scorers(formats: Mapping[str, Format], plain: Mapping[str, str]) -> RenderableType:
+    """How reward models are read, and the scorers that are none."""
+    tables = []
+    for heading, rows in (("--scorer-format", {n: f.about for n, f in formats.items()}), ("--scorer", plain)):
+        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+        table.add_column(heading, no_wrap=True)
+        table.add_column("")
+        for name, about in rows.items():
+            table.add_row(Text(name, "bold"), Text(about, "dim"))
+        tables.append(table)
+    return Group(
+        "A reward model is a bundled name (arith-prm, arith-prm-response), a folder or a hub id. Its format is recognised:\n",
+        tables[0],
+        "\nWithout a reward model:\n",
+        tables[1],
+    )
 
 
 def show_engines(backends: Mapping[str, Backend]) -> RenderableType:

@@ -1,0 +1,49 @@
+"""Resident memory of `tts score` over many short traces: does it stay flat?
+
+    python benchmarks/score_memory.py --traces 100000
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import typer
+
+from tts.demo import arith
+from tts.score import ScoreSettings, Tally, score_file
+
+
+def resident():
+    """MiB of this process, as Linux tells."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main(traces: int = 100_000) -> None:
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "traces.jsonl"), Path(folder, "scores.jsonl")
+        with source.open("w") as file:
+            for chain in arith.take("train", traces, 0):
+                value = rng.randrange(10)
+                row = {"problem": chain.prompt, "thinking": f"1) {chain.start}+1={value}", "response": f"\\boxed{{{value}}}"}
+                file.write(json.dumps(row) + "\n")
+        tally, seen = Tally(), []
+
+        def note(item, over):
+            if tally.scored % max(1, traces // 10) == 0:
+                seen.append((tally.scored, resident()))
+
+        score_file(ScoreSettings(str(source)), out=out, tally=tally, show=note)
+        assert tally.scored == sum(1 for _ in out.open()) == traces
+    print("| traces | resident MiB |\n|---|---|")
+    for count, size in seen:
+        print(f"| {count:,} | {size:.0f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tts
+from tts.cli import entry
+from tts.errors import InputError
+from tts.score import ScoreSettings, score_file
+from tts.scorers.prm import PRM
+from tts.types import Candidate, Problem, Step
+
+PROMPT = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
+THINKING, RESPONSE = "1) 7*8=6\n\n2) 6*5=0", "multiply by 8 gives 6\n\nThe result is \\boxed{0}"
+TEXT = f"<think>\n{THINKING}\n</think>\n\n{RESPONSE}"
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def score(path, out="out.jsonl", prm=None, **settings):
+    tally = score_file(ScoreSettings(str(path), **settings), out=Path(out), scorer_instance=prm)
+    return tally, read(out)
+
+
+def command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tts", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry()
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+def test_the_three_ways_to_write_a_trace_have_the_same_rewards(tmp_path, prm):
+    path = write(
+        tmp_path / "t.jsonl",
+        {"problem": PROMPT, "text": TEXT},
+        {"problem": PROMPT, "thinking": THINKING, "response": RESPONSE},
+        {"problem": PROMPT, "text": RESPONSE},
+        {"problem": PROMPT, "steps": RESPONSE.split("\n\n")},
+    )
+    _, rows = score(path, prm=prm)
+    for one, other in ((rows[0], rows[1]), (rows[2], rows[3])):
+        assert one["step_rewards"] == other["step_rewards"]
+        assert one["final"] == other["final"]
+    assert [len(row["step_rewards"]) for row in rows] == [4, 4, 2, 2]
+    assert all(row["total"] == pytest.approx(sum(r := row["step_rewards"]) / len(r) + row["final"]) for row in rows)
+
+
+def test_rewards_are_those_of_the_scorer_in_the_order_of_the_file(tmp_path, prm):
+    texts = [f"1) 7*8={i % 10}\n\n" * (1 + i % 7) for i in range(300)]
+    path = write(tmp_path / "t.jsonl", *({"id": i, "problem": PROMPT, "text": text} for i, text in enumerate(texts)))
+    tally, rows = score(path, prm=prm, alpha=0.5, aggregate="min")
+    assert [row["id"] for row in rows] == [str(i) for i in range(300)]
+    assert tally.scored == 300
+    import asyncio
+
+    for i in (0, 6, 299):
+        [reward] = asyncio.run(prm.score([Candidate(Problem("x", PROMPT), (Step(texts[i], (), "stop"),))]))
+        assert rows[i]["step_rewards"] == pytest.approx(list(reward.steps), abs=1e-6)
+        assert rows[i]["total"] == pytest.approx(min(reward.steps) + 0.5 * reward.final, abs=1e-6)
+
+
+def test_a_run_is_scored_as_it_was_written(tmp_path, prm, engine):
+    tts.run("bon", n=3, limit=2, engine_instance=engine, scorer_instance=prm, out=tmp_path / "run")
+    _, rows = score(tmp_path / "run" / "results.jsonl", prm=prm)
+    records = tts.store.RunStore.open(tmp_path / "run").records()
+    kept = {f"{r.id}/{i}": attempt for r in records for i, attempt in enumerate(r.candidates)}
+    assert len(rows) == 6
+    for row in rows:
+        assert row["step_rewards"] == pytest.approx(list(kept[row["id"]].rewards), abs=1e-6)
+        assert row["correct"] == kept[row["id"]].correct
+
+
+def test_steps_given_one_by_one_keep_their_number(tmp_path, prm):
+    path = write(tmp_path / "t.jsonl", {"problem": PROMPT, "steps": ["a\n\nb", "", " c\r\n \r\nd ", "\n"]})
+    _, [row] = score(path, prm=prm)
+    assert len(row["step_rewards"]) == 2
+
+
+def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
+    path = write(
+        tmp_path / "t.jsonl",
+        "nonsense", "[1]", {"problem": 3}, {"problem": "p"}, {"problem": "p", "text": " "}, {"problem": "p", "steps": "a"},
+        {"problem": "p", "steps": ["<think>", "a"]}, {"problem": "p", "text": "a " * 2000},
+        {"id": [1], "problem": "p", "text": "a"}, {"problem": "p", "candidates": [{"steps": 1}]}, "",
+        {"problem": "p", "text": "good"},
+    )  # fmt: skip
+    tally, rows = score(path, prm=prm)
+    assert [row["line"] for row in rows] == [12]
+    rejected = read("out.rejected.jsonl")
+    assert tally.rejected == 10
+    assert [row["line"] for row in rejected] == [*range(1, 11)]
+    expected = [
+        "not valid JSON", "not a JSON object", "no text under 'problem'", "nothing to score", "the trace is empty",
+        "'steps' is \"a\"; expected a list", "'steps' holds a <think>", "a trace of 4011 tokens is longer than the 1024",
+        "the id is [1]", "candidate 0 has no list of texts",
+    ]  # fmt: skip
+    assert all(row["error"].startswith(start) for row, start in zip(rejected, expected, strict=True))
+    assert rejected[0]["row"] == "nonsense"
+
+
+def test_fields_may_have_other_names_and_other_fields_are_kept(tmp_path, prm):
+    path = write(tmp_path / "t.jsonl", {"question": PROMPT, "reasoning": THINKING, "answer_text": RESPONSE, "source": "s1k"})
+    names = {"problem": "question", "thinking": "reasoning", "response": "answer_text"}
+    _, [row] = score(path, prm=prm, names=names)
+    assert len(row["step_rewards"]) == 4
+    assert row["source"] == "s1k"
+    _, [bare] = score(path, "bare.jsonl", prm, names=names, bare=True)
+    assert set(bare) == {"id", "step_rewards", "final", "total", "line"}
+
+
+def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
+    rows = [{"problem": PROMPT, "text": "1) 7*8=6\n\n" * (1 + i % 5)} for i in range(3000)]
+    rows[7] = rows[2900] = "nonsense"
+    path = write(tmp_path / "t.jsonl", *rows)
+    score(path, "whole.jsonl", prm)
+    arguments = [sys.executable, "-m", "tts.cli", "score", path, "--out", "out.jsonl"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out = Path("out.jsonl")
+    while not (out.exists() and out.stat().st_size > 100_000):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    torn = out.read_bytes()
+    assert 0 < torn.count(b"\n") < 2998
+    out.write_bytes(torn[:-30])  # as if the disk had taken only a part of the last write
+    score_file(ScoreSettings(path), out=out, resume=True, scorer_instance=prm)
+    resumed, whole = read(out), read("whole.jsonl")
+    assert [row["line"] for row in resumed] == [row["line"] for row in whole]
+    for one, other in zip(resumed, whole, strict=True):
+        assert one["step_rewards"] == pytest.approx(other["step_rewards"], abs=1e-6)
+    assert [row["line"] for row in read("out.rejected.jsonl")] == [8, 2901]
+
+
+def test_a_file_goes_on_only_under_its_settings(tmp_path, prm):
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a"})
+    score(path, prm=prm)
+    with pytest.raises(InputError, match=r"out\.jsonl exists; go on with it by --resume"):
+        score(path, prm=prm)
+    with pytest.raises(InputError, match=r"was begun with alpha = 1\.0, not 0\.5"):
+        score_file(ScoreSettings(path, alpha=0.5), out=Path("out.jsonl"), resume=True, scorer_instance=prm)
+    with pytest.raises(InputError, match="was not begun by tts score"):
+        score_file(ScoreSettings(path), out=Path("other.jsonl"), resume=True, scorer_instance=prm)
+
+
+def test_the_command_writes_rows_to_standard_output_and_complaints_beside(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a"}, "nonsense", {"problem": "p", "text": "b"})
+    code, out, err = command(monkeypatch, capsys, "score", path, "--scorer", "length")
+    assert [json.loads(line)["total"] for line in out.splitlines()] == [-1, -1]
+    assert "tts: line 2: not valid JSON" in err
+    assert "1 of 3 traces could not be read" in err
+    assert code == 1
+
+
+def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatch, capsys):
+    rows = [{"problem": PROMPT, "text": TEXT + "\n\n[red]not markup[/red]"}] * 3
+    path = write(tmp_path / "t.jsonl", *rows)
+    code, out, _ = command(monkeypatch, capsys, "score", path, "--show", "--limit", "2", "--score-over", "response")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines.count("thinking") == 2  # of two traces
+    assert "1) 7*8=6" in lines  # shown, and not rated
+    assert any(line.startswith(("0.", "1.")) and line.endswith("[red]not markup[/red]") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jsonl"], "no file nothing.jsonl"),
+        (["t.jsonl", "--scorer", "agreement"], "agreement compares solutions of one problem"),
+        (["t.jsonl", "--resume"], "say which with --out"),
+        (["t.jsonl", "--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["t.jsonl", "--scorer-format", "qwen"], "--scorer-format is 'qwen'; known formats: qwen-math, reasonflux"),
+        (["t.jsonl", "--scorer-arg", "wings=2"], "takes no 'wings' here"),
+        (["t.jsonl", "--scorer-arg", "dtype=int3"], "dtype is 'int3'; expected one of auto, float32"),
+        (["t.jsonl", "--scorer-engine", "server"], "--scorer-url and --scorer-engine server go together"),
+        (["t.jsonl", "--scorer", "length", "--score-over", "think"], "--score-over are for reward models; length is none"),
+        (["t.jsonl", "--scorer", "length", "--alpha", "0"], "rates a trace as a whole; --alpha 0 leaves nothing"),
+        (["t.jsonl", "--out", "/proc/none/x.jsonl"], "cannot write to"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    write(Path("t.jsonl"), {"problem": "p", "text": "a"})
+    code, _, err = command(monkeypatch, capsys, "score", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+async def test_scored_text_is_not_cut_where_a_part_is_rated(prm):
+    candidate = Candidate(Problem("x", PROMPT), (Step(TEXT, (), "stop"),))
+    [think] = await PRM("arith-prm", over="think").score([candidate])
+    [every] = await prm.score([candidate])
+    assert think.steps == pytest.approx(every.steps[:2], abs=1e-6)  # what comes later is not seen
