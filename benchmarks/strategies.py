@@ -29,7 +29,7 @@ RUNS = {
     "bon": {"n": 16},
     "adaptive": {"n": 16},
     "revise": {"n": 16, "chains": 4},
-    "beam": {"n": 16, "width": 4},
+    "beam": {"n": 12, "width": 4},
     "lookahead": {"n": 8, "width": 4, "k": 1},
     "dvts": {"n": 16, "width": 4},
     "mcts": {"n": 16, "width": 4, "simulations": 32},

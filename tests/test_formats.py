@@ -384,7 +384,7 @@ async def test_nothing_in_a_text_becomes_a_control_token(checkpoint, format):
     prm = load(checkpoint, format)
     steps = [SPELT, f"a {SPELT} b", "<extra_0>"] if prm.format.by_step else ["\n\n".join([SPELT] * 2)]
     assert controls(prm, SPELT, steps) == controls(prm, "a", ["b"] * len(steps))
-    if "<extra_0>" in FORMATS[format].build.__doc__:
+    if format in ("qwen-math", "reasonflux"):
         assert controls(prm, SPELT, steps)["<extra_0>"] == len(steps)
 
 
@@ -407,7 +407,8 @@ LONG = [f"{i}) {i}*{i}={i * i}." for i in range(60)]
 
 @pytest.mark.parametrize("format", ALL)
 async def test_a_trace_longer_than_the_context_is_refused(checkpoint, format):
-    with pytest.raises(InputError, match=rf"longer than the {CONTEXT} .*window=true"):
+    hint = ".*window=true" if FORMATS[format].by_step else ""  # a trace as a whole has no windows
+    with pytest.raises(InputError, match=rf"longer than the {CONTEXT} {hint}"):
         await load(checkpoint, format).score([candidate("\n\n".join(LONG))])
 
 

@@ -115,7 +115,9 @@ def _control(tokenizer: PreTrainedTokenizerBase, placed: set[int]) -> re.Pattern
     """Every control token's spelling, those of `placed` among them."""
     known = _controls.setdefault(tokenizer, {})
     if (pattern := known.get(frozenset(placed))) is None:
+        # a tokenizer may name some of its control tokens only, and list the others as added ones
         spelt = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(sorted(placed))}
+        spelt |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         pattern = re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))) or r"(?!)")
         known[frozenset(placed)] = pattern
     return pattern

@@ -75,7 +75,8 @@ def served(model, *arguments):
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling",
-         "--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.5", "--host", "127.0.0.1", "--port", str(port), *arguments],
+         "--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.5",
+         "--host", "127.0.0.1", "--port", str(port), *arguments],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

@@ -80,7 +80,7 @@ class Text:
     def opening(self) -> list[Part]:
         """What the tokenizer itself puts before a text."""
         begun = self.tokenizer("")["input_ids"]
-        return self.bos if begun and begun[0] == self.tokenizer.bos_token_id else []
+        return [*self.bos, CUT] if begun and begun[0] == self.tokenizer.bos_token_id else []
 
 
 def extra_0(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
@@ -99,7 +99,7 @@ def extra_0_with_system(text: Text, problem: str, steps: Sequence[str]) -> list[
 
 def problem_and_completion(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
     """Both as they are, one behind the other."""
-    return [*text.opening, problem, *steps, READ]
+    return [*text.opening, problem + "".join(steps), READ]  # one text: no token may come about where two meet
 
 
 def math_shepherd(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
@@ -120,10 +120,10 @@ def rlhflow(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
 
 
 def skywork(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
-    """The problem and every step on a line of its own, each tokenised apart."""
+    """The problem and every step on a line of its own; steps and their line ends tokenised apart."""
     parts: list[Part] = [*text.bos, f"{problem}\n"]
     for step in steps:
-        parts += [CUT, " ".join(step.split("\n")) + "\n", READ]
+        parts += [CUT, " ".join(step.split("\n")), CUT, "\n", READ]
     return parts
 
 
@@ -143,17 +143,17 @@ def versa(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
     return parts
 
 
-def trl(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
+def trl(text: Text, problem: str, steps: Sequence[str], separator: str = BOUNDARY) -> list[Part]:
     """The problem, every step and every separator tokenised apart, as TRL's PRMTrainer does."""
     parts: list[Part] = [*text.bos, CUT, problem]
     for step in steps:
-        parts += [CUT, step, CUT, BOUNDARY, READ]
+        parts += [CUT, step, CUT, separator, READ]
     return parts
 
 
 def trl_lines(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
     """The same with line ends as separators."""
-    return ["\n" if part == BOUNDARY else part for part in trl(text, problem, steps)]
+    return trl(text, problem, steps, "\n")
 
 
 FORMATS = {
@@ -222,7 +222,8 @@ def format_of(name: str, chosen: str | None = None) -> Format:
         return FORMATS[chosen]
     config = models.load_config(name)
     architectures = config.get("architectures") or []
-    signs = [name.rstrip("/"), *(f"architecture:{architecture}" for architecture in architectures)]
+    own = name if models.locate(name) == name and name.count("/") == 1 else name.rstrip("/").rpartition("/")[2]
+    signs = [own, *(f"architecture:{architecture}" for architecture in architectures)]
     signs += [f"file:{file.name}" for file in models.files(name) if file.name == "reward_head.pt"]
     for format in FORMATS.values():
         if any(re.search(format.matches, sign) for sign in signs):

@@ -141,8 +141,8 @@ class PRM:
         encoded = self._encode(prompt, steps)
         if len(encoded.ids) > self.reader.context:
             raise InputError(
-                f"a trace of {len(encoded.ids)} tokens is longer than the {self.reader.context} that {self.name!r} can read;"
-                " read it in windows by --scorer-arg window=true"
+                f"a trace of {len(encoded.ids)} tokens is longer than the {self.reader.context} that {self.name!r} can read"
+                + ("" if self.window or not self.format.by_step else "; read it in windows by --scorer-arg window=true")
             )
         return Query(encoded.ids, encoded.positions, whole)
 
