@@ -1,6 +1,6 @@
 """Resident memory of `tts score` over many short traces: does it stay flat?
 
-    python benchmarks/score_memory.py --traces 100000
+python benchmarks/score_memory.py --traces 100000
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ async def test_a_megabyte_of_latex_is_no_answer(grader):
 
 async def test_a_worker_that_dies_is_replaced(grader):
     assert (await grader.judge(candidates(["\\boxed{0.5}"])))[0].correct
-    grader._process.kill()
-    await grader._process.wait()
+    [process] = [worker._process for worker in grader._workers if worker._process]
+    process.kill()
+    await process.wait()
     assert (await grader.judge(candidates(["\\boxed{1/2}"])))[0].correct
 
 
@@ -96,6 +97,6 @@ async def test_plain_integers_need_no_worker(grader):
         problem = Problem("p", "?", answer)
         candidates = [Candidate(problem, (Step(text, (1,), "stop"),)) for text in texts]
         plainly = await fresh.judge(candidates)
-        assert fresh._process is None
+        assert not any(worker._process for worker in fresh._workers)
         [*with_algebra, _] = await grader.judge([*candidates, Candidate(problem, (Step("\\boxed{\\frac12}", (1,), "stop"),))])
         assert plainly == with_algebra  # the fraction sent them all to math-verify, which says the same

@@ -86,8 +86,33 @@ def run(
     scorer_url: UrlOption = None,
     scorer_arg: ArgOption = None,
     score_over: OverOption = None,
-    benchmark: Annotated[str, typer.Option(help="arith, or a JSONL file with `problem` and `answer`.")] = "arith",
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="arith; gsm8k, math500, aime24, aime25, amc23, minerva, olympiadbench or gpqa-diamond; a JSONL, CSV or"
+            " Parquet file; or a hub id."
+        ),
+    ] = "arith",
+    question_field: Annotated[
+        str | None, typer.Option(help="What the data calls the question.", show_default="problem")
+    ] = None,
+    answer_field: Annotated[
+        str | None, typer.Option(help="What the data calls the reference answer.", show_default="answer")
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="What the data calls the id.", show_default="id")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a data set of the hub.", show_default="the benchmark's own, else test")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="A local copy of what lies on the hub.")] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="math, letter, numeric, exact, or your own: file.py:function.", show_default="the benchmark's own, else math"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Problems to solve.", show_default="100 of arith, all of a file")] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Take them in an order drawn by --seed.")] = False,
+    repeat: Annotated[int, typer.Option(help="Times to solve each; accuracy is the mean.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same results.")] = 0,
     concurrency: Annotated[int, typer.Option(help="Problems under way at once; results do not depend on it.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
@@ -125,7 +150,9 @@ def run(
     settings: dict[str, Any] = {
         "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system,
         "scorer": scorer, "scorer_format": scorer_format, "scorer_engine": scorer_engine,
-        "score_over": score_over.value if score_over else None, "benchmark": benchmark, "limit": limit, "seed": seed,
+        "score_over": score_over.value if score_over else None, "benchmark": benchmark, "question_field": question_field,
+        "answer_field": answer_field, "id_field": id_field, "split": split, "data_dir": str(data_dir) if data_dir else None,
+        "grader": grader, "limit": limit, "shuffle": shuffle, "repeat": repeat, "seed": seed,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
         "budget": budget, "run_budget": run_budget, "seconds": seconds,
     }  # fmt: skip

@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tts.answers import Grader
 from tts.budget import Budget
@@ -27,6 +27,8 @@ from tts.registry import get_strategy, strategy_name
 from tts.scorers import load_scorer
 from tts.store import Attempt, Record, RunStore, check_creatable
 from tts.types import Aggregate, Engine, Part, Problem, Reward, Sampling, Scorer, Strategy, Usage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,15 @@ class Settings:
     scorer_args: dict[str, Any] = field(default_factory=dict)
     score_over: Part | None = None
     benchmark: str = "arith"
+    question_field: str | None = None
+    answer_field: str | None = None
+    id_field: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    grader: str | None = None
     limit: int | None = None
+    shuffle: bool = False
+    repeat: int = 1
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -60,6 +70,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, holds, expected in (
             ("limit", self.limit is None or self.limit >= 1, "at least 1"),
+            ("repeat", self.repeat >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
@@ -123,6 +134,27 @@ def run(
 
     Raises InputError for bad input. A problem that fails does not raise: it is counted in `summary.failed`.
     """
+    job = prepare(
+        strategy, concurrency=concurrency, out=out, resume=resume, url=url, scorer_url=scorer_url,
+        engine_instance=engine_instance, scorer_instance=scorer_instance, progress=progress, **settings,
+    )  # fmt: skip
+    return wait(job.solve)
+
+
+def prepare(
+    strategy: str | Strategy | None = None,
+    *,
+    concurrency: int = 64,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    url: str | None = None,
+    scorer_url: str | None = None,
+    engine_instance: Engine | None = None,
+    scorer_instance: Scorer | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Run:
+    """A run that is ready to be solved: everything checked and loaded, its folder made. Arguments are those of `run`."""
     names = {f.name for f in fields(Settings)} - {"strategy", "options"}
     own = {name: value for name, value in settings.items() if name in names}
     options = {name: value for name, value in settings.items() if name not in names}
@@ -136,7 +168,11 @@ def run(
     else:
         store = None
         chosen, solver = _fresh(strategy or "bon", options, own)
-    benchmark = load_benchmark(chosen.benchmark, chosen.limit)
+    benchmark = load_benchmark(
+        chosen.benchmark, chosen.limit, seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat,
+        question_field=chosen.question_field, answer_field=chosen.answer_field, id_field=chosen.id_field,
+        split=chosen.split, data_dir=chosen.data_dir, grader=chosen.grader,
+    )  # fmt: skip
     folder = Path(out) if out is not None else _default_folder(chosen)
     if store is None:
         check_creatable(folder)
@@ -146,18 +182,8 @@ def run(
     scorer = scorer_instance or _load_scorer(chosen, solver, scorer_url)
     if store is None:
         store = RunStore.create(folder, asdict(chosen), _facts())
-    job = _Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress)
-
-    async def solve() -> Summary:
-        try:
-            return await job.solve()
-        finally:
-            if engine is not engine_instance:
-                await engine.close()
-            if scorer is not scorer_instance and (close := getattr(scorer, "close", None)) is not None:
-                await close()
-
-    return _wait(solve)
+    loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
+    return Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress, loaded)
 
 
 def _fresh(strategy: str | Strategy, options: dict[str, Any], own: dict[str, Any]) -> tuple[Settings, Strategy]:
@@ -228,7 +254,9 @@ class _NoScorer:
 
 
 @dataclass
-class _Run:
+class Run:
+    """A strategy, an engine, a scorer and problems, about to be solved or under way."""
+
     settings: Settings
     strategy: Strategy
     benchmark: Benchmark
@@ -237,9 +265,20 @@ class _Run:
     store: RunStore
     concurrency: int
     progress: Progress
+    loaded: list[Engine | Scorer]
+    """What was loaded for this run and is let go of after it."""
     run_budget: Budget = field(init=False)
 
     async def solve(self) -> Summary:
+        """Solve every problem that has no row yet, and sum up."""
+        try:
+            return await self._solve()
+        finally:
+            for part in self.loaded:
+                if (close := getattr(part, "close", None)) is not None:
+                    await close()
+
+    async def _solve(self) -> Summary:
         records = {record.id: record for record in self.store.recover()}
         earlier = self.store.timing_rows()
         before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
@@ -291,15 +330,16 @@ class _Run:
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
+            repeat=self.benchmark.repeat,
             cached=sum(cached[record.id] for record in ordered if record.id in cached),
             seconds=elapsed(),
             run=str(self.store.folder),
-            reward=self._reward,
+            reward=self.reward,
         )
         self.store.write_summary(summary.to_json())
         return summary
 
-    def _reward(self, attempt: Attempt) -> Reward:
+    def reward(self, attempt: Attempt) -> Reward:
         return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
@@ -329,14 +369,14 @@ async def _grader() -> AsyncIterator[Grader]:
         await grader.close()
 
 
-def _wait(solve: Callable[[], Any]) -> Summary:
+def wait(solve: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run to the end, also where an event loop already runs (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(solve())  # type: ignore[no-any-return]
+        return asyncio.run(solve())
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, solve()).result()  # type: ignore[no-any-return]
+        return thread.submit(asyncio.run, solve()).result()
 
 
 def _default_folder(settings: Settings) -> Path:

@@ -38,6 +38,8 @@ class Problem:
     id: str
     prompt: str
     answer: str | None = None
+    grader: str = "math"
+    """How answers are compared: a name of `tts.evals.grading`, or a function of your own as file.py:function."""
 
 
 @dataclass(frozen=True, slots=True)

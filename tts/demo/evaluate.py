@@ -37,8 +37,8 @@ def main(
             return sorted(RunStore.open(out).records(), key=lambda record: record.id)
 
         full, response = pool(prm), pool(response_prm)
-    best: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(BestOfN(), r, k, _reward) for r in pool]  # noqa: E731
-    vote = [[at_k(Majority(), record, k, _reward) for record in full] for k in (2, 4, 8, N)]
+    best: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(BestOfN(), r, k, _reward).value for r in pool]  # noqa: E731
+    vote = [[at_k(Majority(), record, k, _reward).value for record in full] for k in (2, 4, 8, N)]
     one = [pass_at_k([bool(a.correct) for a in record.candidates], 1) for record in full]
     rows: list[tuple[str, list[list[float]]]] = [
         ("pass@N", [[pass_at_k([bool(a.correct) for a in r.candidates], k) for r in full] for k in (1, 2, 4, 8, N)]),
@@ -64,7 +64,7 @@ def main(
     print("\n| best-of-16 by | " + " | ".join(HOW) + " |\n|---|" + "---|" * len(HOW))
     print(
         "| trajectory-aware PRM | "
-        + " | ".join(_percent([at_k(BestOfN(), r, N, f) for r in full]) for f in HOW.values())
+        + " | ".join(_percent([at_k(BestOfN(), r, N, f).value for r in full]) for f in HOW.values())
         + " |"
     )
 

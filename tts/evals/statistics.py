@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations, groupby
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -33,13 +37,68 @@ def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
     return expected
 
 
-def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: int, *, seed: int, draws: int = 64) -> float:
+def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], k: int) -> float:
+    """Expected correctness of the most frequent group among k of the n, over all subsets, exactly.
+
+    A group is what equivalent answers share; None votes for nothing. Of equally frequent groups each is as likely to be taken.
+    Counts subsets by a generating function: for each number t of votes, those in which a group has t, some others have as
+    many, and none has more.
+    """
+    n, sizes = len(groups), Counter(group for group in groups if group is not None)
+    right = {group: flag for group, flag in zip(groups, correct, strict=True) if group is not None}
+    if k == n:  # one subset
+        most = [group for group, size in sizes.items() if size == max(sizes.values())]
+        return sum(right[group] for group in most) / len(most) if most else 0.0
+    silent = n - sum(sizes.values())
+    expected = 0.0
+    for t in range(1, min(k, max(sizes.values(), default=0)) + 1):
+        # ways[v, j]: choices of v candidates in which no group has more than t votes, and j of the groups have exactly t
+        start = np.zeros((k + 1, k // t + 1))
+        start[: silent + 1, 0] = [comb(silent, v) for v in range(min(silent, k) + 1)]
+        before = [start]
+        for size in sizes.values():
+            before.append(_with_group(before[-1], size, t))
+        after = [np.eye(1, k // t + 1) * np.eye(k + 1, 1)]
+        for size in reversed([*sizes.values()]):
+            after.append(_with_group(after[-1], size, t))
+        for i, (group, size) in enumerate(sizes.items()):
+            if right[group] and size >= t:
+                rest = k - t + 1
+                pairs = before[i][:rest].T @ after[len(sizes) - 1 - i][:rest][::-1]  # [ties before, ties after]
+                ties = np.add.outer(np.arange(len(pairs)), np.arange(len(pairs)))
+                expected += comb(size, t) * float((pairs / (ties + 1)).sum())
+    return expected / comb(n, k)
+
+
+def _with_group(ways: NDArray[np.float64], size: int, t: int) -> NDArray[np.float64]:
+    """The same with one more group, which may have up to t of its `size` votes."""
+    votes, ties = ways.shape
+    grown = np.zeros_like(ways)
+    for v in range(min(size, t, votes - 1) + 1):
+        if v < t:
+            grown[v:] += comb(size, v) * ways[: votes - v]
+        else:
+            grown[v:, 1:] += comb(size, v) * ways[: votes - v, : ties - 1]
+    return grown
+
+
+class Sampled(NamedTuple):
+    """A mean over subsets, and its standard error: 0 where it is over all of them."""
+
+    value: float
+    error: float = 0.0
+
+
+def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: int, *, seed: int, draws: int = 64) -> Sampled:
     """Expected correctness of `choose` (indices to one of them) among k of the n.
 
     Exact where there are at most `draws` subsets, else the mean over so many, drawn by `seed`.
     """
-    subsets = _subsets(len(correct), k, seed, draws)
-    return sum(correct[choose(subset)] for subset in subsets) / len(subsets)
+    n = len(correct)
+    subsets = _subsets(n, k, seed, draws)
+    share = sum(correct[choose(subset)] for subset in subsets) / len(subsets)
+    exact = len(subsets) == comb(n, k)
+    return Sampled(share, 0.0 if exact else (share * (1 - share) / (len(subsets) - 1)) ** 0.5)
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from tts.evals.statistics import best_of_k, choice_at_k, interval, pass_at_k
+from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
 from tts.store import Attempt, Record
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
@@ -42,6 +42,8 @@ class Point(NamedTuple):
     majority: Estimate
     passed: Estimate
     """pass@k: at least one of the k is right."""
+    error: float = 0.0
+    """Standard error of the strategy's value from drawing subsets; 0 where it is exact."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def summarize(
 
     def over(value: Callable[[Record], float]) -> Estimate | None:
         values = [value(record) for record in graded]
-        return _estimate(values) if values else None
+        return estimate(values) if values else None
 
     def right(record: Record) -> list[bool]:
         return [bool(attempt.correct) for attempt in record.candidates]
@@ -126,7 +128,7 @@ def summarize(
         failed=sum(record.error is not None for record in records),
         accuracy=over(lambda record: float(bool(record.correct))),
         pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
-        majority=over(lambda record: at_k(Majority(), record, len(record.candidates), reward)),
+        majority=over(lambda record: at_k(Majority(), record, len(record.candidates), reward).value),
         pass_at_n=over(lambda record: float(any(right(record)))),
         curve=_curve(graded, strategy, n, reward) if isinstance(strategy, Parallel) and n > 1 else (),
         truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
@@ -136,15 +138,20 @@ def summarize(
     )
 
 
-def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> float:
-    """Expected correctness of a strategy that had sampled k of the record's candidates."""
+def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
+    """Expected correctness of a strategy that had sampled k of the record's candidates.
+
+    In closed form where a candidate's score is its own, and for majority votes; else over subsets, all of them or some.
+    """
     correct = [bool(attempt.correct) for attempt in record.candidates]
     finished = [attempt.finish == "stop" for attempt in record.candidates]
     rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
     groups = [attempt.group for attempt in record.candidates]
     if not strategy.uses_answers:  # a candidate's score is its own, whatever the others are
         scores = strategy.rank(rewards, [])
-        return best_of_k(list(zip(scores, finished, strict=True)), correct, k)
+        return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
+    if isinstance(strategy, Majority) and k < len(groups):
+        return Sampled(majority_of_k(groups, correct, k))
 
     def choose(subset: list[int]) -> int:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
@@ -158,16 +165,21 @@ def _curve(graded: Sequence[Record], strategy: Parallel, n: int, reward: Callabl
     ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
     if not full:
         return ()
-    return tuple(
-        Point(
-            k,
-            _estimate([at_k(strategy, record, k, reward) for record in full]),
-            _estimate([at_k(Majority(), record, k, reward) for record in full]),
-            _estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full]),
+    points = []
+    for k in ks:
+        chosen = [at_k(strategy, record, k, reward) for record in full]
+        points.append(
+            Point(
+                k,
+                estimate([sampled.value for sampled in chosen]),
+                estimate([at_k(Majority(), record, k, reward).value for record in full]),
+                estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full]),
+                sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
+            )
         )
-        for k in ks
-    )
+    return tuple(points)
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one value per problem, with its interval."""
     return Estimate(sum(values) / len(values), *interval(values))

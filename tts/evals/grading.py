@@ -1,0 +1,166 @@
+"""Names to graders: how an answer is read off a response, and which answers are the same.
+
+A grader is one of `math`, `letter`, `numeric` and `exact`, or a function `(answer: str, reference: str) -> bool` of your
+own, given as file.py:function or package.module:function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import operator
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tts.errors import InputError
+
+TOLERANCE = 1e-6
+"""How far from the reference a `numeric` answer may be, relative to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A grader. Its functions meet untrusted text, so they are called in a process that can be killed."""
+
+    read: Callable[[str, bool], str | None]
+    """The answer in a text: the content of a box (True), or a response that has no box (False). None: there is none."""
+    right: Callable[[str, str], bool]
+    """Whether an answer, given first, agrees with the reference."""
+    same: Callable[[str, str], bool]
+    """Whether two answers form one vote."""
+
+
+def get_grader(name: str) -> Rules:
+    """Look up `letter`, `package.module:function` or `path/to/file.py:function`; InputError where there is no such grader."""
+    if ":" in name:
+        return Rules(_last_line, _load(*name.rsplit(":", 1)), operator.eq)
+    if name not in GRADERS:
+        close = get_close_matches(name, GRADERS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"no grader named {name!r}.{hint} Known: {', '.join(GRADERS)}. For your own, give file.py:function.")
+    return GRADERS[name]
+
+
+# math: math-verify decides, which takes 1/2, 0.5 and \frac12 for the same, sets in any order, and drops units
+
+
+def _last_expression(text: str, boxed: bool) -> str | None:
+    if not boxed:
+        from math_verify import parse
+
+        found = parse(text, parsing_timeout=None)
+        text = str(found[-1]) if found else ""
+    return text or None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(answer: str) -> list[Any]:
+    """What math-verify makes of an answer; empty where it makes nothing of it."""
+    from math_verify import parse
+
+    return list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+
+
+@lru_cache(maxsize=65536)
+def _equivalent(answer: str, reference: str) -> bool:
+    from math_verify import verify
+
+    return answer.strip() == reference.strip() or bool(verify(_parsed(reference), _parsed(answer), timeout_seconds=None))
+
+
+# letter: of a choice, as in \boxed{B}, "the answer is B", "(B)", or a line that is nothing but B
+
+_IN_BOX = re.compile(r"(?:\\\w+\{|[\s($*{])*([A-Za-z])(?![A-Za-z])")
+_STATED = re.compile(r"\b(?:answer|choice|option)\b(?:\s+is)?[\s:*$(]*(?:\\\w+\{)?([A-J])\b(?!')(?!(?<=I)\s+[a-z])", re.IGNORECASE)
+_IN_PARENTHESES = re.compile(r"\(([A-J])\)")
+_ALONE = re.compile(r"^[ *$]*([A-J])[ *$.]*$", re.MULTILINE)
+
+
+def _letter(text: str, boxed: bool) -> str | None:
+    """What is boxed counts first, then what is called the answer, then a letter that stands by itself; of each the last."""
+    if boxed:
+        found = _IN_BOX.match(text)
+        return found[1].upper() if found else None
+    stated = [letter for letter in _STATED.findall(text) if letter.isupper()]  # "the answer is a number" names no choice
+    letters = stated or _IN_PARENTHESES.findall(text) or _ALONE.findall(text)
+    return letters[-1] if letters else None
+
+
+def _same_letter(answer: str, reference: str) -> bool:
+    return answer == _letter(reference, True)
+
+
+# numeric: numbers within a tolerance; thousands separators, percent signs and units are dropped
+
+_SEPARATOR = re.compile(r"\{,\}|\\[,!;]|(?<=\d),(?=\d{3}(?!\d))")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
+
+
+def _number_text(text: str, boxed: bool) -> str | None:
+    numbers = _NUMBER.findall(_SEPARATOR.sub("", text))
+    if not numbers:
+        return None
+    return text.strip() if boxed else str(numbers[-1])
+
+
+def _number(text: str) -> float:
+    """The first number behind the last equals sign: `x = 5 \\text{ cm}^2` is 5. Not a number where there is none."""
+    found = _NUMBER.search(_SEPARATOR.sub("", text.rpartition("=")[2]))
+    return float(found[0]) if found else float("nan")
+
+
+def _close(answer: str, reference: str) -> bool:
+    x, y = _number(answer), _number(reference)
+    return x == y or abs(x - y) <= TOLERANCE * abs(y) < float("inf")
+
+
+# exact: the same text, but for white space
+
+
+def _last_line(text: str, boxed: bool) -> str | None:
+    lines = text.strip().splitlines()
+    if not lines:
+        return None
+    return text.strip() if boxed else lines[-1].strip()
+
+
+def _same_text(answer: str, reference: str) -> bool:
+    return answer.split() == reference.split()
+
+
+GRADERS: dict[str, Rules] = {
+    "math": Rules(_last_expression, _equivalent, _equivalent),
+    "letter": Rules(_letter, _same_letter, operator.eq),
+    "numeric": Rules(_number_text, _close, _close),
+    "exact": Rules(_last_line, _same_text, _same_text),
+}
+
+
+def _load(source: str, attribute: str) -> Callable[[str, str], bool]:
+    path = Path(source)
+    if source.endswith(".py"):
+        if not path.is_file():
+            raise InputError(f"no file {source} to load the grader {attribute} from")
+        spec = importlib.util.spec_from_file_location(f"tts_user_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise InputError(f"{source} does not load: {type(error).__name__}: {error}") from error
+    else:
+        try:
+            module = importlib.import_module(source)
+        except ImportError as error:
+            raise InputError(f"cannot import {source} for the grader {attribute}: {error}") from error
+    function: Any = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(f"{source} has no function {attribute!r}; a grader is one: def {attribute}(answer, reference) -> bool")
+    return function  # type: ignore[no-any-return]
