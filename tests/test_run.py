@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_greedy_single(loaded):
 
 def plain(summary):
     """A summary without what depends on the machine's day: times, place, and what happened to be cached."""
-    return replace(summary, seconds=None, run="", usage=replace(summary.usage, cached=0))
+    return replace(summary, seconds=None, run="", usage=replace(summary.usage, cached=0), flops=None)
 
 
 def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
@@ -106,6 +107,40 @@ def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
     assert set(before) <= set(rows("killed"))
     assert plain(resumed) == plain(undisturbed)
     assert resumed.seconds.total > 0
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loaded):
+    settings = ["--limit", "60", "--n", "4", "--concurrency", "3"]
+    rng, kept, kills = random.Random(0), 0, 0
+    while kills < 20:
+        begun = Path("killed/run.json").exists()
+        command = [
+            sys.executable,
+            "-m",
+            "tts.cli",
+            "run",
+            *(["--resume", "killed"] if begun else [*settings, "--out", "killed"]),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        results, deadline = Path("killed/results.jsonl"), time.monotonic() + 60
+        more = rng.choice((0, 0, 1, 3))  # rows to wait for; without any it dies while it starts
+        while (
+            time.monotonic() < deadline
+            and process.poll() is None
+            and ((len(results.read_text().splitlines()) if results.exists() else 0) < kept + more or not more)
+        ):
+            time.sleep(0.01)
+            if not more and rng.random() < 0.02:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        now = len(results.read_text().split("\n")) - 1 if results.exists() else 0
+        assert now >= kept, "a finished problem was lost"
+        kept = now
+    tts.run(**({"resume": "killed"} if Path("killed/run.json").exists() else {"limit": 60, "n": 4, "out": "killed"}), **loaded)
+    tts.run("bon", limit=60, n=4, out="whole", **loaded)
+    assert rows("killed") == rows("whole")
 
 
 def test_resuming_a_finished_run_solves_nothing_again(loaded):

@@ -7,18 +7,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tts.errors import InputError
+    from tts.evals.compare import compare
+    from tts.evals.load import load_run
     from tts.evals.summary import Summary
+    from tts.evals.sweep import sweep
     from tts.generator import Generator
     from tts.registry import get_strategy, strategy
     from tts.runner import run
+    from tts.scorers import load_scorer
     from tts.types import Candidate, Engine, Generation, Problem, Result, Reward, Sampling, Scorer, Step, Strategy, Usage
 
 _HOME = {
     "tts.errors": ["InputError"],
+    "tts.evals.compare": ["compare"],
+    "tts.evals.load": ["load_run"],
     "tts.evals.summary": ["Summary"],
+    "tts.evals.sweep": ["sweep"],
     "tts.generator": ["Generator"],
     "tts.registry": ["get_strategy", "strategy"],
     "tts.runner": ["run"],
+    "tts.scorers": ["load_scorer"],
     "tts.types": [
         "Candidate", "Engine", "Generation", "Problem", "Result", "Reward", "Sampling", "Scorer", "Step", "Strategy", "Usage",
     ],
@@ -27,7 +35,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Candidate", "Engine", "Generation", "Generator", "InputError", "Problem", "Result", "Reward", "Sampling", "Scorer",
-    "Step", "Strategy", "Summary", "Usage", "get_strategy", "run", "strategy",
+    "Step", "Strategy", "Summary", "Usage", "compare", "get_strategy", "load_run", "load_scorer", "run", "strategy", "sweep",
 ]  # fmt: skip
 
 

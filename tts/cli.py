@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import fields
+from enum import Enum, StrEnum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -146,21 +149,7 @@ def run(
 
     if resume is not None and out is not None:
         raise InputError("--resume goes on in its own folder; leave --out away")
-    given = _given(ctx)
-    settings: dict[str, Any] = {
-        "strategy": strategy, "engine": engine, "model": model, "adapter": adapter, "system": system,
-        "scorer": scorer, "scorer_format": scorer_format, "scorer_engine": scorer_engine,
-        "score_over": score_over.value if score_over else None, "benchmark": benchmark, "question_field": question_field,
-        "answer_field": answer_field, "id_field": id_field, "split": split, "data_dir": str(data_dir) if data_dir else None,
-        "grader": grader, "limit": limit, "shuffle": shuffle, "repeat": repeat, "seed": seed,
-        "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "alpha": alpha, "aggregate": aggregate.value,
-        "budget": budget, "run_budget": run_budget, "seconds": seconds,
-    }  # fmt: skip
-    settings = {name: value for name, value in settings.items() if name in given}
-    if engine_arg:
-        settings["engine_args"] = _key_values("--engine-arg", engine_arg)
-    if scorer_arg:
-        settings["scorer_args"] = _key_values("--scorer-arg", scorer_arg)
+    given, settings = _given(ctx), _settings(ctx)
     named = strategy
     if resume is not None and "strategy" not in given:
         from tts.store import RunStore
@@ -197,6 +186,128 @@ def run(
             f" errors. Try them again with: tts run --resume {summary.run}"
         )
         raise typer.Exit(1)
+
+
+def _with_options_of_run(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `tts run`, but for those it has itself and some others."""
+
+    def extend(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in signature(command, eval_str=True).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        taken = {*without, *(p.name for p in own)}
+        added = [p for p in signature(run, eval_str=True).parameters.values() if p.name not in taken]
+        parameters = [*own, *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in added)]
+        command.__signature__ = Signature([p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return extend
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_with_options_of_run("seed", "resume", "quiet")
+def sweep(
+    ctx: typer.Context,
+    strategy: Annotated[
+        str, typer.Option(help="Names with commas between, or your own: file.py:Class.")
+    ] = "bon,weighted,majority",
+    n: Annotated[str, typer.Option("--n", help="Sizes, with commas between.")] = "1,2,4,8,16",
+    seeds: Annotated[int, typer.Option(help="Repetitions, by the seeds 0, 1, …; accuracies are their mean.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")] = Path("runs/sweep"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    **_: Any,
+) -> None:
+    """Accuracy over N for several strategies, at the cost of the largest N. Takes the options of `tts run` as well."""
+    from tts.evals.sweep import sweep as sweep_strategies
+    from tts.evals.tables import show_sweep
+    from tts.options import parse_arguments
+    from tts.registry import get_strategy
+    from tts.runner import Progress, Settings
+    from tts.terminal import LiveView
+
+    names = [name.strip() for name in strategy.split(",") if name.strip()]
+    try:
+        sizes = [int(size) for size in n.split(",")]
+    except ValueError:
+        raise InputError(f"--n is {n!r}; it should be sizes with commas between, such as 1,2,4,8") from None
+    settings = {name: value for name, value in _settings(ctx).items() if name != "strategy"}
+    Settings(**settings)
+    options: dict[str, Any] = dict(parse_arguments([get_strategy(name) for name in names], ctx.args, also=_flags(ctx)))
+    progress, given = Progress(), ctx.params
+
+    def work() -> Any:
+        return sweep_strategies(
+            names, sizes, seeds=seeds, out=out, progress=progress, url=given["url"], scorer_url=given["scorer_url"],
+            concurrency=given["concurrency"], **settings, **options,
+        )  # fmt: skip
+
+    try:
+        found = _watched(work, lambda console: LiveView(progress, console), hidden=as_json)
+    except KeyboardInterrupt:
+        _warn(f"interrupted; the same command goes on where it was ({out})")
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        _print(show_sweep(found))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another, over the same problems.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Is the second run better than the first? Their paired difference with its interval."""
+    from tts.evals.compare import compare as compare_runs
+    from tts.evals.tables import show_comparison
+
+    found = compare_runs(first, second)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        _print(show_comparison(found))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write; plots and tables go into a folder beside it.")] = Path(
+        "report.html"
+    ),
+    title: Annotated[
+        str | None, typer.Option(help="What stands on top.", show_default="the strategies and the benchmark")
+    ] = None,
+) -> None:
+    """One HTML file of runs: accuracy over N and over cost, calibration, and every trace with its rewards."""
+    from tts.evals.report import write_report
+
+    print(write_report(runs, out, title=title, complain=_warn))
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    problem: Annotated[str, typer.Argument(help="The problem's id.")],
+    candidates: Annotated[int | None, typer.Option(help="Candidates to print, best first.", show_default="all")] = None,
+) -> None:
+    """A problem of a run: its candidates with their rewards, step by step, and its search tree."""
+    from tts.evals.browse import show_problem
+
+    _print(show_problem(run, problem, candidates=candidates))
+
+
+@app.command()
+def runs(folder: Annotated[Path, typer.Argument(help="Where the run folders are.")] = Path("runs")) -> None:
+    """List runs, the newest first."""
+    from tts.evals.browse import list_runs
+
+    _print(list_runs(folder))
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(what)
 
 
 @app.command()
@@ -340,6 +451,23 @@ def _given(ctx: typer.Context) -> set[str]:
     """Parameters that the command line names, as opposed to those left at their defaults."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _settings(ctx: typer.Context) -> dict[str, Any]:
+    """What the command line says of a run's settings."""
+    from tts.runner import Settings
+
+    names, given = {f.name for f in fields(Settings)}, _given(ctx)
+    settings = {name: _plain(value) for name, value in ctx.params.items() if name in given & names}
+    for option in ("engine_arg", "scorer_arg"):
+        if pairs := ctx.params.get(option):
+            settings[f"{option}s"] = _key_values(f"--{option.replace('_', '-')}", pairs)
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as it is kept: no enum, no path."""
+    return value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
 
 
 def _flags(ctx: typer.Context) -> list[str]:

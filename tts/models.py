@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from tts.errors import InputError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+MIB = 2**20
 
 
 def locate(name: str) -> str:
@@ -48,6 +52,33 @@ def files(name: str) -> list[Path]:
     """What lies in a local or bundled model's folder; nothing for a hub id."""
     folder = Path(locate(name))
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def fingerprint(name: str) -> str | None:
+    """What tells one version of a model from another: a hub revision, or a hash of a folder's config and weights.
+
+    Of weights the names, sizes, and first and last megabytes are hashed, which reads large ones quickly. None where neither is
+    at hand, as for a name that only a server knows.
+    """
+    try:
+        place = locate(name)
+        if not Path(place).is_dir():
+            from transformers.utils.hub import cached_file
+
+            config = Path(str(cached_file(place, "config.json", local_files_only=True)))
+            return f"revision {config.parent.name}"
+        digest = hashlib.sha256()
+        for file in files(name):
+            if file.suffix in (".json", ".safetensors", ".bin", ".pt"):
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+                with file.open("rb") as content:
+                    digest.update(content.read(MIB))
+                    if file.stat().st_size > MIB:
+                        content.seek(-MIB, os.SEEK_END)
+                        digest.update(content.read(MIB))
+        return f"sha256 {digest.hexdigest()}"
+    except (OSError, InputError):
+        return None
 
 
 def is_reward_model(config: dict[str, Any]) -> bool:

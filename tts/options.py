@@ -25,13 +25,17 @@ def strategy_fields(cls: type[Strategy]) -> tuple[Field[Any], ...]:
     return tuple(field for field in fields(cls) if field.init)
 
 
-def parse_arguments(cls: type[Strategy], arguments: Sequence[str], also: Sequence[str] = ()) -> dict[str, str]:
-    """`--n 4 --flag --name=x` as {"n": "4", "flag": "true", "name": "x"}.
+def parse_arguments(
+    strategies: type[Strategy] | Sequence[type[Strategy]], arguments: Sequence[str], also: Sequence[str] = ()
+) -> dict[str, str]:
+    """`--n 4 --flag --name=x` as {"n": "4", "flag": "true", "name": "x"}; each is an option of at least one of the strategies.
 
     `also` names other options of the command, to suggest where one was misspelt. Raises InputError.
     """
-    takes = [_flag(field.name) for field in strategy_fields(cls)]
-    flags = {_flag(name) for name, hint in get_type_hints(cls).items() if hint is bool}
+    classes = [strategies] if isinstance(strategies, type) else list(strategies)
+    owners = {_flag(field.name): cls for cls in classes for field in strategy_fields(cls)}
+    takes = list(owners)
+    flags = {_flag(name) for cls in classes for name, hint in get_type_hints(cls).items() if hint is bool}
     values, rest = {}, list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
@@ -40,12 +44,13 @@ def parse_arguments(cls: type[Strategy], arguments: Sequence[str], also: Sequenc
         if option not in takes:
             close = get_close_matches(option, [*takes, *also], n=1, cutoff=0.75)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise InputError(f"{cls.__name__} has no option {option}.{hint} It takes: {', '.join(takes) or 'none'}.")
+            names = " or ".join(cls.__name__ for cls in classes)
+            raise InputError(f"{names} has no option {option}.{hint} It takes: {', '.join(takes) or 'none'}.")
         if not equals:
             if option in flags and (not rest or rest[0].startswith("--")):
                 value = "true"
             elif not rest:
-                raise InputError(f"{option} needs a value, as in {option} {_example(cls, option)}")
+                raise InputError(f"{option} needs a value, as in {option} {_example(owners[option], option)}")
             else:
                 value = rest.pop(0)
         values[option.removeprefix("--").replace("-", "_")] = value

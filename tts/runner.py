@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,16 +16,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tts import models
 from tts.answers import Grader
 from tts.budget import Budget
 from tts.clock import Clock
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
+from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
 from tts.generator import Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy, strategy_name
-from tts.scorers import load_scorer
+from tts.scorers import PLAIN, load_scorer
 from tts.store import Attempt, Record, RunStore, check_creatable
 from tts.types import Aggregate, Engine, Part, Problem, Reward, Sampling, Scorer, Strategy, Usage
 
@@ -181,7 +184,8 @@ def prepare(
     progress.stage = f"loading {chosen.scorer}"
     scorer = scorer_instance or _load_scorer(chosen, solver, scorer_url)
     if store is None:
-        store = RunStore.create(folder, asdict(chosen), _facts())
+        used = [chosen.model, *([chosen.scorer] if solver.uses_scorer and chosen.scorer not in PLAIN else [])]
+        store = RunStore.create(folder, asdict(chosen), _facts(*used))
     loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
     return Run(chosen, solver, benchmark, engine, scorer, store, concurrency, progress, loaded)
 
@@ -325,21 +329,29 @@ class Run:
                 f" with: tts run --resume {self.store.folder}"
             ) from errors
         ordered = [records[problem.id] for problem in self.benchmark.problems]
+        found = sum(cached[record.id] for record in ordered if record.id in cached)
         summary = summarize(
             ordered,
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
             repeat=self.benchmark.repeat,
-            cached=sum(cached[record.id] for record in ordered if record.id in cached),
+            cached=found,
             seconds=elapsed(),
             run=str(self.store.folder),
             reward=self.reward,
+            flops=self._flops(ordered, found),
         )
         self.store.write_summary(summary.to_json())
         return summary
 
+    def _flops(self, records: list[Record], cached: int) -> Flops:
+        scorer = self.settings.scorer if self.strategy.uses_scorer and self.settings.scorer not in PLAIN else None
+        usage = sum((record.usage for record in records), Usage(cached=cached))
+        return flops_of(records, usage, self.settings.model, scorer)
+
     def reward(self, attempt: Attempt) -> Reward:
+        """An attempt's reward as the strategy saw it."""
         return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
@@ -388,16 +400,30 @@ def _default_folder(settings: Settings) -> Path:
     return folder
 
 
-def _facts() -> dict[str, Any]:
-    """Versions and hardware, so that a run can be told from another later."""
+def _git() -> dict[str, Any] | None:
+    """The commit of the repository that the run is started in, if any, and whether files differ from it."""
+    try:
+        commit, status = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(status)}
+
+
+def _facts(*names: str) -> dict[str, Any]:
+    """Versions, hardware and what the models are, so that a run can be told from another later."""
     packages = {}
-    for name in ("tts-toolkit", "torch", "transformers", "math-verify", "numpy"):
+    for name in ("tts-toolkit", "torch", "transformers", "math-verify", "numpy", "vllm", "sglang"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
-            packages[name] = "not installed as a package"
+            continue
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": _git(),
+        "models": {name: models.fingerprint(name) for name in dict.fromkeys(names)},
         "versions": {"python": platform.python_version(), **packages},
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": sys.platform},
     }

@@ -145,14 +145,15 @@ def show_trace(item: Scored, over: Part) -> RenderableType:
             grid.add_row("", Text(heading, "dim italic"))
         for step in steps:
             value = next(rated, None) if shown else None
-            style = _reward_style(value)
+            style = reward_style(value)
             grid.add_row(Text("" if value is None else f"{value:.3f}", style), Text(step, style))
     final = "" if reward.final is None else f"final {reward.final:.3f}, "
     title = Text.assemble((trace.problem.id, "bold"), "  ", (" ".join(trace.problem.prompt.split()), "dim"))
     return Group(title, grid, Text(f"{final}total {reward.total:.3f}\n", "bold"))
 
 
-def _reward_style(value: float | None) -> str:
+def reward_style(value: float | None) -> str:
+    """From red (0) through yellow to green (1); none for what is no share."""
     if value is None or not 0 <= value <= 1:
         return ""
     red, green = min(1.0, 2 - 2 * value), min(1.0, 2 * value)

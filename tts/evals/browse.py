@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from tts.errors import InputError
-from tts.store import Attempt, Record, RunStore
-from tts.terminal import _reward_style as reward_style
+from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
+from tts.store import Attempt, Record
+from tts.terminal import reward_style
 from tts.trajectory import parse
 from tts.types import Branch, Part
 
 REPEAT = "pruned: repeats a sibling"
 """The fate of a branch that was drawn before; `twigs` counts it there."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
-
-    folder: Path
-    settings: dict[str, Any]
-    started: str
-    summary: dict[str, Any] | None
-    """None while the run is not finished."""
-    records: tuple[Record, ...]
 
 
 class Rated(NamedTuple):
@@ -55,17 +41,6 @@ class Twig(NamedTuple):
     copies: int
     chosen: bool
     """It ends the chosen candidate."""
-
-
-def read_run(folder: Path) -> Run:
-    """Everything in a run folder. Raises InputError where it is none, or where a row cannot be read."""
-    store = _open(folder)
-    try:
-        records = tuple(store.records())
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{store.results} has a row that is no result ({reason}); mend that row or take it out") from error
-    return Run(folder, store.settings, _json(folder / "run.json").get("started", ""), _summary(folder), records)
 
 
 def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[Rated], list[Rated]]:
@@ -126,7 +101,7 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
     """
     if candidates is not None and candidates < 1:
         raise InputError(f"--candidates is {candidates}; it should be at least 1")
-    run = read_run(folder)
+    run = load_run(folder)
     record = _find(run, problem_id)
     parts: list[RenderableType] = [
         Text.assemble((plain(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
@@ -154,25 +129,22 @@ def list_runs(root: Path) -> RenderableType:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("run", "strategy", "N", "benchmark", "model", "problems", "accuracy", "started"):
         table.add_column(heading, justify="right" if heading in ("N", "problems", "accuracy") else "left", overflow="fold")
-    rows: list[tuple[str, list[Text]]] = []
+    lines: list[tuple[str, list[str]]] = []
+    complaints: list[Text] = []
     for folder in folders:
-        name = Text(plain(folder.name or str(folder)), "bold")
         try:
-            started, cells = _run_line(folder)
-            rows.append((started, [name, *map(Text, cells)]))
+            lines.append(_run_line(folder))
         except InputError as error:
-            rows.append(("", [name, Text(plain(str(error)), "red")]))
-    broken = [cells for _, cells in rows if len(cells) == 2]
-    for _, cells in sorted((row for row in rows if len(row[1]) > 2), key=lambda row: row[0], reverse=True):
-        table.add_row(*cells)
-    complaints = [Text("  ").join(cells) for cells in broken]
-    return Group(*([table] if table.rows else []), *complaints)
+            complaints.append(Text.assemble((f"{plain(folder.name)}  ", "bold"), (plain(str(error)), "red")))
+    for _, (name, *cells) in sorted(lines, reverse=True):
+        table.add_row(Text(name, "bold"), *map(Text, cells))
+    return Group(*([table] if lines else []), *complaints)
 
 
 def plain(text: str) -> str:
     """The text without what a terminal would obey, or could not write: control characters and halves of surrogate pairs."""
-    shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda match: chr(0x2400 + ord(match[0]) % 0x5E), text.replace("\r\n", "\n"))
-    return re.sub(r"[\x80-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", shown)
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))  # as ␛
+    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", shown)
 
 
 def number_of(settings: dict[str, Any], summary: dict[str, Any]) -> int:
@@ -181,32 +153,7 @@ def number_of(settings: dict[str, Any], summary: dict[str, Any]) -> int:
     return n if isinstance(n, int) else int(summary["n"])
 
 
-def _open(folder: Path) -> RunStore:
-    if not (folder / "run.json").is_file():
-        what = "no run.json in it" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder} is not a run folder ({what}); give a folder that tts run made; tts runs lists them")
-    store = RunStore.open(folder)
-    if not isinstance(_json(folder / "run.json").get("settings"), dict):
-        raise InputError(f"{folder / 'run.json'} holds no settings; it is not as tts run wrote it")
-    return store
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    return value
-
-
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    return _json(path) if path.is_file() else None
-
-
-def _find(run: Run, problem_id: str) -> Record:
+def _find(run: SavedRun, problem_id: str) -> Record:
     ids = {record.id: record for record in run.records}
     if problem_id not in ids:
         close = get_close_matches(problem_id, ids, n=5) or list(ids)[:5]
@@ -233,7 +180,8 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
     title = Text.assemble((f"candidate {index + 1}", "bold"), ("  chosen" if index == record.choice else "", "bold"), "  ")
     facts = [f"score {attempt.score:.3f}", *([f"final {attempt.final:.3f}"] if attempt.final is not None else [])]
     facts += [f"{sum(attempt.tokens)} tokens", "ran out of tokens" if attempt.finish == "length" else "ended by itself"]
-    title += Text.assemble(plain(attempt.answer or "no answer"), "  ", _verdict(attempt.correct), ("  " + ", ".join(facts), "dim"))
+    answer = plain(attempt.answer or "no answer")
+    title += Text.assemble(answer, "  ", _verdict(attempt.correct), "  ", (", ".join(facts), "dim"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -252,6 +200,7 @@ def _tree(record: Record) -> Tree:
     low, high = min([0.0, *rewards]), max([1.0, *rewards])  # totals may leave [0, 1]
     root = Tree(Text("search tree", "dim italic"), guide_style="dim")
     nodes: list[Tree] = []
+    children = Counter(twig.parent for twig in found)
     for twig in found:
         branch = twig.branch
         reward = None if branch.reward is None else (branch.reward - low) / (high - low)
@@ -259,11 +208,16 @@ def _tree(record: Record) -> Tree:
         label = Text.assemble(
             (f"{branch.reward:.3f}  " if branch.reward is not None else "", reward_style(reward)),
             (" ".join(plain(branch.text).split()), style),
-            (f"  {branch.fate}", "dim" if branch.fate != "returned" else "bold green"),
+            (f"  {plain(branch.fate)}", "dim" if branch.fate != "returned" else "bold green"),
             ("  chosen" if twig.chosen else "", "bold green"),
             (f"  drawn {twig.copies} times" if twig.copies > 1 else "", "dim"),
         )
-        nodes.append((root if twig.parent is None else nodes[twig.parent]).add(label))
+        if twig.parent is not None and children[twig.parent] == 1:  # a chain stays on one level
+            node = nodes[twig.parent]
+            node.label = Text("\n").join([cast(Text, node.label), label])
+        else:
+            node = (root if twig.parent is None else nodes[twig.parent]).add(label)
+        nodes.append(node)
     return root
 
 
@@ -272,12 +226,23 @@ def _looks_like_a_run(folder: Path) -> bool:
 
 
 def _run_line(folder: Path) -> tuple[str, list[str]]:
-    store = _open(folder)
-    settings, summary = store.settings, _summary(folder)
-    started = str(_json(folder / "run.json").get("started", ""))
-    n, accuracy = str(settings.get("options", {}).get("n", "")), "unfinished"
-    if summary is not None:
-        n, accuracy = str(number_of(settings, summary)), "" if summary["accuracy"] is None else f"{summary['accuracy']:.1%}"
-    done = summary["problems"] if summary is not None else store.results.read_bytes().count(b"\n") if store.results.exists() else 0
-    cells = [settings["strategy"], n, settings["benchmark"], settings["model"], f"{done:,}", accuracy, started[:16].replace("T", " ")]
-    return started, [plain(str(cell)) for cell in cells]
+    """When it was started, and its cells."""
+    store = open_run(folder)
+    settings, summary = store.settings, read_summary(folder)
+    started = str(read_json(folder / "run.json").get("started", ""))
+    if summary is None:
+        n, accuracy = settings.get("options", {}).get("n", ""), "unfinished"
+        problems = store.results.read_bytes().count(b"\n") if store.results.exists() else 0
+    else:
+        n, problems = number_of(settings, summary), summary["problems"]
+        accuracy = "not graded" if summary["accuracy"] is None else f"{summary['accuracy']:.1%}"
+    cells = [
+        folder.resolve().name,
+        settings["strategy"],
+        n,
+        settings["benchmark"],
+        settings["model"],
+        f"{problems:,}",
+        accuracy,
+    ]
+    return started, [plain(str(cell)) for cell in (*cells, started[:16].replace("T", " "))]

@@ -13,7 +13,7 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    candidates: int
     reward: float
     """Their mean."""
     right: float
@@ -41,7 +41,7 @@ def calibration(rewards: Sequence[float], correct: Sequence[bool], bins: int = 1
         for i, pairs in enumerate(members)
         if pairs
     )
-    return Calibration(filled, sum(b.count * abs(b.reward - b.right) for b in filled) / max(1, len(rewards)))
+    return Calibration(filled, sum(b.candidates * abs(b.reward - b.right) for b in filled) / max(1, len(rewards)))
 
 
 def reward_length_correlation(rewards: Sequence[float], lengths: Sequence[float]) -> float | None:

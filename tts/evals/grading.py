@@ -59,25 +59,81 @@ def _last_expression(text: str, boxed: bool) -> str | None:
     return text or None
 
 
+_PLAIN = re.compile(
+    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]{1,30})\}\{(?P<bottom>[1-9][0-9]{0,29})\}"
+    r"|(?P<a>[0-9]{1,30})(?: ?/ ?(?P<b>[1-9][0-9]{0,29}))?)"
+)
+_BOUNDED = re.compile(r"(\\\{|[(\[])(?!.*,\d{3}(?!\d))([-0-9/, ]+)(\\\}|[)\]])")  # {1,000} is for the parser to tell
+
+
 @lru_cache(maxsize=4096)
 def _parsed(answer: str) -> list[Any]:
     """What math-verify makes of an answer; empty where it makes nothing of it."""
     from math_verify import parse
 
-    return list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+    value = _read_plain(answer.strip())
+    return [value, answer] if value is not None else list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+
+
+def _read_plain(answer: str) -> Any:
+    """What the parser would make of a whole number, a fraction, or a set or interval of them, without its 10 ms; else None."""
+    from latex2sympy2_extended.sets import FiniteSet
+    from sympy import Interval, Rational
+
+    if plain := _PLAIN.fullmatch(answer):
+        top, bottom = plain["top"] or plain["a"], plain["bottom"] or plain["b"] or "1"
+        return Rational(int(plain["sign"] + top), int(bottom))
+    if bounded := _BOUNDED.fullmatch(answer):
+        left, inside, right = bounded.groups()
+        parts = [_read_plain(part.strip()) for part in inside.split(",")]
+        if None in parts:
+            return None
+        if left == "\\{" and right == "\\}":
+            return FiniteSet(*parts)
+        if left in "([" and right in ")]" and len(parts) == 2 and parts[0] < parts[1]:
+            return Interval(*parts, left == "(", right == ")")
+    return None
 
 
 @lru_cache(maxsize=65536)
 def _equivalent(answer: str, reference: str) -> bool:
     from math_verify import verify
 
-    return answer.strip() == reference.strip() or bool(verify(_parsed(reference), _parsed(answer), timeout_seconds=None))
+    if answer.strip() == reference.strip():
+        return True
+    x, y = _parsed(answer), _parsed(reference)
+    if x and y and "%" not in answer + reference and (quick := _compare(x[0], y[0])) is not None:
+        return quick
+    return bool(verify(y, x, timeout_seconds=None))
+
+
+def _compare(x: Any, y: Any) -> bool | None:
+    """Whether two values are the same, where that is seen without algebra, which takes a hundred times as long; else None."""
+    from sympy import Expr, FiniteSet, Interval, Rational
+
+    def exact(value: Any) -> bool:
+        parts = (value.start, value.end) if isinstance(value, Interval) else value.args or (value,)
+        return all(isinstance(part, Rational) or part.is_infinite for part in parts)
+
+    if any(isinstance(x, kind) and isinstance(y, kind) for kind in (Rational, FiniteSet, Interval)) and exact(x) and exact(y):
+        return bool(x == y)
+    if isinstance(x, Expr) and isinstance(y, Expr) and x.is_number and y.is_number:
+        try:
+            a, b = complex(x), complex(y)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        if abs(a - b) > 1e-4 * max(1.0, abs(a), abs(b)):
+            return False
+    return None
 
 
 # letter: of a choice, as in \boxed{B}, "the answer is B", "(B)", or a line that is nothing but B
 
 _IN_BOX = re.compile(r"(?:\\\w+\{|[\s($*{])*([A-Za-z])(?![A-Za-z])")
-_STATED = re.compile(r"\b(?:answer|choice|option)\b(?:\s+is)?[\s:*$(]*(?:\\\w+\{)?([A-J])\b(?!')(?!(?<=I)\s+[a-z])", re.IGNORECASE)
+_STATED = re.compile(
+    r"\b(?:[Aa]nswer|ANSWER|(?:correct|right|best) (?:option|choice))(?:\s+is)?[\s:*$(]*(?:\\\w+\{)?"
+    r"([A-J])\b(?!')(?!(?<=I)\s+[a-z])"  # "the answer is I think …" does not name the choice I
+)
 _IN_PARENTHESES = re.compile(r"\(([A-J])\)")
 _ALONE = re.compile(r"^[ *$]*([A-J])[ *$.]*$", re.MULTILINE)
 
@@ -87,8 +143,7 @@ def _letter(text: str, boxed: bool) -> str | None:
     if boxed:
         found = _IN_BOX.match(text)
         return found[1].upper() if found else None
-    stated = [letter for letter in _STATED.findall(text) if letter.isupper()]  # "the answer is a number" names no choice
-    letters = stated or _IN_PARENTHESES.findall(text) or _ALONE.findall(text)
+    letters = _STATED.findall(text) or _IN_PARENTHESES.findall(text) or _ALONE.findall(text)
     return letters[-1] if letters else None
 
 
@@ -99,25 +154,31 @@ def _same_letter(answer: str, reference: str) -> bool:
 # numeric: numbers within a tolerance; thousands separators, percent signs and units are dropped
 
 _SEPARATOR = re.compile(r"\{,\}|\\[,!;]|(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?: ?/ ?(\d+\.?\d*))?")
+
+
+def _numbers(text: str) -> list[re.Match[str]]:
+    return list(_NUMBER.finditer(_FRACTION.sub(r"\1/\2", _SEPARATOR.sub("", text))))
 
 
 def _number_text(text: str, boxed: bool) -> str | None:
-    numbers = _NUMBER.findall(_SEPARATOR.sub("", text))
-    if not numbers:
+    if not (numbers := _numbers(text)):
         return None
-    return text.strip() if boxed else str(numbers[-1])
+    return text.strip() if boxed else numbers[-1][0]
 
 
 def _number(text: str) -> float:
-    """The first number behind the last equals sign: `x = 5 \\text{ cm}^2` is 5. Not a number where there is none."""
-    found = _NUMBER.search(_SEPARATOR.sub("", text.rpartition("=")[2]))
-    return float(found[0]) if found else float("nan")
+    """The first number behind the last equals sign: `x = 5 \\text{ cm}^2` is 5. NaN where there is none."""
+    for number in _numbers(text.rpartition("=")[2]):
+        divisor = float(number[2] or 1)
+        return float(number[1]) / divisor if divisor else float("nan")
+    return float("nan")
 
 
 def _close(answer: str, reference: str) -> bool:
     x, y = _number(answer), _number(reference)
-    return x == y or abs(x - y) <= TOLERANCE * abs(y) < float("inf")
+    return abs(x - y) <= TOLERANCE * abs(y) < float("inf")
 
 
 # exact: the same text, but for white space

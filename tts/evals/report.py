@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from tts.errors import InputError
-from tts.evals.browse import Run, number_of, ranking, rated_steps, read_run, twigs
+from tts.evals.browse import number_of, ranking, rated_steps, twigs
 from tts.evals.calibration import Calibration, calibration, reward_length_correlation
+from tts.evals.load import SavedRun, load_run
 from tts.store import ESCAPE, Attempt, Record
 
 COSTS = {
@@ -54,12 +56,16 @@ class Reliability:
 class Charted:
     """A finished run with its rows for the charts, which are those of the CSV files."""
 
-    run: Run
+    run: SavedRun
     name: str
     summary: Row
     against_n: tuple[Row, ...]
     against_cost: tuple[Row, ...]
     reliability: Reliability | None
+
+    @property
+    def n(self) -> int:
+        return number_of(self.run.settings, self.summary)
 
 
 def write_report(
@@ -78,7 +84,7 @@ def write_report(
         raise InputError("tts report needs at least one run folder; tts runs lists them")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"the report is to be {out}; give a file name that ends in .html")
-    runs = [_chart(run, name) for run, name in zip(map(read_run, folders), _names(folders), strict=True)]
+    runs = [_chart(run, name) for run, name in zip(map(load_run, folders), _names(folders), strict=True)]
     files = out.with_name(f"{out.stem}_files")
     try:
         files.mkdir(parents=True, exist_ok=True)
@@ -94,9 +100,7 @@ def write_report(
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     """Whether each (cost, accuracy) is on the front: nothing else is as accurate and cheaper, or as cheap and better."""
-    return [
-        not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points) for cost, accuracy in points
-    ]
+    return [not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points) for cost, accuracy in points]
 
 
 def _say(line: str) -> None:
@@ -117,13 +121,14 @@ def _strategies(runs: Sequence[Charted]) -> str:
     return ", ".join(dict.fromkeys(str(run.summary["strategy"]) for run in runs))
 
 
-def _chart(run: Run, name: str) -> Charted:
+def _chart(run: SavedRun, name: str) -> Charted:
     summary = run.summary
     if summary is None:
         raise InputError(f"{run.folder} is not finished (no summary.json); finish it with: tts run --resume {run.folder}")
     problems, n = max(1, summary["problems"]), number_of(run.settings, summary)
     cost = {"generated": summary["usage"]["generated"] / problems, "scored": summary["usage"]["scored"] / problems,
             "seconds": summary["seconds"]["total"] / problems}  # fmt: skip
+    unknown = dict.fromkeys(COSTS)
     at_n: list[Row] = []
     at_cost: list[Row] = []
     if summary["accuracy"] is not None:
@@ -134,11 +139,11 @@ def _chart(run: Run, name: str) -> Charted:
             at_n.append(place | {"majority": point["majority"], "pass": point["pass"]})
             # of k samples: their share of the tokens; what scoring and time would have been is not known
             share = point["n"] / summary["curve"][-1]["n"] if summary["curve"] else 1
-            at_cost.append(place | (cost if share == 1 else {"generated": cost["generated"] * share, "scored": None, "seconds": None}))
+            at_cost.append(place | (cost if share == 1 else {**unknown, "generated": cost["generated"] * share}))
     return Charted(run, name, summary, tuple(at_n), tuple(at_cost), _reliability(run))
 
 
-def _reliability(run: Run) -> Reliability | None:
+def _reliability(run: SavedRun) -> Reliability | None:
     """Of the final rewards where every candidate has one, else of the mean step rewards; None where they are no chances."""
     attempts = [attempt for record in run.records for attempt in record.candidates if attempt.correct is not None]
     of, rewards = "final reward", [attempt.final for attempt in attempts]
@@ -156,7 +161,7 @@ def _reliability(run: Run) -> Reliability | None:
 
 def _page(runs: Sequence[Charted], title: str) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tts.evals", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": _percent, "number": _number}
     problems = _problems(runs)
@@ -176,6 +181,7 @@ def _page(runs: Sequence[Charted], title: str) -> str:
         costs=COSTS,
         points=_with_fronts(runs),
         settings=_settings(runs),
+        mixed=any(len(entry) < len(runs) for entry in problems),
         data=_script_safe(data),
         nonce=secrets.token_urlsafe(16),
     )
@@ -189,17 +195,17 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.1f}" if abs(value) < 100 and value != int(value) else f"{value:,.0f}"
 
 
-def _script_safe(data: Any) -> jinja2.utils.markupsafe.Markup:
+def _script_safe(data: Any) -> Markup:
     """JSON that cannot end the script element it stands in; ASCII, so that halves of surrogate pairs survive as well."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return jinja2.utils.markupsafe.Markup(text)  # noqa: S704
+    return Markup(text)
 
 
 def _settings(runs: Sequence[Charted]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
     """Settings with a value for each run: those that differ, and those that are the same."""
-    flat = [_flat(run.run.settings) | {"started": run.run.started} for run in runs]
+    flat = [_flat(run.run.settings) | {"started": run.run.started[:16].replace("T", " ")} for run in runs]
     rows = [(name, [_setting(settings.get(name)) for settings in flat]) for name in dict.fromkeys(k for s in flat for k in s)]
     return [row for row in rows if len(set(row[1])) > 1], [row for row in rows if len(set(row[1])) == 1]
 
@@ -344,7 +350,7 @@ def _run_row(run: Charted) -> Row:
     s = run.summary
     low, high = s["ci"] or (None, None)
     return {
-        "run": run.name, "strategy": s["strategy"], "n": number_of(run.run.settings, s), "benchmark": s["benchmark"],
+        "run": run.name, "strategy": s["strategy"], "n": run.n, "benchmark": s["benchmark"],
         "problems": s["problems"], "graded": s["graded"], "failed": s["failed"], "accuracy": s["accuracy"], "low": low,
         "high": high, "pass@1": s["pass@1"], "majority": s["majority"], "pass@n": s["pass@n"],
         "candidates": s["n"], "truncated": s["truncated"], **s["usage"], "seconds": s["seconds"]["total"],
@@ -384,7 +390,7 @@ def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
         from matplotlib.ticker import PercentFormatter, ScalarFormatter
     except ImportError:
         return False
-    styles = [{"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "markersize": 5, "label": run.name} for i, run in enumerate(runs)]
+    styles = [{"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "label": run.name} for i, run in enumerate(runs)]
 
     def draw(name: str, x: str, y: str, lines: Callable[[Any], None]) -> None:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -403,7 +409,7 @@ def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
     def against(key: str, rows: Callable[[Charted], tuple[Row, ...]]) -> Callable[[Any], None]:
         def lines(axes: Any) -> None:
             for run, style in zip(runs, styles, strict=True):
-                points = rows(run)
+                points = [row for row in rows(run) if row[key]]  # 0 has no logarithm
                 xs, ys = [p[key] for p in points], [p["accuracy"] for p in points]
                 axes.errorbar(xs, ys, [[y - p["low"] for y, p in zip(ys, points, strict=True)],
                                        [p["high"] - y for y, p in zip(ys, points, strict=True)]],
@@ -422,7 +428,9 @@ def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
 
     # `$` in a run's name is no formula
     with matplotlib.rc_context({"svg.hashsalt": "tts", "text.parse_math": False, "font.size": 10}):
-        draw("accuracy-n", "N", "accuracy", against("n", lambda run: run.against_n))
-        draw("accuracy-cost", COSTS["generated"], "accuracy", against("generated", lambda run: run.against_cost))
-        draw("calibration", "reward", "right", reliability)
+        if any(run.against_n for run in runs):
+            draw("accuracy-n", "N", "accuracy", against("n", lambda run: run.against_n))
+            draw("accuracy-cost", COSTS["generated"], "accuracy", against("generated", lambda run: run.against_cost))
+        if any(run.reliability for run in runs):
+            draw("calibration", "reward", "right", reliability)
     return True

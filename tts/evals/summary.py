@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from tts.evals.cost import Flops
 from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
 from tts.store import Attempt, Record
 from tts.strategies.majority import Majority
@@ -69,6 +71,12 @@ class Summary:
     usage: Usage
     seconds: Seconds
     run: str
+    flops: Flops = field(default_factory=Flops)
+    """Estimated."""
+    oracle_gap: Estimate | None = None
+    """pass@N less accuracy: what a better choice among the same candidates could still gain."""
+    repeat: int = 1
+    """How often each problem was solved; `problems`, `graded` and `failed` count every time."""
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, under the names that `tts run --json` prints."""
@@ -81,6 +89,7 @@ class Summary:
             "n": self.n,
             "benchmark": self.benchmark,
             "problems": self.problems,
+            "repeat": self.repeat,
             "graded": self.graded,
             "failed": self.failed,
             "accuracy": value(self.accuracy),
@@ -88,6 +97,8 @@ class Summary:
             "pass@1": value(self.pass_at_1),
             "majority": value(self.majority),
             "pass@n": value(self.pass_at_n),
+            "oracle_gap": value(self.oracle_gap),
+            "flops": asdict(self.flops),
             "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
             "truncated": self.truncated,
@@ -107,14 +118,20 @@ def summarize(
     seconds: Seconds,
     run: str,
     reward: Callable[[Attempt], Reward],
+    repeat: int = 1,
+    flops: Flops | None = None,
 ) -> Summary:
-    """Sum up the rows of a run; `reward` makes an attempt's reward as the strategy saw it."""
+    """Sum up the rows of a run; `reward` makes an attempt's reward as the strategy saw it.
+
+    Where problems were repeated, the rows are all problems once, then in the same order again, `repeat` times.
+    """
+    problem_of = {record.id: i % (len(records) // repeat) for i, record in enumerate(records)}
     graded = [record for record in records if record.correct is not None]
     n = max((len(record.candidates) for record in records), default=0)
 
     def over(value: Callable[[Record], float]) -> Estimate | None:
         values = [value(record) for record in graded]
-        return estimate(values) if values else None
+        return estimate(values, [problem_of[record.id] for record in graded]) if values else None
 
     def right(record: Record) -> list[bool]:
         return [bool(attempt.correct) for attempt in record.candidates]
@@ -130,11 +147,14 @@ def summarize(
         pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
         majority=over(lambda record: at_k(Majority(), record, len(record.candidates), reward).value),
         pass_at_n=over(lambda record: float(any(right(record)))),
-        curve=_curve(graded, strategy, n, reward) if isinstance(strategy, Parallel) and n > 1 else (),
+        oracle_gap=over(lambda record: float(any(right(record))) - float(bool(record.correct))),
+        flops=flops or Flops(),
+        curve=_curve(graded, strategy, n, reward, problem_of) if isinstance(strategy, Parallel) and n > 1 else (),
         truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
         usage=sum((record.usage for record in records), Usage(cached=cached)),
         seconds=seconds,
         run=run,
+        repeat=repeat,
     )
 
 
@@ -160,26 +180,38 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
     return choice_at_k(choose, correct, k, seed=0)
 
 
-def _curve(graded: Sequence[Record], strategy: Parallel, n: int, reward: Callable[[Attempt], Reward]) -> tuple[Point, ...]:
+def _curve(
+    graded: Sequence[Record],
+    strategy: Parallel,
+    n: int,
+    reward: Callable[[Attempt], Reward],
+    problem_of: Mapping[str, int],
+) -> tuple[Point, ...]:
     full = [record for record in graded if len(record.candidates) == n]
     ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
     if not full:
         return ()
-    points = []
+    points, problems = [], [problem_of[record.id] for record in full]
     for k in ks:
         chosen = [at_k(strategy, record, k, reward) for record in full]
         points.append(
             Point(
                 k,
-                estimate([sampled.value for sampled in chosen]),
-                estimate([at_k(Majority(), record, k, reward).value for record in full]),
-                estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full]),
+                estimate([sampled.value for sampled in chosen], problems),
+                estimate([at_k(Majority(), record, k, reward).value for record in full], problems),
+                estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
                 sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
             )
         )
     return tuple(points)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value per problem, with its interval."""
+def estimate(values: Sequence[float], problems: Sequence[int] | None = None) -> Estimate:
+    """The mean over problems, with its interval. `problems` says which each value is of, where they are repeated: the values of
+    one problem are averaged first, since repetitions say nothing about other problems."""
+    if problems is not None:
+        repetitions: defaultdict[int, list[float]] = defaultdict(list)
+        for problem, value in zip(problems, values, strict=True):
+            repetitions[problem].append(value)
+        values = [sum(members) / len(members) for members in repetitions.values()]
     return Estimate(sum(values) / len(values), *interval(values))

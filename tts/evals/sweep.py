@@ -90,8 +90,9 @@ def sweep(
 ) -> Sweep:
     """Run `strategies` at every N and seed; the same as `tts sweep`.
 
-    `out` gets a run folder for each pool and each search, sweep.json and sweep.csv; called again with the same arguments it goes
-    on where it was stopped. Other keywords are those of `tts.run`, and options of the strategies that have them. Raises InputError.
+    `out` gets a run folder for each pool and each search, sweep.json and sweep.csv; called again with the same arguments it
+    goes on where it was stopped. Other keywords are those of `tts.run`, and options of the strategies that have them.
+    Raises InputError.
     """
     ns = sorted(set(n))
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
@@ -193,8 +194,8 @@ def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any]) -> _
 
 def _prepare(job: _Job, folder: Path, **settings: Any) -> Run:
     """The job's run: a new one, or one to go on with."""
-    begun = (folder / "run.json").exists()
-    return prepare(job.solver, **({"resume": folder} if begun else {"out": folder}), **settings)
+    where: dict[str, Any] = {"resume" if (folder / "run.json").exists() else "out": folder}
+    return prepare(job.solver, **where, **settings)
 
 
 def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
@@ -220,9 +221,9 @@ def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
         for name, solver in job.ranked.items():
             values = {id(r): at_k(solver, r, min(n, len(r.candidates)), runs[0].reward) for r in records}
             error = sum(value.error**2 for value in values.values()) ** 0.5 / len(values)
-            accuracy = _over(problems, lambda record, values=values: values[id(record)].value)  # type: ignore[misc]
+            accuracy = _over(problems, lambda record, values=values: values[id(record)].value)
             rows.append(Row(name, n, accuracy, generated * share, scored * share * solver.uses_scorer, error, folders))
-        ceiling = _over(problems, lambda r, n=n: pass_at_k([bool(a.correct) for a in r.candidates], min(n, len(r.candidates))))  # type: ignore[misc]
+        ceiling = _over(problems, lambda r, n=n: pass_at_k([bool(a.correct) for a in r.candidates], min(n, len(r.candidates))))
         rows.append(Row("pass@N", n, ceiling, generated * share, 0.0, runs=folders))
     return rows
 

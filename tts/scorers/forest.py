@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 ATTENTION = "tts_forest"
 """The name under which transformers finds the attention below."""
 
-GRAIN = 16
-"""Lengths are rounded up to multiples of at least this, so that pieces of about a length share a call; and with other
-lengths matrix libraries switch kernels, and the last bits of a result with them."""
-
-ALONE = 512
-"""Pieces longer than this keep the machine busy each for itself."""
+GRAIN, BLOCK = 16, 128
+"""Rows of matrices come in multiples of GRAIN, and a token looks at keys up to the end of its BLOCK of positions, whatever
+piece it came in: with other shapes matrix libraries switch kernels or add in another order, and the last bits of a reward would
+depend on what else was scored, and when."""
 
 
 class _Piece:
@@ -197,7 +195,7 @@ class Forest:
     def _forward(self, new: list[_Piece]) -> None:
         """Compute the pieces' hidden states, keys and values."""
         ids = [token for piece in new for token in piece.ids]
-        count = -(-len(ids) // GRAIN) * GRAIN  # the rest is padding in slot 0
+        count = _round_up(len(ids), GRAIN)  # the rest is padding in slot 0
         positions = np.concatenate([piece.begin + np.arange(len(piece.ids)) for piece in new])
         slots = torch.from_numpy(np.concatenate([piece.slots for piece in new]))
         device = self.body.device
@@ -240,38 +238,19 @@ def _shared(known: Sequence[int], ids: Sequence[int], start: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Pieces whose attention is one matrix: one piece, or siblings that share a long history."""
-
-    past: Slots
-    starts: list[int]
-    """Where each piece begins among the new tokens."""
-    slots: list[Slots]
-
-    @property
-    def rows(self) -> int:
-        return sum(map(len, self.slots))
-
-    @property
-    def columns(self) -> int:
-        return len(self.past) + self.rows
-
-
-@dataclass(frozen=True)
 class _Group:
-    """Units of about the same size, attended to in one call."""
+    """Blocks of the same size, attended to in one call."""
 
     queries: Tensor
-    """Where each unit's tokens are among the new ones, [units, rows]; padding points behind the last."""
+    """Where each block's tokens are among the new ones, [blocks, rows]; padding points behind the last."""
     keys: Tensor
-    """Slots of each unit's history and of itself, [units, columns]."""
-    mask: Tensor | None
-    """Which of the keys each query sees; None where there is no history, and that is simply those before it."""
+    """Slots of the tokens from the sequence's beginning to the block's end, [blocks, columns]."""
+    seen: Tensor
+    """Which of the keys each query sees, [blocks, 1, rows, columns]."""
 
     def to(self, device: torch.device) -> _Group:
         """The same on a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return _Group(self.queries.to(device), self.keys.to(device), mask)
+        return _Group(self.queries.to(device), self.keys.to(device), self.seen.to(device))
 
 
 class _Plan:
@@ -279,54 +258,33 @@ class _Plan:
 
     def __init__(self, forest: Forest, slots: Tensor, new: list[_Piece]) -> None:
         self.forest, self.slots, self.count = forest, slots, len(slots)
-        sizes: dict[tuple[int, int], list[_Unit]] = {}
-        for unit in _units(new):
-            columns = _rounded(unit.columns) if len(unit.past) else 0
-            sizes.setdefault((_rounded(unit.rows), columns), []).append(unit)
-        self.groups = [self._group(rows, columns, units).to(slots.device) for (rows, columns), units in sorted(sizes.items())]
+        sizes: dict[tuple[int, int], list[tuple[int, int, Slots]]] = {}
+        start = 0
+        for piece in new:
+            path = piece.path()
+            first, end = len(path) - len(piece.ids), len(path)
+            while first < end:
+                last = min(end, (first // BLOCK + 1) * BLOCK)
+                size = (_round_up(last - first, GRAIN), _round_up(last, BLOCK))
+                sizes.setdefault(size, []).append((start, first, path[:last]))
+                start += last - first
+                first = last
+        self.groups = [self._group(*size, blocks).to(slots.device) for size, blocks in sorted(sizes.items())]
 
-    def _group(self, rows: int, columns: int, units: list[_Unit]) -> _Group:
-        queries = np.full((len(units), rows), self.count)
-        keys = np.zeros((len(units), columns or rows), np.int64)
-        mask = np.zeros((len(units), 1, rows, columns), np.bool_)
-        for i, unit in enumerate(units):
-            keys[i, : unit.columns] = np.concatenate((unit.past, *unit.slots))
-            mask[i, 0, :, : max(1, len(unit.past))] = True
-            at = 0
-            for start, own in zip(unit.starts, unit.slots, strict=True):
-                queries[i, at : at + len(own)] = np.arange(start, start + len(own))
-                if columns:
-                    block = slice(len(unit.past) + at, len(unit.past) + at + len(own))
-                    mask[i, 0, at : at + len(own), block] = np.tri(len(own), dtype=np.bool_)
-                at += len(own)
-        return _Group(torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(mask) if columns else None)
-
-
-def _units(new: list[_Piece]) -> Iterator[_Unit]:
-    """New pieces, those of one parent together as long as its history outweighs them."""
-    families: dict[int, list[tuple[int, _Piece]]] = {}
-    start = 0
-    for piece in new:
-        families.setdefault(id(piece.parent), []).append((start, piece))
-        start += len(piece.ids)
-    for family in families.values():
-        parent = family[0][1].parent
-        assert parent is not None
-        past, unit = parent.path(), _Unit(parent.slots[:0], [], [])
-        for start, piece in family:
-            if not unit.slots or unit.rows + len(piece.slots) > len(past):
-                if unit.slots:
-                    yield unit
-                unit = _Unit(past, [], [])
-            unit.starts.append(start)
-            unit.slots.append(piece.slots)
-        yield unit
+    def _group(self, rows: int, columns: int, blocks: list[tuple[int, int, Slots]]) -> _Group:
+        """`blocks`: where one begins among the new tokens and in its sequence, and the slots up to its end."""
+        queries = np.full((len(blocks), rows), self.count)
+        keys = np.zeros((len(blocks), columns), np.int64)
+        for i, (start, first, slots) in enumerate(blocks):
+            queries[i, : len(slots) - first] = np.arange(start, start + len(slots) - first)
+            keys[i, : len(slots)] = slots
+        positions = np.array([first for _, first, _ in blocks])[:, None] + np.arange(rows)
+        seen = np.arange(columns) <= positions[:, None, :, None]
+        return _Group(torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(seen))
 
 
-def _rounded(length: int) -> int:
-    """Up to a multiple of an eighth of the power of two below: at most that much is padding. Long pieces go by themselves."""
-    grain = GRAIN if length > ALONE else max(GRAIN, 1 << max(0, length.bit_length() - 4))
-    return -(-length // grain) * grain
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def _attend(
@@ -355,8 +313,7 @@ def _attend(
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
         q = queries[group.queries].transpose(1, 2)
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None, scale=scaling)
-        output[group.queries] = seen.transpose(1, 2)
+        output[group.queries] = scaled_dot_product_attention(q, k, v, attn_mask=group.seen, scale=scaling).transpose(1, 2)
     return output[None, : query.shape[2]], None
 
 

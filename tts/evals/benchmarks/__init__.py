@@ -57,9 +57,9 @@ def load_benchmark(
     """
     fields = {"question": question_field, "answer": answer_field, "id": id_field}
     if name in ARITH:
-        for option, value in {**{f"{key}-field": value for key, value in fields.items()}, "split": split, "data-dir": data_dir}.items():
-            if value is not None:
-                raise InputError(f"--{option} is {value!r}, but {name} is bundled and has none to choose; leave it away")
+        choices = {"split": split, "data-dir": data_dir, **{f"{key}-field": value for key, value in fields.items()}}
+        if given := next((option for option, value in choices.items() if value is not None), None):
+            raise InputError(f"--{given} is {choices[given]!r}, but {name} is bundled and has none to choose; leave it away")
         title, problems = name, _arith(ARITH[name], limit or ARITH_PROBLEMS)
     else:
         title, source, rows = _find(name, split, data_dir)

@@ -102,7 +102,7 @@ def from_hub(source: Source, folder: Path | None) -> Iterator[Row]:
         rows = data.with_format("arrow")[:].to_pylist()  # as they are stored: no picture is decoded
     except Exception as error:  # of datasets, of the hub's client, of its HTTP client: whatever it is, the remedy is the same
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        copy = "" if folder else f". For a local copy: hf download {place} --repo-type dataset --local-dir DIR, then --data-dir DIR"
-        raise InputError(f"cannot load {place}, split {source.split}: {reason}{copy}") from error
+        copy = f"; for a local copy, hf download {place} --repo-type dataset --local-dir DIR, then --data-dir DIR"
+        raise InputError(f"cannot load {place}, split {source.split}: {reason}{'' if folder else copy}") from error
     for number, fields in enumerate(rows, 1):
         yield Row(f"{place}, row {number}", number, fields)

@@ -91,7 +91,9 @@ class Source:
         )
 
     def takes(self, row: Row) -> bool:
-        return not isinstance(row.fields, dict) or all(row.fields.get(name, value) == value for name, value in self.only.items())
+        """Whether a row belongs to the benchmark; what is no row at all is for `problem` to complain about."""
+        fields = row.fields if isinstance(row.fields, dict) else {}
+        return all(fields.get(name, value) == value for name, value in self.only.items())
 
     def problem(self, row: Row, seed: int) -> Problem:
         """The row's problem; InputError, with the row's place, where it has none. `seed` places the choices."""

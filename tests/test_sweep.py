@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from itertools import combinations
+from statistics import mean
+
+import pytest
+
+import tts
+from tts.cli import entry
+from tts.errors import InputError
+from tts.evals.cost import Shape, flops_of, shape_of
+from tts.evals.summary import at_k
+from tts.strategies.weighted import Weighted
+from tts.types import Reward, Usage
+
+
+@pytest.fixture(scope="module")
+def loaded(engine, prm):
+    return {"engine_instance": engine, "scorer_instance": prm}
+
+
+@pytest.fixture(scope="module")
+def swept(loaded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "s"
+    return tts.sweep(["bon", "weighted", "majority", "beam"], [1, 2, 4, 8], seeds=2, limit=8, width=2, out=folder, **loaded)
+
+
+def value(sweep, strategy, n):
+    [row] = [row for row in sweep.rows if (row.strategy, row.n) == (strategy, n)]
+    return row
+
+
+def test_sampling_strategies_share_one_pool_of_the_largest_n(swept):
+    pools = {row.runs for row in swept.rows if row.strategy != "beam"}
+    assert len(pools) == 1
+    assert len({row.runs for row in swept.rows if row.strategy == "beam"}) == 3
+    runs = [tts.load_run(folder) for folder in next(iter(pools))]
+    generated = mean(record.usage.generated for run in runs for record in run.records)
+    assert value(swept, "bon", 8).generated == pytest.approx(generated)
+    assert value(swept, "bon", 2).generated == pytest.approx(generated / 4)
+    assert value(swept, "majority", 8).scored == 0
+
+
+def test_the_largest_n_is_what_a_run_would_have_found(swept):
+    for strategy in ("bon", "majority"):
+        row = value(swept, strategy, 8)
+        runs = [tts.load_run(folder) for folder in row.runs]
+        assert row.error == 0
+        if strategy == "bon":
+            assert row.accuracy.value == pytest.approx(mean(record.correct for run in runs for record in run.records))
+
+
+def test_smaller_n_are_means_over_all_subsets_of_the_pool(swept):
+    row = value(swept, "bon", 2)
+    records = [record for folder in row.runs for record in tts.load_run(folder).records]
+
+    def best(record, subset):
+        top = max(record.candidates[i].score for i in subset)
+        return mean(bool(record.candidates[i].correct) for i in subset if record.candidates[i].score == top)
+
+    brute = mean(mean(best(record, pair) for pair in combinations(range(8), 2)) for record in records)
+    assert row.accuracy.value == pytest.approx(brute, abs=1e-3)  # a truncated candidate loses a tie
+
+
+def test_weighted_votes_are_sampled_with_their_error_where_there_are_too_many_subsets(swept):
+    assert value(swept, "weighted", 2).error == 0  # 28 subsets
+    row = value(swept, "weighted", 4)  # 70
+    assert 0 < row.error < 0.05
+    records = [record for folder in row.runs for record in tts.load_run(folder).records]
+    rewarded = lambda attempt: Reward(attempt.rewards, attempt.final)  # noqa: E731
+    exact = []
+    for record in records:
+        groups, rewards = [a.group for a in record.candidates], [rewarded(a) for a in record.candidates]
+        values = []
+        for subset in combinations(range(8), 4):
+            scores = Weighted().rank([rewards[i] for i in subset], [groups[i] for i in subset])
+            values.append(record.candidates[subset[scores.index(max(scores))]].correct)
+        exact.append(mean(values))
+    assert row.accuracy.value == pytest.approx(mean(exact), abs=4 * row.error)
+
+
+def test_sizes_that_a_strategy_cannot_have_are_left_out_and_said(swept):
+    assert [reason.partition(":")[0] for reason in swept.skipped] == ["beam at n = 1"]
+
+
+def test_a_sweep_goes_on_where_it_was(swept, loaded, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(loaded["engine_instance"], "generate", refuse)
+    again = tts.sweep(
+        ["bon", "weighted", "majority", "beam"], [1, 2, 4, 8], seeds=2, limit=8, width=2, out=swept.folder, **loaded
+    )
+    assert again.rows == swept.rows
+    with pytest.raises(InputError, match=r"is a run with limit = 8, not 9"):
+        tts.sweep(["bon"], [8], limit=9, out=swept.folder, **loaded)
+
+
+def test_the_numbers_are_kept_as_json_and_csv(swept, tmp_path):
+    folder = tmp_path.__class__(swept.folder)
+    kept = json.loads((folder / "sweep.json").read_text())
+    rows = list(csv.DictReader(io.StringIO((folder / "sweep.csv").read_text())))
+    assert len(rows) == len(kept["rows"]) == len(swept.rows)
+    for row, one, other in zip(swept.rows, kept["rows"], rows, strict=True):
+        assert (one["strategy"], one["n"], one["accuracy"]) == (row.strategy, row.n, row.accuracy.value)
+        assert (other["strategy"], float(other["accuracy"])) == (row.strategy, row.accuracy.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "1,two"], "--n is '1,two'; it should be sizes"),
+        (["--n", "0,2"], "sizes of at least 1"),
+        (["--strategy", "bon,beem"], "no strategy named 'beem'. Did you mean 'beam'?"),
+        (["--strategy", "bon,beam", "--wings", "2"], "BestOfN or Beam has no option --wings"),
+        (["--limit", "0"], "--limit is 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["tts", "sweep", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# --- comparing
+
+
+def test_a_comparison_pairs_problems(swept):
+    bon, beam = value(swept, "bon", 8).runs[0], value(swept, "beam", 8).runs[0]
+    found = tts.compare(bon, beam)
+    right = [{r.id: r.correct for r in tts.load_run(folder).records} for folder in (bon, beam)]
+    differences = [right[1][problem] - right[0][problem] for problem in right[0]]
+    assert found.difference.value == pytest.approx(mean(differences))
+    assert found.difference.low <= found.difference.value <= found.difference.high
+    assert (found.only_second, found.only_first) == (differences.count(1), differences.count(-1))
+    assert found.settings["strategy"] == ("bon", "beam")
+    same = tts.compare(bon, bon)
+    assert (same.difference, same.settings) == ((0, 0, 0), {})
+
+
+def test_runs_over_other_problems_are_not_compared(loaded, swept, tmp_path):
+    (tmp_path / "q.jsonl").write_text(
+        '{"problem": "1+1", "answer": "2", "id": "q"}\n{"problem": "x", "answer": "2", "id": "arith-1"}\n'
+    )
+    tts.run("single", benchmark=str(tmp_path / "q.jsonl"), limit=1, out=tmp_path / "a", **loaded)
+    with pytest.raises(InputError, match="no graded problem in common"):
+        tts.compare(tmp_path / "a", value(swept, "bon", 8).runs[0])
+    tts.run("single", benchmark=str(tmp_path / "q.jsonl"), out=tmp_path / "b", **loaded)
+    with pytest.raises(InputError, match="the problem 'arith-1' is not the same"):
+        tts.compare(tmp_path / "b", value(swept, "bon", 8).runs[0])
+
+
+# --- reading back, and cost
+
+
+def test_a_run_is_read_back_as_objects_and_as_a_frame(swept):
+    pandas = pytest.importorskip("pandas")
+    run = tts.load_run(value(swept, "bon", 8).runs[0])
+    frame = run.frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) == sum(len(record.candidates) for record in run.records)
+    chosen = frame[frame.chosen].set_index("problem").correct
+    assert dict(chosen) == {record.id: record.correct for record in run.records}
+    with pytest.raises(InputError, match="expected pandas or polars"):
+        run.frame("excel")
+
+
+def test_parameters_and_flops_are_those_of_the_model(prm, engine):
+    counted = sum(p.numel() for name, p in engine.model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    head = engine.model.config.vocab_size * engine.model.config.hidden_size  # tied to the embeddings
+    assert shape_of(engine.model.config.to_dict()).parameters == counted + head
+    shape = Shape(parameters=1000, layers=2, width=8)
+    assert shape.flops(10, context=5) == 2 * 1000 * 10 + 4 * 2 * 8 * 5 * 10
+    assert flops_of([], Usage(generated=10, calls=1), "nobody/knows", None).generator is None
+
+
+def test_votes_over_a_whole_pool_are_the_strategys_own_choice(swept):
+    row = value(swept, "weighted", 8)
+    for folder in row.runs:
+        for record in tts.load_run(folder).records:
+            at = at_k(Weighted(n=8), record, 8, lambda attempt: Reward(attempt.rewards, attempt.final))
+            assert at.value in (0, 1)
