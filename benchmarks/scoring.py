@@ -25,7 +25,7 @@ from tts.scorers.prm import PRM
 from tts.scorers.reader import Query
 from tts.types import Candidate, Problem, Reward, Step
 
-TRACES, SHORTEST, LONGEST, STEP = 256, 50, 2000, 20
+TRACES, STEP = 256, 20
 
 
 def long_context(folder):
@@ -37,8 +37,8 @@ def long_context(folder):
     return str(path)
 
 
-def traces(rng, vocabulary):
-    lengths = [rng.randint(SHORTEST, LONGEST) for _ in range(TRACES)]
+def traces(rng, vocabulary, shortest, longest):
+    lengths = [rng.randint(shortest, longest) for _ in range(TRACES)]
     return [
         Query([rng.randrange(vocabulary) for _ in range(n)], [*range(STEP, n - 1, STEP), n - 1]) for n in lengths
     ]  # fmt: skip
@@ -63,12 +63,12 @@ def padded(model, queries, size=16):
     return rewards
 
 
-def ragged(repeat):
+def ragged(repeat, shortest, longest):
     with tempfile.TemporaryDirectory() as folder:
         name = long_context(folder)
         model = Qwen2ForProcessRewardModel.from_pretrained(name).eval()
         prm = PRM(name, cache_gib=0)
-        queries = traces(random.Random(0), model.config.vocab_size)
+        queries = traces(random.Random(0), model.config.vocab_size, shortest, longest)
 
         def ours(_, queries):
             prm.reader.forest.clear()
@@ -83,7 +83,7 @@ def ragged(repeat):
                 times[name].append(time.perf_counter() - start)
         flat = {name: torch.tensor([x for row in rows for x in row]) for name, rows in results.items()}
     tokens = sum(len(q.ids) for q in queries)
-    print(f"{TRACES} traces, {tokens:,} tokens\n")
+    print(f"\n{TRACES} traces of {shortest} to {longest} tokens, {tokens:,} in all\n")
     print("| | seconds | tokens/s | tts is faster by | largest difference |\n|---|---|---|---|---|")
     mine = statistics.median(times["tts"])
     for name, spent in times.items():
@@ -164,7 +164,8 @@ def incremental(repeat):
 
 
 def main(repeat: int = 3) -> None:
-    ragged(repeat)
+    ragged(repeat, 50, 2000)
+    ragged(repeat, 50, 200)
     incremental(repeat)
 
 

@@ -145,7 +145,7 @@ class Search:
             child = self.add(candidate, node)
             if candidate in family:
                 child.fate = "pruned: repeats a sibling"
-                family[candidate].copies += 1
+                family[candidate].copies += not self.resample  # else another was drawn in its place
             else:
                 family[candidate] = child
         return list(family.values())

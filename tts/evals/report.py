@@ -29,6 +29,7 @@ COSTS = {
     "generated": "tokens generated per problem",
     "scored": "tokens scored per problem",
     "seconds": "seconds per problem",
+    "gflops": "estimated GFLOPs per problem, policy and reward model",
 }
 """What accuracy is set against."""
 
@@ -127,7 +128,7 @@ def _chart(run: SavedRun, name: str) -> Charted:
         raise InputError(f"{run.folder} is not finished (no summary.json); finish it with: tts run --resume {run.folder}")
     problems, n = max(1, summary["problems"]), number_of(run.settings, summary)
     cost = {"generated": summary["usage"]["generated"] / problems, "scored": summary["usage"]["scored"] / problems,
-            "seconds": summary["seconds"]["total"] / problems}  # fmt: skip
+            "seconds": summary["seconds"]["total"] / problems, "gflops": _gflops(summary, problems)}  # fmt: skip
     unknown = dict.fromkeys(COSTS)
     at_n: list[Row] = []
     at_cost: list[Row] = []
@@ -141,6 +142,13 @@ def _chart(run: SavedRun, name: str) -> Charted:
             share = point["n"] / summary["curve"][-1]["n"] if summary["curve"] else 1
             at_cost.append(place | (cost if share == 1 else {**unknown, "generated": cost["generated"] * share}))
     return Charted(run, name, summary, tuple(at_n), tuple(at_cost), _reliability(run))
+
+
+def _gflops(summary: Row, problems: int) -> float | None:
+    """None where the shape of one of the models is not known."""
+    flops = summary.get("flops") or {}
+    parts = [flops.get("generator"), flops.get("scorer") if summary["usage"]["scored"] else 0.0]
+    return None if None in parts else sum(parts) / problems / 1e9
 
 
 def _reliability(run: SavedRun) -> Reliability | None:

@@ -1,0 +1,45 @@
+"""Two reward models choose from the same samples: which of them chooses better?
+
+    python examples/two_prms.py --problems 50
+
+The samples are drawn once, and read back from the run folder for the second model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import typer
+
+import tts
+from tts import Candidate, Problem, Step
+from tts.evals.summary import estimate
+
+
+def main(
+    problems: int = 50, first: str = "arith-prm", second: str = "arith-prm-response", out: Path = Path("runs/pool-example")
+) -> None:
+    """Best-of-16 by each, and their paired difference."""
+    tts.run("bon", n=16, limit=problems, scorer=first, out=out)
+    pool = tts.load_run(out).records
+    chosen = asyncio.run(choices(tts.load_scorer(second), pool))
+    one = [float(bool(record.correct)) for record in pool]
+    other = [float(bool(record.candidates[i].correct)) for record, i in zip(pool, chosen, strict=True)]
+    difference = estimate([a - b for a, b in zip(one, other, strict=True)])
+    print(f"{first}: {estimate(one).value:.1%}\n{second}: {estimate(other).value:.1%}")
+    print(f"difference: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]")
+
+
+async def choices(scorer: tts.Scorer, records: tuple) -> list[int]:
+    """For each problem the candidate that the scorer likes best."""
+    best = []
+    for record in records:
+        problem = Problem(record.id, record.problem)
+        rewards = await scorer.score([Candidate(problem, (Step(a.text, (), a.finish),)) for a in record.candidates])
+        best.append(max(range(len(rewards)), key=lambda i: rewards[i].total))
+    return best
+
+
+if __name__ == "__main__":
+    typer.run(main)
