@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import os
+import sqlite3
+import subprocess
 import sys
 from itertools import combinations
 from statistics import mean
@@ -186,3 +190,31 @@ def test_votes_over_a_whole_pool_are_the_strategys_own_choice(swept):
         for record in tts.load_run(folder).records:
             at = at_k(Weighted(n=8), record, 8, lambda attempt: Reward(attempt.rewards, attempt.final))
             assert at.value in (0, 1)
+
+
+# --- tracking
+
+
+def test_a_run_is_logged_to_the_real_trackio(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trackio", reason="trackio IS NOT INSTALLED HERE")
+    code = subprocess.run(
+        [sys.executable, "-m", "tts.cli", "run", "--limit", "3", "--n", "4", "--out", "r", "--log", "trackio", "--json"],
+        capture_output=True, text=True, env={**os.environ, "TRACKIO_DIR": str(tmp_path / "logged")},
+    )  # fmt: skip
+    assert code.returncode == 0, code.stderr
+    printed = json.loads(code.stdout)  # what trackio says is elsewhere
+    rows = sqlite3.connect(tmp_path / "logged" / "tts.db").execute("select metrics from metrics").fetchall()
+    logged = [json.loads(row) for (row,) in rows]
+    assert any(row.get("accuracy") == printed["accuracy"] for row in logged)
+    assert [row["curve/n"] for row in logged if "curve/n" in row] == [1, 2, 4]
+
+
+def test_an_unknown_service_is_refused_before_anything_is_loaded(monkeypatch, capsys):
+    for service, message in (("tensorboard", "expected trackio or wandb"), ("wandb", "pip install wandb")):
+        if service == "wandb" and importlib.util.find_spec("wandb"):
+            continue
+        monkeypatch.setattr(sys, "argv", ["tts", "run", "--log", service])
+        with pytest.raises(SystemExit) as ended:
+            entry()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

@@ -139,12 +139,17 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, under its settings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder and nothing else.")] = False,
+    log: Annotated[
+        str | None, typer.Option(help="Send the summary to trackio or wandb, if installed.", show_default="nowhere")
+    ] = None,
 ) -> None:
     """Solve a benchmark with a strategy. The strategy's own options follow: --strategy bon --n 16."""
+    from tts.evals.tracking import load_service, log_run
     from tts.options import parse_arguments
     from tts.registry import get_strategy
     from tts.runner import Progress, Settings
     from tts.runner import run as run_benchmark
+    from tts.store import RunStore
     from tts.terminal import LiveView
 
     if resume is not None and out is not None:
@@ -152,11 +157,10 @@ def run(
     given, settings = _given(ctx), _settings(ctx)
     named = strategy
     if resume is not None and "strategy" not in given:
-        from tts.store import RunStore
-
         named = RunStore.open(resume).settings["strategy"]
     options: dict[str, Any] = dict(parse_arguments(get_strategy(named), ctx.args, also=_flags(ctx)))
     Settings(**settings)  # what is wrong with these is said before anything is loaded
+    service = load_service(log) if log is not None else None
     progress = Progress()
 
     def solve() -> Any:
@@ -170,6 +174,8 @@ def run(
     except KeyboardInterrupt:
         _say_how_to_resume(progress)
         raise typer.Exit(130) from None
+    if service is not None:
+        log_run(service, summary, RunStore.open(Path(summary.run)).settings)
     if as_json:
         print(json.dumps(summary.to_json()))
     elif quiet:
@@ -204,7 +210,7 @@ def _with_options_of_run(*without: str) -> Callable[[Callable[..., None]], Calla
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@_with_options_of_run("seed", "resume", "quiet")
+@_with_options_of_run("seed", "resume", "quiet", "log")
 def sweep(
     ctx: typer.Context,
     strategy: Annotated[

@@ -147,8 +147,8 @@ def _chart(run: SavedRun, name: str) -> Charted:
 def _gflops(summary: Row, problems: int) -> float | None:
     """None where the shape of one of the models is not known."""
     flops = summary.get("flops") or {}
-    parts = [flops.get("generator"), flops.get("scorer") if summary["usage"]["scored"] else 0.0]
-    return None if None in parts else sum(parts) / problems / 1e9
+    policy, scorer = flops.get("generator"), flops.get("scorer") if summary["usage"]["scored"] else 0.0
+    return None if policy is None or scorer is None else float(policy + scorer) / problems / 1e9
 
 
 def _reliability(run: SavedRun) -> Reliability | None:
