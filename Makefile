@@ -27,6 +27,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/prefixes.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/grading.py
 
 env: $(VENV)/.dev
 

@@ -3,10 +3,10 @@
     | batch | embedded | generate | vllm  | embedded / generate | embedded / vllm |
     | 256   | 10,522   | 6,725    | 6,327 | 1.56                | 1.66            |
 
-`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`. For a batch of B: 4 B requests (at least 8) of different
-problems, temperature 1, to the end of the text, B under way at once. `model.generate` takes them B by B; the engines admit the
-next one as soon as one is done. Each contender has a process of its own, alone on the machine while it is measured; they take
-turns `--repeat` times, and medians are reported.
+`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`; `--continuous` adds transformers' own continuous batching. For a
+batch of B: 4 B requests (at least 8) of different problems, temperature 1, to the end of the text, B under way at once.
+`model.generate` takes them B by B; the engines admit the next one as soon as one is done. Each contender has a process of its
+own, alone on the machine while it is measured; they take turns `--repeat` times, and medians are reported.
 """
 
 from __future__ import annotations
@@ -64,6 +64,25 @@ def through_generate(engine):
     return work
 
 
+def through_continuous(engine):
+    """transformers' own continuous batching over a paged cache."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    def work(size, seed):
+        config = GenerationConfig(
+            do_sample=True, max_new_tokens=LONGEST, top_k=0, eos_token_id=engine.tokenizer.eos_token_id,
+            pad_token_id=engine.tokenizer.pad_token_id,
+        )  # fmt: skip
+        batching = ContinuousBatchingConfig(
+            page_size=32, num_blocks=4096, max_batch_tokens=2048, max_requests_per_batch=size, use_cuda_graph=False, seed=seed
+        )
+        prefixes = [list(prefix) for prefix in requests(engine, size)]
+        out = engine.model.generate_batch(prefixes, generation_config=config, continuous_batching_config=batching, warmup=False)
+        return sum(len(one.generated_tokens) for one in out.values())
+
+    return work
+
+
 def contender(name):
     """Answers `size seed` on stdin with tokens per second on stdout, until the end of input."""
     with asyncio.Runner() as runner:
@@ -77,9 +96,14 @@ def contender(name):
             from tts.engines.transformers import TransformersEngine
 
             engine = TransformersEngine("arith-policy", cache_gib=0)
-            if name == "generate":
+            if name in ("generate", "continuous"):
                 engine.model.set_attn_implementation("sdpa")  # what a plain from_pretrained would have
-        work = through_generate(engine) if name == "generate" else through_engine(engine, runner)
+        if name == "generate":
+            work = through_generate(engine)
+        elif name == "continuous":
+            work = through_continuous(engine)
+        else:
+            work = through_engine(engine, runner)
         work(16, 9)
         print("ready", flush=True)
         for line in sys.stdin:
@@ -107,12 +131,15 @@ def ask(process, size, seed):
 def main(
     vllm: Annotated[str | None, typer.Option(help="The python of an environment with vLLM.")] = None,
     repeat: int = 5,
+    continuous: Annotated[bool, typer.Option("--continuous", help="Measure transformers' continuous batching too.")] = False,
     as_contender: Annotated[str | None, typer.Option("--contender", hidden=True)] = None,
 ) -> None:
     if as_contender:
         contender(as_contender)
         return
     pythons = {"embedded": sys.executable, "generate": sys.executable} | ({"vllm": vllm} if vllm else {})
+    if continuous:
+        pythons["continuous"] = sys.executable
     processes = {name: start(python, name) for name, python in pythons.items()}
     names = list(processes)
     print(f"| batch | {' | '.join(names)} | {' | '.join(f'embedded / {name}' for name in names[1:])} |")
