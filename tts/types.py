@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from annotated_types import Ge
@@ -155,7 +156,7 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reward:
     """What a reward model says of one candidate (arXiv 2506.18896).
 
@@ -193,7 +194,7 @@ class Reward:
                 clipped = (min(max(step, CERTAIN), 1 - CERTAIN) for step in self.steps)
                 return sum(math.log(step / (1 - step)) for step in clipped)
 
-    @property
+    @cached_property
     def total(self) -> float:
         """r_hat: the aggregated step rewards + alpha * final; where `final` is the aggregate, the final reward alone."""
         weight = 1.0 if self.how == "final" else self.alpha
