@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -207,3 +209,24 @@ async def test_scored_text_is_not_cut_where_a_part_is_rated(prm):
     [think] = await PRM("arith-prm", over="think").score([candidate])
     [every] = await prm.score([candidate])
     assert think.steps == pytest.approx(every.steps[:2], abs=1e-6)  # what comes later is not seen
+
+
+def test_a_person_at_a_terminal_sees_it_go_on(tmp_path):
+    path = write(tmp_path / "t.jsonl", *[{"problem": PROMPT, "text": TEXT}] * 1500)
+    controller, terminal = pty.openpty()
+    arguments = [sys.executable, "-m", "tts.cli", "score", path, "--out", "out.jsonl"]
+    process = subprocess.Popen(arguments, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(controller, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    assert process.wait() == 0
+    assert b"Traceback" not in seen
+    assert re.search(rb"[0-9]+ traces .* tokens/s .* left", seen)
+    assert b"1500 traces scored: out.jsonl" in seen

@@ -109,8 +109,8 @@ class ScoreView(LiveView):
     """The same for scoring a file."""
 
     def __init__(self, tally: Tally, console: Console) -> None:
+        self.tally = tally  # first: what it shows is asked for at once
         super().__init__(Progress(), console)
-        self.tally = tally
 
     def render(self) -> RenderableType:
         t = self.tally
