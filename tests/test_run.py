@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -141,6 +142,26 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loade
     tts.run(**({"resume": "killed"} if Path("killed/run.json").exists() else {"limit": 60, "n": 4, "out": "killed"}), **loaded)
     tts.run("bon", limit=60, n=4, out="whole", **loaded)
     assert rows("killed") == rows("whole")
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_that_was_done_is_lost(loaded):
+    limit = 20_000  # bytes of a file, as a disk without room for more
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "tts.cli", "run", "--limit", "30", "--n", "4", "--concurrency", "2", "--out", "full"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=no_room)
+    assert done.returncode == 2
+    assert "cannot write to full" in done.stderr
+    assert "--resume full" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = Path("full/results.jsonl").read_text().split("\n")[:-1]
+    assert 0 < len(kept) < 30
+    tts.run(resume="full", **loaded)
+    tts.run("bon", limit=30, n=4, out="whole", **loaded)
+    assert rows("full") == rows("whole")
+    assert set(kept) <= set(rows("full"))
 
 
 def test_resuming_a_finished_run_solves_nothing_again(loaded):
