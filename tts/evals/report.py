@@ -29,7 +29,7 @@ COSTS = {
     "generated": "tokens generated per problem",
     "scored": "tokens scored per problem",
     "seconds": "seconds per problem",
-    "gflops": "estimated GFLOPs per problem, policy and reward model",
+    "gflops": "GFLOPs per problem (estimated)",
 }
 """What accuracy is set against."""
 
