@@ -17,7 +17,7 @@ import tts
 from tts.cli import entry
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
-from tts.evals.summary import at_k
+from tts.evals.summary import at_k, estimate
 from tts.strategies.weighted import Weighted
 from tts.types import Reward, Usage
 
@@ -158,6 +158,24 @@ def test_runs_over_other_problems_are_not_compared(loaded, swept, tmp_path):
     tts.run("single", benchmark=str(tmp_path / "q.jsonl"), out=tmp_path / "b", **loaded)
     with pytest.raises(InputError, match="the problem 'arith-1' is not the same"):
         tts.compare(tmp_path / "b", value(swept, "bon", 8).runs[0])
+
+
+def test_repetitions_of_a_problem_are_one_and_other_ids_with_a_number_are_not(loaded, tmp_path):
+    rows = [{"id": f"q#{i}", "problem": f"Start with {i}.\n1) add 1\nWhat is the last digit?", "answer": i + 1} for i in (2, 3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tts.run("single", benchmark=str(tmp_path / "q.jsonl"), out=tmp_path / "numbered", **loaded)
+    assert tts.compare(tmp_path / "numbered", tmp_path / "numbered").problems == 2
+    tts.run("single", limit=3, repeat=4, out=tmp_path / "repeated", **loaded)
+    found = tts.compare(tmp_path / "repeated", tmp_path / "repeated")
+    assert (found.problems, found.left_out) == (3, 0)
+    swept = tts.sweep(["bon"], [1, 2], limit=3, repeat=4, out=tmp_path / "swept", **loaded)
+    [one, _] = [row for row in swept.rows if row.strategy == "bon"]
+    records = tts.load_run(one.runs[0]).records
+    by_problem = {}
+    for record in records:
+        by_problem.setdefault(record.id.partition("#")[0], []).append(mean(bool(a.correct) for a in record.candidates))
+    assert len(by_problem) == 3
+    assert one.accuracy == estimate([mean(values) for values in by_problem.values()])
 
 
 # --- reading back, and cost

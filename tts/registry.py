@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TypeVar
 
 from tts.errors import InputError
+from tts.plugins import load_module
 from tts.types import Strategy
 
 S = TypeVar("S", bound=type[Strategy])
@@ -56,23 +54,7 @@ def strategy_name(cls: type[Strategy]) -> str:
 
 
 def _load(source: str, attribute: str) -> type[Strategy]:
-    path = Path(source)
-    if source.endswith(".py"):
-        if not path.is_file():
-            raise InputError(f"no file {source} to load the strategy {attribute} from")
-        spec = importlib.util.spec_from_file_location(f"tts_user_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise InputError(f"{source} does not load: {type(error).__name__}: {error}") from error
-    else:
-        try:
-            module = importlib.import_module(source)
-        except ImportError as error:
-            raise InputError(f"cannot import {source} for the strategy {attribute}: {error}") from error
+    module = load_module(source, f"strategy {attribute}")
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, Strategy)):
         found = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Strategy) and v is not Strategy]

@@ -29,7 +29,7 @@ from tts.options import build
 from tts.registry import get_strategy, strategy_name
 from tts.scorers import PLAIN, load_scorer
 from tts.store import Attempt, Record, RunStore, check_creatable
-from tts.types import Aggregate, Engine, Part, Problem, Reward, Sampling, Scorer, Strategy, Usage
+from tts.types import Aggregate, Engine, Part, Problem, Reward, Sampling, Scorer, Strategy, Usage, counts_final
 
 T = TypeVar("T")
 
@@ -241,7 +241,7 @@ def _load_scorer(settings: Settings, solver: Strategy, url: str | None) -> Score
         settings.scorer,
         format=settings.scorer_format,
         over=settings.score_over,
-        final=settings.alpha != 0 or settings.aggregate == "final",
+        final=counts_final(settings.alpha, settings.aggregate),
         engine=settings.scorer_engine,
         url=url,
         policy=settings.model,

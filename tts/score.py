@@ -15,7 +15,7 @@ from tts.errors import InputError
 from tts.scorers import PLAIN, load_scorer
 from tts.store import ESCAPE
 from tts.traces import BadRowError, Trace, parse_line, read_lines
-from tts.types import Aggregate, Part, Reward, Scorer
+from tts.types import Aggregate, Part, Reward, Scorer, counts_final
 
 CHUNK = 128
 """Traces scored together; two such chunks are under way at a time, so that one is tokenised while the other is computed."""
@@ -129,7 +129,7 @@ def _load(settings: ScoreSettings, url: str | None) -> Scorer:
         settings.scorer,
         format=settings.scorer_format,
         over=settings.score_over,
-        final=settings.alpha != 0 or settings.aggregate == "final",
+        final=counts_final(settings.alpha, settings.aggregate),
         engine=settings.scorer_engine,
         url=url,
         policy=settings.model,

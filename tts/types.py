@@ -156,6 +156,11 @@ class Engine(Protocol):
         ...
 
 
+def counts_final(alpha: float, how: Aggregate) -> bool:
+    """Whether a reward's total depends on its final reward, which costs another reading of the trace."""
+    return alpha != 0 or how == "final"
+
+
 @dataclass(frozen=True)
 class Reward:
     """What a reward model says of one candidate (arXiv 2506.18896).

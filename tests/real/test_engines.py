@@ -10,16 +10,14 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.real.serving import free_port, process
 from tests.test_models import write_adapter
 from tts.demo import MODELS, arith
 from tts.engines import load_engine
@@ -63,33 +61,9 @@ def inside(loop):
     loop.run(engine.close())
 
 
-@contextmanager
-def process(arguments, port):
-    process = subprocess.Popen(
-        [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended while it started"
-                assert time.monotonic() < deadline, "the server did not start within 300 s"
-                time.sleep(1)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def url():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with process(SERVE[NAME], port):
         yield f"http://127.0.0.1:{port}"
 

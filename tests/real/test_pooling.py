@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForTokenClassification
 
+from tests.real.serving import free_port, process
 from tts.demo import MODELS, arith
 from tts.generator import Generator
 from tts.scorers.prm import PRM
@@ -70,29 +64,13 @@ def test_in_its_pooling_runner(loop):
 
 @contextmanager
 def served(model, *arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling",
-         "--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.5",
-         "--host", "127.0.0.1", "--port", str(port), *arguments],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended while it started"
-                assert time.monotonic() < deadline, "the server did not start within 300 s"
-                time.sleep(1)
+    port = free_port()
+    command = [
+        "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling", "--dtype", "float32",
+        "--enforce-eager", "--gpu-memory-utilization", "0.5", *arguments,
+    ]  # fmt: skip
+    with process(command, port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_behind_a_server_that_pools_steps_by_its_tag(loop, problems, engine):

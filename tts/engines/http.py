@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import random
 import time
 from typing import Any
@@ -16,6 +17,11 @@ from tts.errors import InputError
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 """Answers after which the same request may succeed."""
+
+
+def key_from_environment() -> str | None:
+    """TTS_API_KEY, else OPENAI_API_KEY."""
+    return os.environ.get("TTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
 
 
 class ServerError(RuntimeError):

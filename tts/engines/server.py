@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from tts import models
-from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError
+from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, key_from_environment
 from tts.engines.prompting import Prompter
 from tts.errors import InputError
 from tts.types import Finish, Generation, Problem, Sampling, Step
@@ -48,7 +47,7 @@ class ServerEngine:
     ) -> None:
         if api not in ("auto", "completions", "chat"):
             raise InputError(f"--engine-arg api is {api!r}; expected auto, completions or chat")
-        key = os.environ.get("TTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        key = key_from_environment()
         self.model, self.system = model, system
         self.client = JsonClient(url, key=key, **client)
         self.prompter = None if api == "chat" else _find_prompter(tokenizer or model, system, needed=api == "completions")

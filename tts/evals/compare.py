@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tts.errors import InputError
+from tts.evals.benchmarks import problem_of
 from tts.evals.summary import Estimate, estimate
 from tts.store import RunStore
 
@@ -69,19 +70,16 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
 
 def _right(store: RunStore) -> dict[str, tuple[str, float]]:
     """Each graded problem's text, and how often it was solved."""
-    found: dict[str, tuple[str, list[float]]] = defaultdict(lambda: ("", []))
+    repeat = store.settings.get("repeat", 1)
+    texts: dict[str, str] = {}
+    solved: defaultdict[str, list[float]] = defaultdict(list)
     for record in store.records():
         if record.error is None and record.correct is not None:
-            solved = found[_base(record.id)][1]
-            found[_base(record.id)] = (record.problem, [*solved, float(record.correct)])
-    return {problem: (text, sum(solved) / len(solved)) for problem, (text, solved) in found.items()}
+            problem = problem_of(record.id, repeat)
+            texts[problem] = record.problem
+            solved[problem].append(float(record.correct))
+    return {problem: (texts[problem], sum(times) / len(times)) for problem, times in solved.items()}
 
 
 def _ungraded(store: RunStore) -> int:
     return sum(record.error is not None or record.correct is None for record in store.records())
-
-
-def _base(identifier: str) -> str:
-    """The problem's id without the number of its repeat."""
-    base, mark, number = identifier.rpartition("#")
-    return base if mark and number.isdigit() else identifier

@@ -6,19 +6,16 @@ own, given as file.py:function or package.module:function.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import operator
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from tts.errors import InputError
+from tts.plugins import load_module
 
 TOLERANCE = 1e-6
 """How far from the reference a `numeric` answer may be, relative to it."""
@@ -204,23 +201,7 @@ GRADERS: dict[str, Rules] = {
 
 
 def _load(source: str, attribute: str) -> Callable[[str, str], bool]:
-    path = Path(source)
-    if source.endswith(".py"):
-        if not path.is_file():
-            raise InputError(f"no file {source} to load the grader {attribute} from")
-        spec = importlib.util.spec_from_file_location(f"tts_user_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise InputError(f"{source} does not load: {type(error).__name__}: {error}") from error
-    else:
-        try:
-            module = importlib.import_module(source)
-        except ImportError as error:
-            raise InputError(f"cannot import {source} for the grader {attribute}: {error}") from error
+    module = load_module(source, f"grader {attribute}")
     function: Any = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(f"{source} has no function {attribute!r}; a grader is one: def {attribute}(answer, reference) -> bool")

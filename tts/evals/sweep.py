@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tts.errors import InputError
+from tts.evals.benchmarks import problem_of
 from tts.evals.statistics import pass_at_k
 from tts.evals.summary import Estimate, at_k, estimate
 from tts.options import build
@@ -203,7 +204,7 @@ def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
     for run in runs:
         for record in run.store.records():
             if record.error is None and record.correct is not None:
-                by_problem[record.id].append(record)
+                by_problem[problem_of(record.id, run.settings.repeat)].append(record)
     problems = list(by_problem.values())
     folders = tuple(str(run.store.folder) for run in runs)
     if not problems:
@@ -229,5 +230,5 @@ def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
 
 
 def _over(problems: Sequence[Sequence[Record]], value: Any) -> Estimate:
-    """Mean over problems of the mean over seeds."""
+    """Mean over problems of the mean over seeds and repetitions."""
     return estimate([sum(map(value, group)) / len(group) for group in problems])

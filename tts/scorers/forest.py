@@ -76,7 +76,7 @@ class Forest:
     def __init__(self, body: Any, *, limit: int, batch_tokens: int, context: int) -> None:
         body.set_attn_implementation(ATTENTION)
         config = body.config.get_text_config()
-        self.body, self.batch_tokens = body, batch_tokens
+        self.body, self.batch_tokens, self.context = body, batch_tokens, context
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token = 2 * config.num_hidden_layers * config.num_key_value_heads * size + config.hidden_size
         self.capacity = max(limit // (token * body.dtype.itemsize), batch_tokens, context) + 1  # slot 0 is padding

@@ -113,22 +113,22 @@ class Likelihood:
         prompt = self.prompter.encode(candidate.problem)
         ids = (*prompt, *(candidate.token_ids or self.prompter.tokenize(candidate.text)))
         self._load()
-        if len(ids) > self._context:
-            raise InputError(f"a trace of {len(ids)} tokens is longer than the {self._context} that {self.policy!r} can read")
+        if len(ids) > self._forest.context:
+            raise InputError(
+                f"a trace of {len(ids)} tokens is longer than the {self._forest.context} that {self.policy!r} can read"
+            )
         return ids, len(prompt)
 
     def _load(self) -> None:
         if self._forest is not None:
             return
-        from tts.scorers.forest import Forest
         from tts.scorers.heads import implicit
-        from tts.scorers.reader import context_of
+        from tts.scorers.reader import forest_of
 
         options = dict(self._options)
-        limit, batch_tokens = int(options.pop("cache_gib") * 2**30), options.pop("batch_tokens")
+        sizes = {name: options.pop(name) for name in ("cache_gib", "batch_tokens")}
         body, self._logits = implicit(self.policy, self.prompter.tokenizer, **options)
-        self._context = context_of(self.policy, body)
-        self._forest = Forest(body, limit=limit, batch_tokens=batch_tokens, context=self._context)
+        self._forest = forest_of(self.policy, body, **sizes)
 
     def _read(self, sequences: list[tuple[tuple[int, ...], int]]) -> list[float]:
         import torch

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any
 
 from tts import models
-from tts.engines.http import BadRequestError, JsonClient, ServerError
+from tts.engines.http import BadRequestError, JsonClient, ServerError, key_from_environment
 from tts.errors import InputError
 from tts.scorers.reader import Query
 
@@ -63,7 +63,7 @@ class ServerReader:
         self, name: str, url: str, *, served: str | None = None, concurrency: int = 64, retries: int = 5, timeout: float = 600.0
     ) -> None:
         """`served` is the server's name for the model, where it is another."""
-        key = os.environ.get("TTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        key = key_from_environment()
         self.client = JsonClient(url, key=key, concurrency=concurrency, retries=retries, timeout=timeout)
         self.model = served or models.locate(name)
         context = models.context_length(models.load_config(name))

@@ -62,8 +62,8 @@ class LocalReader:
     ) -> None:
         body, self._step, final = format.load()(name, tokenizer, **options)
         self._final = final or self._step
-        self.context = context_of(name, body)
-        self.forest = Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=self.context)
+        self.forest = forest_of(name, body, cache_gib=cache_gib, batch_tokens=batch_tokens)
+        self.context = self.forest.context
         self._batcher: Batcher[Query, list[float]] = Batcher(self._read, max_size=4096)
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -115,11 +115,11 @@ class ImplicitReader:
             raise InputError(
                 f"{error} ({name!r} is rated beside its reference model {reference!r}; another: --scorer-arg reference=NAME)"
             ) from error
-        self.context = min(context_of(model, body) for model, (body, _) in zip((name, reference), loaded, strict=True))
         self._models = [
-            (Forest(body, limit=int(cache_gib * 2**29), batch_tokens=batch_tokens, context=self.context), logits)
-            for body, logits in loaded
+            (forest_of(model, body, cache_gib=cache_gib / 2, batch_tokens=batch_tokens), logits)
+            for model, (body, logits) in zip((name, reference), loaded, strict=True)
         ]
+        self.context = min(forest.context for forest, _ in self._models)
         self._batcher: Batcher[Query, list[float]] = Batcher(self._read, max_size=4096)
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -154,6 +154,11 @@ class ImplicitReader:
             ]
             result.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64))
         return result
+
+
+def forest_of(name: str, body: Any, *, cache_gib: float, batch_tokens: int) -> Forest:
+    """A forest for a model's body that keeps so much of what it read, and takes sequences up to the model's context."""
+    return Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=context_of(name, body))
 
 
 def context_of(name: str, body: Any) -> int:

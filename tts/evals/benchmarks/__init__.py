@@ -114,6 +114,12 @@ def _unique(found: Iterable[tuple[Row, Problem]]) -> list[Problem]:
     return list(problems.values())
 
 
+def problem_of(identifier: str, repeat: int) -> str:
+    """The id of the problem that a row solves, of a benchmark that was repeated so often: `60` for `60#2`."""
+    base, mark, number = identifier.rpartition("#")
+    return base if repeat > 1 and mark and number.isdigit() and 2 <= int(number) <= repeat else identifier
+
+
 def _repeated(problems: list[Problem], times: int) -> list[Problem]:
     """The samples of a problem hang on its id, so each repetition draws others."""
     again = [replace(problem, id=f"{problem.id}#{i}") for i in range(2, times + 1) for problem in problems]
@@ -122,4 +128,4 @@ def _repeated(problems: list[Problem], times: int) -> list[Problem]:
     return problems + again
 
 
-__all__ = ["ARITH", "ARITH_PROBLEMS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "plain"]
+__all__ = ["ARITH", "ARITH_PROBLEMS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "plain", "problem_of"]
