@@ -148,6 +148,11 @@ def test_a_comparison_pairs_problems(swept):
     assert (same.difference, same.settings) == ((0, 0, 0), {})
 
 
+def test_what_is_no_run_is_not_compared(tmp_path):
+    with pytest.raises(InputError, match=r"is not a run folder .*; give a folder that tts run made"):
+        tts.compare(tmp_path, tmp_path)
+
+
 def test_runs_over_other_problems_are_not_compared(loaded, swept, tmp_path):
     (tmp_path / "q.jsonl").write_text(
         '{"problem": "1+1", "answer": "2", "id": "q"}\n{"problem": "x", "answer": "2", "id": "arith-1"}\n'

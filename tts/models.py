@@ -185,6 +185,13 @@ def merge_adapter(model: Any, name: str) -> Any:
         raise InputError(f"cannot put the adapter {name!r} on this model: {first_line(error)}") from error
 
 
+def check_number(option: str, value: Any, least: float, *, whole: bool = False) -> None:
+    """Raise InputError for an argument from the command line that is no number, or too small."""
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not least <= value < float("inf"):
+        raise InputError(f"{option} is {value!r}; it should be a {'whole ' if whole else ''}number, at least {least:g}")
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

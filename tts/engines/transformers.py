@@ -40,6 +40,8 @@ class TransformersEngine(Prompter):
         max_rows: int = 256,
         cache_gib: float = 1.0,
     ) -> None:
+        models.check_number("--engine-arg max_rows", max_rows, 1, whole=True)
+        models.check_number("--engine-arg cache_gib", cache_gib, 0)
         config = models.load_policy_config(model)
         super().__init__(model, system)
         if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
+from tts.evals.load import open_run
 from tts.evals.summary import Estimate, estimate
 from tts.store import RunStore
 
@@ -41,7 +42,7 @@ class Comparison:
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
     """Compare two run folders, pairing their problems by id. Raises InputError where they have none in common."""
-    stores = [RunStore.open(Path(first)), RunStore.open(Path(second))]
+    stores = [open_run(Path(first)), open_run(Path(second))]
     right = [_right(store) for store in stores]
     common = [problem for problem in right[0] if problem in right[1]]
     if not common:

@@ -61,9 +61,8 @@ class Judge:
         final: bool = True,
         seed: int = 0,
     ) -> None:
-        for name, least, value in (("critique", 0, critique), ("draws", 1, draws)):
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"--scorer-arg {name} is {value!r}; it should be a whole number, at least {least}")
+        models.check_number("--scorer-arg critique", critique, 0, whole=True)
+        models.check_number("--scorer-arg draws", draws, 1, whole=True)
         self.engine, self.critique, self.draws, self.final, self.seed = engine, critique, draws, final, seed
         self.template, self.whole = _read(template), _read(whole)
 

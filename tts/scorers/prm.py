@@ -48,6 +48,8 @@ class PRM:
             raise InputError(
                 f"config.json of {model!r} has score_over {self.over!r}; expected one of {', '.join(get_args(Part))}"
             )
+        if not isinstance(window, bool):
+            raise InputError(f"--scorer-arg window is {window!r}; it should be true or false")
         if not (self.format.by_step or final):
             raise InputError(f"{model!r} rates a trace as a whole; --alpha 0 leaves nothing of that")
         self.text = formats.Text(models.load_tokenizer(model))

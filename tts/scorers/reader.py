@@ -158,6 +158,8 @@ class ImplicitReader:
 
 def forest_of(name: str, body: Any, *, cache_gib: float, batch_tokens: int) -> Forest:
     """A forest for a model's body that keeps so much of what it read, and takes sequences up to the model's context."""
+    models.check_number("--scorer-arg cache_gib", cache_gib, 0)
+    models.check_number("--scorer-arg batch_tokens", batch_tokens, 1, whole=True)
     return Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=context_of(name, body))
 
 
