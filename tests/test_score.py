@@ -67,7 +67,7 @@ def test_rewards_are_those_of_the_scorer_in_the_order_of_the_file(tmp_path, prm)
     path = write(tmp_path / "t.jsonl", *({"id": i, "problem": PROMPT, "text": text} for i, text in enumerate(texts)))
     tally, rows = score(path, prm=prm, alpha=0.5, aggregate="min")
     assert [row["id"] for row in rows] == [str(i) for i in range(300)]
-    assert tally.scored == 300
+    assert tally.done == 300
     import asyncio
 
     for i in (0, 6, 299):

@@ -14,7 +14,9 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from typer.core import TyperCommand
 
+from tts.console import key_values, print_rich, warn, watched
 from tts.errors import InputError
+from tts.train.cli import add_to
 from tts.types import Aggregate, Part
 
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -170,7 +172,7 @@ def run(
         )  # fmt: skip
 
     try:
-        summary = _watched(solve, lambda console: LiveView(progress, console), hidden=as_json or quiet)
+        summary = watched(solve, lambda console: LiveView(progress, console), hidden=as_json or quiet)
     except KeyboardInterrupt:
         _say_how_to_resume(progress)
         raise typer.Exit(130) from None
@@ -187,7 +189,7 @@ def run(
 
         Console(highlight=False).print(show(summary))
     if summary.failed:
-        _warn(
+        warn(
             f"{summary.failed} of {summary.problems} problems failed; their rows in {summary.run}/results.jsonl hold the"
             f" errors. Try them again with: tts run --resume {summary.run}"
         )
@@ -247,14 +249,14 @@ def sweep(
         )  # fmt: skip
 
     try:
-        found = _watched(work, lambda console: LiveView(progress, console), hidden=as_json)
+        found = watched(work, lambda console: LiveView(progress, console), hidden=as_json)
     except KeyboardInterrupt:
-        _warn(f"interrupted; the same command goes on where it was ({out})")
+        warn(f"interrupted; the same command goes on where it was ({out})")
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        _print(show_sweep(found))
+        print_rich(show_sweep(found))
 
 
 @app.command()
@@ -271,7 +273,7 @@ def compare(
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        _print(show_comparison(found))
+        print_rich(show_comparison(found))
 
 
 @app.command()
@@ -287,7 +289,7 @@ def report(
     """One HTML file of runs: accuracy over N and over cost, calibration, and every trace with its rewards."""
     from tts.evals.report import write_report
 
-    print(write_report(runs, out, title=title, complain=_warn))
+    print(write_report(runs, out, title=title, complain=warn))
 
 
 @app.command()
@@ -299,7 +301,7 @@ def show(
     """A problem of a run: its candidates with their rewards, step by step, and its search tree."""
     from tts.evals.browse import show_problem
 
-    _print(show_problem(run, problem, candidates=candidates))
+    print_rich(show_problem(run, problem, candidates=candidates))
 
 
 @app.command()
@@ -307,13 +309,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where the run folders are.
     """List runs, the newest first."""
     from tts.evals.browse import list_runs
 
-    _print(list_runs(folder))
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(what)
+    print_rich(list_runs(folder))
 
 
 @app.command()
@@ -341,19 +337,20 @@ def score(
     show: Annotated[bool, typer.Option("--show", help="Print traces with their steps coloured by reward.")] = False,
 ) -> None:
     """Reward every trace of a file: id, step_rewards, final, total."""
-    from tts.score import ScoreSettings, Tally, rejected_of, score_file
-    from tts.terminal import ScoreView, show_trace
+    from tts.score import ScoreSettings, score_file
+    from tts.stream import Tally, rejected_of
+    from tts.terminal import FileView, show_trace
     from tts.traces import FIELDS
 
     if resume and out is None:
         raise InputError("--resume goes on with a file; say which with --out")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; it should be at least 1")
-    names = {name: str(value) for name, value in _key_values("--field", rename or []).items()}
+    names = {name: str(value) for name, value in key_values("--field", rename or []).items()}
     if unknown := [name for name in names if name not in FIELDS]:
         raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
     settings = ScoreSettings(
-        str(traces), scorer, scorer_format, scorer_engine, _key_values("--scorer-arg", scorer_arg or []),
+        str(traces), scorer, scorer_format, scorer_engine, key_values("--scorer-arg", scorer_arg or []),
         cast("Part | None", score_over.value if score_over else None), model, alpha,
         cast("Aggregate", aggregate.value), names, bare,
     )  # fmt: skip
@@ -365,22 +362,22 @@ def score(
         console = Console(highlight=False)
         return score_file(
             settings, out=out, resume=resume, limit=limit, url=scorer_url, tally=tally,
-            write=None if show else print, complain=_warn,
+            write=None if show else print, complain=warn,
             show=(lambda item, over: console.print(show_trace(item, over))) if show else None,
         )  # fmt: skip
 
     try:
-        _watched(work, lambda console: ScoreView(tally, console), hidden=show or (out is None and sys.stdout.isatty()))
+        watched(work, lambda console: FileView(tally, console), hidden=show or (out is None and sys.stdout.isatty()))
     except KeyboardInterrupt:
         kept = f"; go on by the same command with --resume ({out})" if out is not None else ""
-        _warn(f"interrupted with {tally.scored} traces scored{kept}")
+        warn(f"interrupted with {tally.done} traces scored{kept}")
         raise typer.Exit(130) from None
     if out is not None:
         before = f", {tally.resumed} before" if tally.resumed else ""
-        print(f"{tally.scored} {'trace' if tally.scored == 1 else 'traces'} scored{before}: {out}")
+        print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} scored{before}: {out}")
     if tally.rejected:
         where = f"; see {rejected_of(out)}" if out is not None else ""
-        _warn(f"{tally.rejected} of {tally.scored + tally.rejected} traces could not be read{where}")
+        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces could not be read{where}")
         raise typer.Exit(1)
 
 
@@ -429,30 +426,6 @@ def strategies(
         )
 
 
-def _key_values(option: str, pairs: list[str]) -> dict[str, Any]:
-    """`["a=1", "b=x"]` as {"a": 1, "b": "x"}: a value is JSON where it can be."""
-    values = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"{option} is {pair!r}; it should look like dtype=bfloat16")
-        try:
-            values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-        except ValueError:
-            values[name] = value
-    return values
-
-
-def _watched(solve: Any, view: Any, *, hidden: bool) -> Any:
-    """Call `solve`, with a live view where a person is looking."""
-    if hidden or not sys.stderr.isatty():
-        return solve()
-    from rich.console import Console
-
-    with view(Console(stderr=True)):
-        return solve()
-
-
 def _given(ctx: typer.Context) -> set[str]:
     """Parameters that the command line names, as opposed to those left at their defaults."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -467,7 +440,7 @@ def _settings(ctx: typer.Context) -> dict[str, Any]:
     settings = {name: _plain(value) for name, value in ctx.params.items() if name in given & names}
     for option in ("engine_arg", "scorer_arg"):
         if pairs := ctx.params.get(option):
-            settings[f"{option}s"] = _key_values(f"--{option.replace('_', '-')}", pairs)
+            settings[f"{option}s"] = key_values(f"--{option.replace('_', '-')}", pairs)
     return settings
 
 
@@ -482,16 +455,12 @@ def _flags(ctx: typer.Context) -> list[str]:
 
 def _say_how_to_resume(progress: Any) -> None:
     if progress.folder is None:
-        _warn("interrupted before anything was solved; nothing was written")
+        warn("interrupted before anything was solved; nothing was written")
     else:
-        _warn(
+        warn(
             f"interrupted with {progress.done} of {progress.total} problems solved."
             f" Go on with: tts run --resume {progress.folder}"
         )
-
-
-def _warn(message: str) -> None:
-    print(f"tts: {message}", file=sys.stderr)
 
 
 def entry() -> None:
@@ -499,11 +468,13 @@ def entry() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except InputError as error:
-        _warn(str(error))
+        warn(str(error))
     except _CommandLineError as error:
-        _warn(" ".join(str(error.format_message()).split()))
+        warn(" ".join(str(error.format_message()).split()))
     sys.exit(2)
 
+
+add_to(app)
 
 if __name__ == "__main__":
     entry()

@@ -129,7 +129,7 @@ def load_weights(
     import torch
     from transformers.utils import logging
 
-    place = _device(device)
+    place = find_device(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     logging.disable_progress_bar()  # it would tear the live view
@@ -195,7 +195,8 @@ def check_number(option: str, value: Any, least: float, *, whole: bool = False) 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1, mps … as a device that is here. Raises InputError."""
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -21,8 +21,9 @@ from tts.engines import Backend
 from tts.evals.summary import Estimate, Summary
 from tts.options import describe, options_of, paper
 from tts.runner import Progress
-from tts.score import Scored, Tally
+from tts.score import Scored
 from tts.scorers.formats import Format
+from tts.stream import Tally
 from tts.types import Part, Strategy
 
 BAR = 28
@@ -105,8 +106,8 @@ def first_line(cls: type[Strategy]) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-class ScoreView(LiveView):
-    """The same for scoring a file."""
+class FileView(LiveView):
+    """The same for a file of traces that is worked through."""
 
     def __init__(self, tally: Tally, console: Console) -> None:
         self.tally = tally  # first: what it shows is asked for at once
@@ -114,7 +115,7 @@ class ScoreView(LiveView):
 
     def render(self) -> RenderableType:
         t = self.tally
-        if t.stage != "scoring":
+        if not t.running:
             return Spinner("dots", Text(f"{t.stage} …"))
         with self._lock:
             self._solving_since = self._solving_since or time.monotonic()
@@ -123,7 +124,7 @@ class ScoreView(LiveView):
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
             ProgressBar(total=max(1, t.total_bytes), completed=t.bytes, width=24),
-            f"{t.scored} traces" + (f", {t.rejected} rejected" if t.rejected else ""),
+            f"{t.done} traces" + (f", {t.rejected} rejected" if t.rejected else ""),
             f"{t.tokens / spent:,.0f} tokens/s" if t.tokens else "",
             left,
         )
@@ -132,7 +133,7 @@ class ScoreView(LiveView):
 
 def show_trace(item: Scored, over: Part) -> RenderableType:
     """A trace with its rewards before its steps, in colours from red (0) to green (1)."""
-    trace, reward = item.trace.candidate, item.reward
+    trace, reward = item.trace.candidate, item.value
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")

@@ -17,7 +17,7 @@ from tts.evals.benchmarks.source import Source, plain
 from tts.evals.grading import get_grader
 from tts.types import Problem
 
-ARITH: dict[str, arith.Split] = {"arith": "test", "arith:dev": "dev"}
+ARITH: dict[str, arith.Split] = {"arith": "test", "arith:dev": "dev", "arith:train": "train"}
 ARITH_PROBLEMS = 100
 """Test problems of `arith` when no limit is given; there are over a million."""
 HUB = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.-]+))?")

@@ -1,0 +1,219 @@
+"""What every training shares: folder, arguments, optimizer, adapters, the log, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from tts import models
+from tts.errors import InputError
+from tts.train.settings import Training
+
+CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
+FREE = ("resume", "device", "save_steps", "log_steps")
+"""What a training may go on with otherwise than it began."""
+
+
+def open_folder(settings: Training) -> None:
+    """Make the folder, or check that a training under the same settings was begun in it. Raises InputError."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return  # of the processes of `accelerate launch`, the first one does
+    out, kept = settings.out, settings.out / SETTINGS
+    said = json.loads(json.dumps(asdict(settings), default=str))
+    if settings.resume:
+        if not kept.is_file():
+            raise InputError(f"{out} holds no training to go on with (no {SETTINGS} in it); leave --resume away")
+        begun = json.loads(kept.read_text())["settings"]
+        for name, value in said.items():
+            if name not in FREE and begun.get(name) != value:
+                raise InputError(
+                    f"{out} was begun with --{name.replace('_', '-')} {begun.get(name)}, not {value};"
+                    " go on with that, or choose another --out"
+                )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder; go on with it by --resume, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"settings": said, "torch": torch.__version__}, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+
+
+def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: Any) -> Any:
+    """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on."""
+    device = models.find_device(settings.device)
+    given = {
+        "output_dir": str(settings.out / CHECKPOINTS),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.lr,
+        "warmup_steps": settings.warmup,  # below 1 it is a share
+        "lr_scheduler_type": settings.schedule,
+        "weight_decay": settings.weight_decay,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": settings.bf16,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": settings.log_steps,
+        "logging_nan_inf_filter": False,  # a loss that is not a number is to be seen
+        "seed": settings.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return kind(**{**given, **more})
+
+
+def optimizers(settings: Training, model: nn.Module) -> tuple[Optimizer | None, None]:
+    """What trainers take as `optimizers`: Muon with AdamW where that is chosen, else nothing, which is AdamW."""
+    return (
+        MuonAdamW(model.named_parameters(), settings.lr, settings.weight_decay) if settings.optimizer == "muon" else None
+    ), None
+
+
+class MuonAdamW(Optimizer):
+    """Muon (hidden matrices) and AdamW (embeddings, heads, vectors) as one optimizer, with one state to save.
+
+    Muon's steps are scaled to AdamW's size, so that one learning rate serves both.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.0) -> None:
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in named:
+            if parameter.requires_grad:
+                hidden = parameter.ndim == 2 and not any(part in name for part in ("embed", "score", "head"))
+                (matrices if hidden else rest).append(parameter)
+        self._parts: list[Optimizer] = []
+        if matrices:
+            self._parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98)))
+        super().__init__(
+            [{**group, "part": i} for i, part in enumerate(self._parts) for group in part.param_groups], {"lr": lr}
+        )
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for i, part in enumerate(self._parts):  # loading a state replaces both
+            part.state, part.param_groups = self.state, [group for group in self.param_groups if group["part"] == i]
+            part.step()
+        return loss
+
+
+def lora_config(settings: Training, **more: Any) -> Any:
+    """PEFT's configuration of adapters on every linear layer, or None for all weights. InputError where peft is missing."""
+    if settings.lora is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise InputError("--lora needs peft; install it with: pip install 'tts-toolkit[train]'") from None
+    return LoraConfig(r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear", **more)
+
+
+class _Log(TrainerCallback):
+    """Keeps all that was ever logged in log.jsonl, and shows the newest of it where somebody looks."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / LOG
+        self.bar: Any = None
+        self.task: Any = None
+        self.interrupted = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task("steps", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in state.log_history))
+        part.replace(self.path)
+        if self.bar is not None:
+            row = state.log_history[-1]
+            shown = {
+                name: value
+                for name, value in row.items()
+                if isinstance(value, float) and name in ("loss", "eval_loss", "reward")
+            }
+            self.bar.update(self.task, description="  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def fit(trainer: Trainer, settings: Training) -> None:
+    """Train, from the newest checkpoint where --resume says so.
+
+    The first Ctrl-C ends the step under way, saves a checkpoint and then raises KeyboardInterrupt. Raises InputError where the
+    memory does not suffice or the loss is no number.
+    """
+    log = _Log(settings.out)
+    trainer.add_callback(log)
+    checkpoint = (
+        get_last_checkpoint(str(settings.out / CHECKPOINTS))
+        if settings.resume and (settings.out / CHECKPOINTS).is_dir()
+        else None
+    )
+
+    def stop(*_: Any) -> None:
+        if log.interrupted:
+            raise KeyboardInterrupt
+        log.interrupted = True
+
+    try:
+        before: Any = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: whoever runs it there handles Ctrl-C
+        before = None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(
+            "training does not fit into memory: try a smaller --batch-size with more --accumulate, --gradient-checkpointing,"
+            " --bf16 or --lora 16"
+        ) from error
+    finally:
+        log.stop()
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+    if log.interrupted:
+        raise KeyboardInterrupt
