@@ -14,7 +14,8 @@ from pathlib import Path
 import typer
 
 from tts.demo import arith
-from tts.score import ScoreSettings, Tally, score_file
+from tts.score import ScoreSettings, score_file
+from tts.stream import Tally
 
 
 def resident():
@@ -35,11 +36,11 @@ def main(traces: int = 100_000) -> None:
         tally, seen = Tally(), []
 
         def note(item, over):
-            if tally.scored % max(1, traces // 10) == 0:
-                seen.append((tally.scored, resident()))
+            if tally.done % max(1, traces // 10) == 0:
+                seen.append((tally.done, resident()))
 
         score_file(ScoreSettings(str(source)), out=out, tally=tally, show=note)
-        assert tally.scored == sum(1 for _ in out.open()) == traces
+        assert tally.done == sum(1 for _ in out.open()) == traces
     print("| traces | resident MiB |\n|---|---|")
     for count, size in seen:
         print(f"| {count:,} | {size:.0f} |")
