@@ -42,6 +42,10 @@ def calculate(a: int, symbol: str, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[symbol] % 10
 
 
+_PROBLEM = re.compile(r"Start with (\d)\.\n((?:\d+\) (?:add|subtract|multiply by) \d\n)+)What is the last digit\?")
+_OPERATION = re.compile(r"(add|subtract|multiply by) (\d)")
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A problem: a start value and the operations to apply to it."""
@@ -72,6 +76,14 @@ class Chain:
         """A fixed property of the text, so that no problem can be in two splits."""
         bucket = zlib.crc32(self.prompt.encode()) % 20
         return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
+
+
+def read(prompt: str) -> Chain | None:
+    """The problem that a prompt states, or None where it is none of arith's."""
+    match = _PROBLEM.fullmatch(prompt.strip())
+    if match is None:
+        return None
+    return Chain(int(match[1]), tuple((SYMBOLS[name], int(b)) for name, b in _OPERATION.findall(match[2])))
 
 
 def chains(split: Split, seed: int = 0, lengths: tuple[int, int] = (4, 6)) -> Iterator[Chain]:

@@ -6,11 +6,10 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from tts import models
-from tts.errors import InputError
 from tts.generator import derive_seed
+from tts.templates import fill, read_template
 from tts.types import Candidate, Engine, Problem, Reward, Sampling
 
 TEMPLATE = """\
@@ -64,7 +63,7 @@ class Judge:
         models.check_number("--scorer-arg critique", critique, 0, whole=True)
         models.check_number("--scorer-arg draws", draws, 1, whole=True)
         self.engine, self.critique, self.draws, self.final, self.seed = engine, critique, draws, final, seed
-        self.template, self.whole = _read(template), _read(whole)
+        self.template, self.whole = (read_template(text, "step", "the judge's template") for text in (template, whole))
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return list(await asyncio.gather(*(self._judge(candidate) for candidate in candidates)))
@@ -75,11 +74,11 @@ class Judge:
     async def _judge(self, candidate: Candidate) -> Reward:
         steps = (*candidate.trajectory.thinking, *candidate.trajectory.response)
         prompts = [
-            _fill(self.template, problem=candidate.problem.prompt, before="\n\n".join(steps[:i]) or "(nothing)", step=step)
+            fill(self.template, problem=candidate.problem.prompt, before="\n\n".join(steps[:i]) or "(nothing)", step=step)
             for i, step in enumerate(steps)
         ]
         if self.final and steps:
-            prompts.append(_fill(self.whole, problem=candidate.problem.prompt, before="", step=candidate.text))
+            prompts.append(fill(self.whole, problem=candidate.problem.prompt, before="", step=candidate.text))
         asked = await asyncio.gather(*(self._ask(prompt) for prompt in prompts))
         values = [value for value, _ in asked]
         final = values.pop() if self.final and steps else 0.0 if self.final else None
@@ -111,21 +110,3 @@ class Judge:
         if yes and no:
             return yes / (yes + no), spent
         return (yes if yes else 1 - no), spent
-
-
-def _fill(template: str, **values: str) -> str:
-    """The template with its fields filled in, in one pass: a field's name inside a value stays text."""
-    return re.sub(r"\{(problem|before|step)\}", lambda match: values[match.group(1)], template)
-
-
-def _read(template: str) -> str:
-    """A text with a {step} in it, or a file of such a text."""
-    if "{step}" in template:
-        return template
-    try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the judge's template {template!r}: {models.first_line(error)}") from error
-    if "{step}" not in text:
-        raise InputError(f"the judge's template {template} has no {{step}} in it, where the step to judge belongs")
-    return text

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from tts.train.settings import command
+from tts.train.settings import RL, SFT, Label, Select, TrainPRM, command
 
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {}
-"""A command's name to its settings, and the function that works on them. What that needs is imported where it runs."""
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "label": (Label, "tts.train.label:label"),
+    "select": (Select, "tts.train.select:select"),
+    "sft": (SFT, "tts.train.sft:sft"),
+    "rl": (RL, "tts.train.rl:rl"),
+    "train-prm": (TrainPRM, "tts.train.prm:train_prm"),
+}
+"""A command's name to its settings, whose docstring is its help, and the function that works on them, imported when called."""
 
 
 def add_to(app: typer.Typer) -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tts import models
+from tts.console import warn
 from tts.errors import InputError
 from tts.train.settings import Training
 
 CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
-FREE = ("resume", "device", "save_steps", "log_steps")
+FREE = ("resume", "out", "device", "save_steps", "log_steps")
 """What a training may go on with otherwise than it began."""
 
 
@@ -43,7 +48,7 @@ def open_folder(settings: Training) -> None:
                     " go on with that, or choose another --out"
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_unused(out):
         raise InputError(f"{out} exists and is not an empty folder; go on with it by --resume, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -52,11 +57,22 @@ def open_folder(settings: Training) -> None:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
 
 
+def _is_unused(out: Path) -> bool:
+    """Whether a folder holds nothing, or only what a training leaves that never began."""
+    return out.is_dir() and all(
+        file.name == SETTINGS or (file.name == CHECKPOINTS and not any(file.iterdir())) for file in out.iterdir()
+    )
+
+
 def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: Any) -> Any:
-    """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on."""
+    """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on. Raises InputError."""
+    if find_spec("accelerate") is None:
+        raise InputError("training needs accelerate; install it with: pip install 'tts-toolkit[train]'")
     device = models.find_device(settings.device)
+    if device.index:
+        raise InputError(f"--device is {settings.device}; choose a GPU to train on by CUDA_VISIBLE_DEVICES={device.index}")
     given = {
-        "output_dir": str(settings.out / CHECKPOINTS),
+        "output_dir": str((settings.out / CHECKPOINTS).resolve()),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "per_device_train_batch_size": settings.batch_size,
@@ -79,7 +95,10 @@ def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: A
         "report_to": "none",
         "disable_tqdm": True,
     }
-    return kind(**{**given, **more})
+    made = kind(**{**given, **more})
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # several GPUs are for `accelerate launch`, not for torch's DataParallel
+    return made
 
 
 def optimizers(settings: Training, model: nn.Module) -> tuple[Optimizer | None, None]:
@@ -163,14 +182,14 @@ class _Log(TrainerCallback):
         part = self.path.with_suffix(".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in state.log_history))
         part.replace(self.path)
+        row = state.log_history[-1]
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise InputError(f"the loss is {row['loss']} at step {state.global_step}; try a smaller --lr or more --warmup")
+        shown = [f"{name} {row[name]:.4f}" for name in ("loss", "eval_loss", "reward") if isinstance(row.get(name), float)]
         if self.bar is not None:
-            row = state.log_history[-1]
-            shown = {
-                name: value
-                for name, value in row.items()
-                if isinstance(value, float) and name in ("loss", "eval_loss", "reward")
-            }
-            self.bar.update(self.task, description="  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+            self.bar.update(self.task, description="  ".join(shown))
+        elif shown:
+            warn("  ".join([f"step {state.global_step}/{state.max_steps}", *shown]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop()
@@ -181,6 +200,30 @@ class _Log(TrainerCallback):
             self.bar = None
 
 
+@contextmanager
+def stoppable(settings: Training) -> Iterator[None]:
+    """Ctrl-C inside ends the command with exit code 130 and says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        warn(f"interrupted; go on by the same command with --resume ({settings.out})")
+        raise typer.Exit(130) from None
+
+
+def _newest_checkpoint(out: Path) -> str | None:
+    """The newest one that was written to its end; the trainer's state is written last."""
+    found = [file.parent for file in (out / CHECKPOINTS).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_json(file)]
+    return str(max(found, key=lambda folder: int(folder.name.rpartition("-")[2])).resolve()) if found else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except ValueError:
+        return False
+    return True
+
+
 def fit(trainer: Trainer, settings: Training) -> None:
     """Train, from the newest checkpoint where --resume says so.
 
@@ -189,11 +232,8 @@ def fit(trainer: Trainer, settings: Training) -> None:
     """
     log = _Log(settings.out)
     trainer.add_callback(log)
-    checkpoint = (
-        get_last_checkpoint(str(settings.out / CHECKPOINTS))
-        if settings.resume and (settings.out / CHECKPOINTS).is_dir()
-        else None
-    )
+    trainer.remove_callback(PrinterCallback)  # it prints dicts to standard output
+    checkpoint = _newest_checkpoint(settings.out) if settings.resume else None
 
     def stop(*_: Any) -> None:
         if log.interrupted:
