@@ -533,7 +533,7 @@ def test_prm800ks_rows_come_in_with_every_rated_completion():
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
         ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected numbers, true or false, or null"),
-        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "expected numbers"),
+        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is no number of JSON's"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),
         ({"problem": "x", "text": "a"}, "no targets in it"),
         ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of texts"),

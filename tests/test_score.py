@@ -98,18 +98,19 @@ def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
         tmp_path / "t.jsonl",
         "nonsense", "[1]", {"problem": 3}, {"problem": "p"}, {"problem": "p", "text": " "}, {"problem": "p", "steps": "a"},
         {"problem": "p", "steps": ["<think>", "a"]}, {"problem": "p", "text": "a " * 2000},
-        {"id": [1], "problem": "p", "text": "a"}, {"problem": "p", "candidates": [{"steps": 1}]}, "",
+        {"id": [1], "problem": "p", "text": "a"}, {"problem": "p", "candidates": [{"steps": 1}]},
+        {"problem": "p", "text": "a", "score": float("nan")}, "[" * 100_000,
         {"problem": "p", "text": "good"},
     )  # fmt: skip
     tally, rows = score(path, prm=prm)
-    assert [row["line"] for row in rows] == [12]
+    assert [row["line"] for row in rows] == [13]
     rejected = read("out.rejected.jsonl")
-    assert tally.rejected == 10
-    assert [row["line"] for row in rejected] == [*range(1, 11)]
+    assert tally.rejected == 12
+    assert [row["line"] for row in rejected] == [*range(1, 13)]
     expected = [
         "not valid JSON", "not a JSON object", "no text under 'problem'", "nothing to score", "the trace is empty",
         "'steps' is \"a\"; expected a list", "'steps' holds a <think>", "a trace of 4011 tokens is longer than the 1024",
-        "the id is [1]", "candidate 0 has no list of texts",
+        "the id is [1]", "candidate 0 has no list of texts", "not valid JSON: NaN", "not valid JSON: nested too deeply",
     ]  # fmt: skip
     assert all(row["error"].startswith(start) for row, start in zip(rejected, expected, strict=True))
     assert rejected[0]["row"] == "nonsense"

@@ -55,12 +55,23 @@ def read_lines(path: Path, *, start: int = 1) -> Iterator[tuple[int, str, int]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
-    """The traces of one line; `names` maps FIELDS to what the file calls them. Raises BadRowError."""
+def read_json(line: str) -> Any:
+    """A line's JSON. NaN and infinities are none, and neither is what is nested too deeply to be read. Raises BadRowError."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON's")
+
     try:
-        row = json.loads(line)
+        return json.loads(line, parse_constant=refuse)
     except ValueError as error:
         raise BadRowError(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise BadRowError("not valid JSON: nested too deeply") from None
+
+
+def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
+    """The traces of one line; `names` maps FIELDS to what the file calls them. Raises BadRowError."""
+    row = read_json(line)
     if not isinstance(row, dict):
         raise BadRowError(f"not a JSON object; {EXPECTED}")
     values = {name: row.get(names.get(name, name)) for name in FIELDS}
@@ -86,11 +97,14 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
             raise BadRowError(f"candidate {i} has no list of texts under 'steps'")
         own = Problem(f"{problem.id}/{i}", problem.prompt, problem.answer)
         beside = {
+            "id": own.id,
             "problem": problem.prompt,
             "answer": problem.answer,
             "text": "".join(steps),
             "correct": attempt.get("correct"),
         }
+        if attempt.get("rewards") is not None:
+            beside |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # as tts score names them
         traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), beside))
     return traces
 

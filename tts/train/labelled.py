@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tts.errors import InputError
-from tts.traces import BadRowError, Trace, parse_line, read_lines
+from tts.traces import BadRowError, Trace, parse_line, read_json, read_lines
 
 _SHEPHERD_STEP = re.compile(r"(?=Step \d+:)")
 
@@ -50,10 +50,7 @@ def read_labelled(path: Path, names: Mapping[str, str] | None = None) -> Iterato
 
 def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[Labelled]:
     """The labelled traces of one line, in whichever of the layouts it is. Raises BadRowError."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadRowError(f"not valid JSON: {error}") from None
+    row = read_json(line)
     if not isinstance(row, dict):
         raise BadRowError("not a JSON object")
     if "step_targets" in row or "final_target" in row:
