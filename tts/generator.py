@@ -55,7 +55,7 @@ class Generator:
         self.engine, self.problem, self.sampling, self.seed = engine, problem, sampling, seed
         self.usage, self.clock, self.grader = usage if usage is not None else Usage(), clock or Clock(), grader or Grader()
         self.budget, self.deadline = budget or Budget(), deadline
-        self._prompt, self._opener = _cut_opener(engine, engine.encode(problem))
+        self._prompt, self._opener = cut_opener(engine, engine.encode(problem))
         self._boundary = boundary
         self._segmenter = Segmenter(engine.decode, (boundary,))
         self._drawn: Counter[tuple[int, ...]] = Counter()
@@ -224,7 +224,7 @@ def _generated(generation: Generation) -> int:
     return sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
 
 
-def _cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
+def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
     """A chat template that opens `<think>` writes the first step itself: here it goes from the prompt to the candidate.
 
     Without it, a trace that is cut off while it thinks would read as a response.

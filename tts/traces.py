@@ -103,6 +103,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
             "text": "".join(steps),
             "correct": attempt.get("correct"),
         }
+        beside |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
             beside |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # as tts score names them
         traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), beside))

@@ -36,9 +36,20 @@ Row = tuple[list[int], list[int]]
 
 
 @app.command("policy")
-def _policy(out: Path, steps: int = 2000, batch: int = 64, lr: float = 3e-3, seed: int = 0) -> None:
+def _policy(
+    out: Path,
+    steps: int = 2000,
+    batch: int = 64,
+    lr: float = 3e-3,
+    seed: int = 0,
+    hidden: int = 96,
+    layers: int = 4,
+    shortest: Annotated[int, typer.Option(help="Fewest operations of a problem.")] = 2,
+    longest: Annotated[int, typer.Option(help="Most of them.")] = 6,
+) -> None:
     """Pre-train the policy on solutions that the teacher writes for training problems."""
-    train_policy(out, steps=steps, batch=batch, lr=lr, seed=seed)
+    lengths = (shortest, longest)
+    train_policy(out, steps=steps, batch=batch, lr=lr, seed=seed, hidden=hidden, layers=layers, lengths=lengths)
 
 
 @app.command("traces")
@@ -64,8 +75,18 @@ def _prm(
     train_prm(out, traces, policy=policy, over=over, problems=problems, steps=steps, batch=batch, lr=lr, seed=seed)
 
 
-def train_policy(out: Path, *, steps: int, batch: int, lr: float, seed: int, hidden: int = 96) -> list[float]:
-    """Write a policy's folder; return the loss of every step."""
+def train_policy(
+    out: Path,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    hidden: int = 96,
+    layers: int = 4,
+    lengths: tuple[int, int] = (2, 6),
+) -> list[float]:
+    """Write a policy's folder; return the loss of every step. `lengths` are the fewest and most operations of a problem."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -74,7 +95,7 @@ def train_policy(out: Path, *, steps: int, batch: int, lr: float, seed: int, hid
         vocab_size=len(built),
         hidden_size=hidden,
         intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=hidden // 32,
         num_key_value_heads=hidden // 32,
         max_position_embeddings=1024,
@@ -91,7 +112,7 @@ def train_policy(out: Path, *, steps: int, batch: int, lr: float, seed: int, hid
 
     def solutions() -> Iterator[Row]:
         rng = random.Random(seed)
-        for chain in arith.chains("train", seed, lengths=(2, 6)):
+        for chain in arith.chains("train", seed, lengths):
             yield _solution(tokenizer, chain, arith.teach(chain, rng))
 
     def loss(ids: Tensor, labels: Tensor) -> Tensor:

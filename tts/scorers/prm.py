@@ -63,6 +63,11 @@ class PRM:
             raise InputError("--scorer-url and --scorer-engine server go together")
         if backend != "transformers" and not self.format.vllm:
             raise InputError(f"vLLM does not compute the rewards of {self.name!r}; leave --scorer-engine away")
+        if backend != "transformers" and self.final and any(file.name == "reward_head.pt" for file in models.files(self.name)):
+            raise InputError(
+                f"{self.name!r} rates a trace by reward_head.pt, which vLLM does not compute: --alpha 0 scores by its steps"
+                " alone, or leave --scorer-engine away"
+            )
         try:
             if backend == "server":
                 from tts.scorers.pooling import ServerReader

@@ -356,11 +356,11 @@ class Select:
 
     def __post_init__(self) -> None:
         finite = (lambda value: abs(value) < float("inf"), "a finite number")
-        percent = self.top is not None and re.fullmatch(r"\d{1,3}(\.\d{1,9})?%", self.top)
+        number, share = re.compile(r"0*[1-9]\d{0,14}"), re.compile(r"\d{1,3}(\.\d{1,9})?%")
         check(
             self, per_problem=AT_LEAST_1, alpha=finite, threshold=finite, seed=NOT_NEGATIVE,
             top=(
-                lambda top: 0 < float(top[:-1]) <= 100 if percent else re.fullmatch(r"\d{1,15}", top) and int(top) > 0,
+                lambda top: bool(number.fullmatch(top) or (share.fullmatch(top) and 0 < float(top[:-1]) <= 100)),
                 "a number of traces, such as 1000, or a share of the pool, such as 10%",
             ),
             plot=(lambda path: path.suffix.lower() == ".png", "a file name that ends in .png"),
@@ -372,6 +372,6 @@ class Select:
                 raise InputError(f"--by {self.by} needs no rewards; leave --scorer away")
         if self.by == "response" and (self.aggregate == "final" or self.score_over == "think"):
             raise InputError("--by response needs rewards of the response's steps; leave --aggregate and --score-over away")
-        how = {"scorer_format": None, "scorer_engine": "transformers", "scorer_url": None, "scorer_arg": [], "score_over": None}
-        if self.scorer is None and (given := [name for name, value in how.items() if getattr(self, name) != value]):
+        about = ("scorer_format", "scorer_engine", "scorer_url", "scorer_arg", "score_over")
+        if self.scorer is None and (given := [name for name in about if getattr(self, name) not in (None, [], "transformers")]):
             raise InputError(f"--{given[0].replace('_', '-')} says how a scorer is to score; name it with --scorer")

@@ -175,6 +175,8 @@ class _Log(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last losses, however few they are
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
