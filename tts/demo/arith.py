@@ -86,11 +86,13 @@ def read(prompt: str) -> Chain | None:
     return Chain(int(match[1]), tuple((SYMBOLS[name], int(b)) for name, b in _OPERATION.findall(match[2])))
 
 
-def chains(split: Split, seed: int = 0, lengths: tuple[int, int] = (4, 6)) -> Iterator[Chain]:
+def chains(
+    split: Split, seed: int = 0, lengths: tuple[int, int] = (4, 6), operands: tuple[int, int] = (2, 9)
+) -> Iterator[Chain]:
     """Distinct problems of one split, without end, the same for the same seed."""
     rng, seen = random.Random(f"{split}/{seed}"), set()
     while True:
-        operations = tuple((rng.choice("+-*"), rng.randint(2, 9)) for _ in range(rng.randint(*lengths)))
+        operations = tuple((rng.choice("+-*"), rng.randint(*operands)) for _ in range(rng.randint(*lengths)))
         chain = Chain(rng.randrange(10), operations)
         if chain.split == split and chain not in seen:
             seen.add(chain)

@@ -46,10 +46,13 @@ def _policy(
     layers: int = 4,
     shortest: Annotated[int, typer.Option(help="Fewest operations of a problem.")] = 2,
     longest: Annotated[int, typer.Option(help="Most of them.")] = 6,
+    largest: Annotated[int, typer.Option(help="Largest operand; the smallest is 2.")] = 9,
 ) -> None:
     """Pre-train the policy on solutions that the teacher writes for training problems."""
-    lengths = (shortest, longest)
-    train_policy(out, steps=steps, batch=batch, lr=lr, seed=seed, hidden=hidden, layers=layers, lengths=lengths)
+    train_policy(
+        out, steps=steps, batch=batch, lr=lr, seed=seed, hidden=hidden, layers=layers, lengths=(shortest, longest),
+        operands=(2, largest),
+    )  # fmt: skip
 
 
 @app.command("traces")
@@ -85,8 +88,9 @@ def train_policy(
     hidden: int = 96,
     layers: int = 4,
     lengths: tuple[int, int] = (2, 6),
+    operands: tuple[int, int] = (2, 9),
 ) -> list[float]:
-    """Write a policy's folder; return the loss of every step. `lengths` are the fewest and most operations of a problem."""
+    """Write a policy's folder; return the loss of every step. `lengths` and `operands` are those of the problems."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -112,7 +116,7 @@ def train_policy(
 
     def solutions() -> Iterator[Row]:
         rng = random.Random(seed)
-        for chain in arith.chains("train", seed, lengths):
+        for chain in arith.chains("train", seed, lengths, operands):
             yield _solution(tokenizer, chain, arith.teach(chain, rng))
 
     def loss(ids: Tensor, labels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Vectors [n, h]; equal texts are computed once."""
         missing = sorted({text for text in texts if text not in self._kept}, key=lambda text: (len(text), text))
-        found = dict(self._kept)
+        found = {text: self._kept[text] for text in texts if text in self._kept}
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             vectors = self._encode(batch).astype(np.float64)
@@ -44,7 +44,7 @@ class Encoder:
             self._kept[text] = found[text]
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        return np.stack([found[text] for text in texts])
+        return np.stack([found[text] for text in texts]) if texts else np.zeros((0, 0))
 
 
 def _pooled(name: str, device: str) -> Callable[[Sequence[str]], NDArray[Any]]:

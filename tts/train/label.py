@@ -25,7 +25,7 @@ from tts.traces import FIELDS, BadRowError, Trace, parse_line, read_lines
 from tts.train.cache import Cache
 from tts.train.encoder import Encoder
 from tts.train.labelled import Labelled, trl_row
-from tts.train.quality import JUDGE, Check, Judge, Quality, Rollout
+from tts.train.quality import JUDGE, Check, Judge, Quality, Rollout, steps_of
 from tts.train.settings import Label
 from tts.train.targets import Array, alignment, coherence, step_target
 from tts.train.template import Guide
@@ -126,6 +126,9 @@ class Labeller:
     """Answers under a template; None where the trajectory reward is another."""
 
     async def label(self, traces: Sequence[Trace]) -> list[Labels]:
+        if self.encoder is not None:  # all texts in few batches, before each is asked for again
+            texts = [text for trace in traces for text in (trace.candidate.problem.prompt, *steps_of(trace.candidate.trajectory))]
+            await asyncio.to_thread(self.encoder.encode, texts)
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 
     async def _label(self, candidate: Candidate) -> Labels:
@@ -144,7 +147,7 @@ class Labeller:
         if self.settings.targets == "hard":
             steps = [float(value >= self.settings.threshold) for value in quality]
         elif self.encoder is not None:
-            terms, found = await asyncio.to_thread(self._compare, candidate)
+            terms, found = self._compare(candidate)
             for t, ((a, c), negatives) in enumerate(zip(terms, found, strict=True)):
                 align[t], coh[t] = a, c
                 steps[t] = step_target(a, quality[t], c, negatives, self.settings.normalize)
@@ -174,14 +177,14 @@ class Labeller:
         """Embeddings of steps of other problems, the same ones for the same step whatever else is labelled."""
         assert self.encoder is not None
         rng = random.Random(derive_seed(self.settings.seed, "negatives", prompt, *thinking[: t + 1]))
-        found: list[str] = []
-        for i in rng.sample(range(len(self.pool)), len(self.pool)):
+        found: dict[int, str] = {}
+        seen: set[int] = set()
+        while len(found) < self.settings.negatives and len(seen) < len(self.pool):
+            seen.add(i := rng.randrange(len(self.pool)))
             problem, step = self.pool[i]
             if problem != prompt:
-                found.append(step)
-                if len(found) == self.settings.negatives:
-                    break
-        return np.asarray(self.encoder.encode(found))
+                found[i] = step
+        return self.encoder.encode(list(found.values()))
 
 
 async def _load(
@@ -238,6 +241,7 @@ async def _load(
             )
         tally.stage = f"loading {settings.encoder or settings.model}"
         encoder = Encoder(settings.encoder or settings.model)
+        encoder.encode([step for _, step in pool])
     return Labeller(settings, grader, quality, encoder, pool, guide)
 
 
