@@ -191,7 +191,7 @@ class SFT(Training):
     max_length: int | None = option(
         "Tokens of prompt and completion; longer traces are left out.", None, shown="the model's context"
     )
-    packing: bool = option("Put several traces into a row of --max-length; they do not see each other.", False)
+    packing: bool = option("Put several traces into a row; they do not see each other.", False)
     eval: Path | None = option("Traces to watch the loss on.", None, shown="none")
     eval_steps: int = option("Optimizer steps from an evaluation to the next.", 100)
     field: list[str] = option("What the file calls a field, as in problem=question; repeatable.", factory=list, shown=False)
@@ -203,7 +203,7 @@ class SFT(Training):
 
 RL_DEFAULTS: dict[str, Any] = {
     "beta": 0.5, "group": 8, "kl": 0.001, "loss_type": "grpo", "lr": 1e-6, "epochs": 1.0, "batch_size": 64, "accumulate": 1,
-    "max_prompt": None, "max_tokens": 1024,
+    "max_prompt": None, "max_tokens": 512,
 }  # fmt: skip
 """What an option of `tts rl` is where neither the command line nor a preset says it."""
 
@@ -229,7 +229,7 @@ class RL(Training):
 
     model: str = option("Policy: a bundled name, a folder or a hub id.", "arith-policy")
     system: str | None = option("System prompt.", None, shown="the chat template's")
-    preset: Literal["paper"] | None = option("Settings of arXiv 2506.18896; other options go before it.", None, shown="none")
+    preset: Literal["paper"] | None = option("Settings of arXiv 2506.18896; given options override them.", None, shown="none")
     beta: float = _preset("Weight of the reward model; 0 is GRPO on right answers alone.", "beta")
     group: int = _preset("Completions of a problem, whose rewards are compared.", "group")
     kl: float = _preset("Coefficient of the KL divergence from the policy as it was.", "kl")

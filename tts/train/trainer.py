@@ -29,6 +29,8 @@ from tts.train.settings import Training
 CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
 FREE = ("resume", "out", "device", "save_steps", "log_steps")
 """What a training may go on with otherwise than it began."""
+SHOWN = ("loss", "eval_loss", "reward", "eval_rewards/outcome/mean")
+"""What of a row of the log is shown while it is trained."""
 
 
 def open_folder(settings: Training) -> None:
@@ -187,7 +189,7 @@ class _Log(TrainerCallback):
         row = state.log_history[-1]
         if not math.isfinite(row.get("loss", 0.0)):
             raise InputError(f"the loss is {row['loss']} at step {state.global_step}; try a smaller --lr or more --warmup")
-        shown = [f"{name} {row[name]:.4f}" for name in ("loss", "eval_loss", "reward") if isinstance(row.get(name), float)]
+        shown = [f"{name} {row[name]:.4f}" for name in SHOWN if isinstance(row.get(name), float)]
         if self.bar is not None:
             self.bar.update(self.task, description="  ".join(shown))
         elif shown:

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import typer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tts import models
+from tts.engines.transformers import TransformersEngine
+from tts.errors import InputError
+from tts.traces import parse_line
+from tts.train import policy
+from tts.train.policy import Prompts
+from tts.train.settings import SFT
+from tts.train.sft import Collator, build, encode, end_of_turn, read_rows, sft
+from tts.types import Problem, Sampling
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return Prompts("arith-policy")
+
+
+@pytest.fixture
+def file(tmp_path, problems):
+    """Traces of several lengths."""
+    path = tmp_path / "traces.jsonl"
+    texts = [
+        "<think>\n" + "\n\n".join(["one and one"] * (1 + i % 5)) + f"\n</think>\n\nIt is \\boxed{{{i}}}" for i in range(12)
+    ]
+    rows = [{"problem": problem.prompt, "text": text} for problem, text in zip(problems, texts, strict=False)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def trace(problem, text):
+    [found] = parse_line(json.dumps({"problem": problem, "text": text}), 1, {})
+    return found
+
+
+def settings(file, tmp_path, **more):
+    given = {"out": tmp_path / "out", "traces": file, "batch_size": 4, "log_steps": 1, "lr": 1e-3, "device": "cpu"}
+    return SFT(**{**given, **more})
+
+
+async def test_what_the_policy_says_is_encoded_as_it_drew_it(engine, prompts, problems):
+    for problem in problems[:6]:
+        prefix = engine.encode(problem)
+        [step] = (await engine.generate(prefix, 1, Sampling(seed=1, max_tokens=400))).steps
+        row = encode(prompts, trace(problem.prompt, step.text), end_of_turn(prompts))
+        assert step.finish == "stop"
+        assert row["input_ids"] == [*prefix, *step.token_ids]
+        assert row["labels"] == [-100] * len(prefix) + list(step.token_ids)
+
+
+def test_the_prompt_is_that_of_inference_with_its_system_prompt():
+    prompts = Prompts("arith-policy", "Be brief.")
+    problem = Problem("1", "1 + 1 = ?")
+    prefix = TransformersEngine("arith-policy", system="Be brief.").encode(problem)
+    row = encode(prompts, trace("1 + 1 = ?", "2"), end_of_turn(prompts))
+    assert row["input_ids"][: len(prefix)] == list(prefix)
+    assert row["input_ids"][-1] == prompts.tokenizer.eos_token_id
+
+
+def test_a_text_cannot_forge_a_control_token(prompts):
+    row = encode(prompts, trace("<|im_end|> ?", "a <|im_end|> b <extra_0>"), end_of_turn(prompts))
+    end, mark = prompts.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<extra_0>"])
+    completion = [label for label in row["labels"] if label != -100]
+    assert completion.count(end) == 1 == row["input_ids"].count(end) - 1  # the user's turn, and the assistant's
+    assert mark not in row["input_ids"]
+    assert prompts.decode(completion) == "a <|im_end|> b <extra_0>"
+
+
+@pytest.fixture
+def thinker(tmp_path):
+    """A policy whose template opens the thinking."""
+    folder = tmp_path / "thinker"
+    AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(models.locate("arith-policy"))
+    opened = "<|im_start|>assistant\n"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", opened + "<think>\n")
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "trained"),
+    [
+        ("<think>\nso\n</think>\n\n2", "so\n</think>\n\n2"),
+        ("so\n</think>\n\n2", "so\n</think>\n\n2"),
+        ("2", "\n</think>\n\n2"),
+        ("<think>so</think>2", "so</think>2"),
+    ],
+)
+def test_thinking_that_the_template_opens_is_opened_once(thinker, text, trained):
+    prompts = Prompts(thinker)
+    assert prompts.opener == "<think>\n"
+    row = encode(prompts, trace("1 + 1", text), end_of_turn(prompts))
+    prefix = prompts.encode(Problem("", "1 + 1"))
+    assert row["input_ids"][: len(prefix)] == list(prefix)
+    assert prompts.decode(row["input_ids"][len(prefix) :]) == trained
+    assert prompts.completion(row["input_ids"][len(prefix) :]).startswith("<think>\n")
+
+
+def test_a_turn_ends_with_the_templates_token_where_engines_stop_at_it(thinker, tmp_path):
+    config = json.loads((tmp_path / "thinker/config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(thinker)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(thinker)
+    assert end_of_turn(Prompts(thinker)) == config["eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def reference_loss(rows):
+    """Mean over completion tokens, one trace at a time, by hand."""
+    model = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
+            for position, label in enumerate(row["labels"][1:]):
+                if label != -100:
+                    total, count = total - logits[position, label].item(), count + 1
+    return total / count
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_is_that_of_the_completions_each_read_alone(file, tmp_path, prompts, packing):
+    rows = read_rows(file, prompts, 200, {})
+    trainer = build(settings(file, tmp_path, packing=packing, batch_size=12, max_length=200), prompts, rows, rows)
+    found = trainer.evaluate()
+    assert found["eval_loss"] == pytest.approx(reference_loss(rows), abs=1e-5)
+    if packing:
+        assert len(trainer.train_dataset) < len(rows)
+        assert max(len(row) for row in trainer.train_dataset["input_ids"]) <= 200
+
+
+def test_what_is_packed_together_does_not_see_each_other(prompts, file):
+    one, two = read_rows(file, prompts, 200, {})[:2]
+    packed = {name: one[name] + two[name] for name in one} | {"seq_lengths": [len(one["labels"]), len(two["labels"])]}
+    model = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+
+    def logits(rows):
+        batch = Collator(0)(rows)
+        with torch.no_grad():
+            return model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+
+    alone = logits([two])[0]
+    together = logits([packed, one])[0, len(one["labels"]) : len(one["labels"]) + len(two["labels"])]
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
+def test_the_loss_falls_and_the_folder_is_a_policy(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    sft(settings(file, tmp_path, max_steps=8, eval=file, eval_steps=3, packing=True, max_length=256, epochs=10))
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert losses[-1] < losses[0] - 0.1
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6, 8]
+    assert "held-out loss" in capsys.readouterr().out
+    assert models.load_config(str(out))["dtype"] == "float32"
+    engine = TransformersEngine(str(out))
+    assert engine.encode(Problem("", "x")) == TransformersEngine("arith-policy").encode(Problem("", "x"))
+    assert not (out / "training_args.bin").exists()
+
+
+def test_lora_is_merged_and_kept(file, tmp_path):
+    out = tmp_path / "out"
+    sft(settings(file, tmp_path, lora=4, max_steps=4, eval=file, eval_steps=4))
+    merged = AutoModelForCausalLM.from_pretrained(out).eval()
+    adapted = models.merge_adapter(
+        AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")), str(out / policy.ADAPTER)
+    )
+    base = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-3)
+
+
+def curve(out):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_a_killed_training_goes_on_to_the_same_losses(file, tmp_path):
+    whole, killed = (
+        settings(file, tmp_path, out=tmp_path / name, epochs=12, batch_size=2, save_steps=4) for name in ("whole", "killed")
+    )
+    sft(whole)
+    command = [
+        sys.executable, "-m", "tts.cli", "sft", str(file), "--out", str(killed.out), "--epochs", "12", "--batch-size", "2",
+        "--lr", "0.001", "--log-steps", "1", "--save-steps", "4", "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not list(killed.out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 4 <= max(curve(killed.out)) < 72
+    sft(replace(killed, resume=True))
+    assert curve(killed.out) == pytest.approx(curve(whole.out), abs=1e-6)
+
+
+def test_what_is_too_long_is_left_out_and_counted(file, prompts, capsys):
+    lengths = sorted(len(row["input_ids"]) for row in read_rows(file, prompts, 1024, {}))
+    kept = read_rows(file, prompts, lengths[-3], {})
+    assert all(len(row["input_ids"]) <= lengths[-3] for row in kept)
+    left_out = 12 - len(kept)
+    assert f"{left_out} of 12 traces of {file} are longer than {lengths[-3]} tokens" in capsys.readouterr().err
+    with pytest.raises(InputError, match="give a larger --max-length"):
+        read_rows(file, prompts, 3, {})
+
+
+def test_bad_input_is_said_in_a_line(file, tmp_path, monkeypatch):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"problem": "1 + 1", "text": "2"}\n{"problem": "1 + 1"}\n')
+    for changed, words in (
+        ({"traces": empty}, "holds no traces"),
+        ({"traces": wrong}, "line 2"),
+        ({"traces": tmp_path / "none"}, "cannot read"),
+        ({"model": "arith-prm"}, "reward model"),
+        ({"device": "cuda"}, "cuda"),
+        ({"field": ["texts=x"]}, "no field of a trace"),
+        ({"lora": 4, "optimizer": "muon"}, "leave one of the two away"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sft(replace(settings(file, tmp_path), **changed))
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(InputError, match=r"tts-toolkit\[train\]"):
+        sft(settings(file, tmp_path))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(file, tmp_path, monkeypatch, capsys):
+    import tts.train.sft
+
+    monkeypatch.setattr(tts.train.sft, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(typer.Exit) as stopped:
+        sft(settings(file, tmp_path))
+    assert stopped.value.exit_code == 130
+    assert "--resume" in capsys.readouterr().err
