@@ -70,6 +70,12 @@ def test_the_prompt_is_that_of_inference_with_its_system_prompt():
     assert row["input_ids"][-1] == prompts.tokenizer.eos_token_id
 
 
+def test_a_trace_that_was_cut_off_does_not_teach_to_stop_there(prompts):
+    row = {"id": 1, "problem": "1 + 1 = ?", "candidates": [{"steps": ["one and"], "finish": end} for end in ("length", "stop")]}
+    cut_off, whole = (encode(prompts, found, end_of_turn(prompts)) for found in parse_line(json.dumps(row), 1, {}))
+    assert whole["input_ids"] == [*cut_off["input_ids"], end_of_turn(prompts)]
+
+
 def test_a_text_cannot_forge_a_control_token(prompts):
     row = encode(prompts, trace("<|im_end|> ?", "a <|im_end|> b <extra_0>"), end_of_turn(prompts))
     end, mark = prompts.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<extra_0>"])

@@ -137,7 +137,7 @@ def read_rows(path: Path, prompts: Prompts, most: int, names: Mapping[str, str])
 
 
 def encode(prompts: Prompts, trace: Trace, end: int) -> Row:
-    """A trace as inference would have drawn it: the very prompt, then the text, then the token that ends a turn.
+    """A trace as inference would have drawn it: the very prompt, then the text, then, if it ended, the token that ends a turn.
 
     Control tokens that are spelt out in the text stay text. Where the template opens `<think>` the text's own is left away; a
     text without any thinking closes it at once.
@@ -150,7 +150,8 @@ def encode(prompts: Prompts, trace: Trace, end: int) -> Row:
             text = rest.removeprefix(prompts.opener.partition(OPEN)[2])
         elif CLOSE not in text:
             text = f"\n{CLOSE}\n\n{text}"
-    completion = [*chat.encode(prompts.tokenizer, [text]).ids, end]
+    stop = [] if trace.row.get("finish") == "length" else [end]  # what was cut off did not end there
+    completion = [*chat.encode(prompts.tokenizer, [text]).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 
