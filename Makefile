@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint real bench env clean
+.PHONY: run test check lint real bench reproduce env clean
 
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
@@ -31,6 +31,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/grading.py
 
+# the paper's findings in miniature: half an hour on two cores; goes on where it was stopped
+reproduce: $(VENV)/.train
+	$(BIN)/python -m tts.evals.reproduce
+
 env: $(VENV)/.dev
 
 # torch goes first: a plain install then finds a CPU build where there is one, and later packages keep it
@@ -42,6 +46,10 @@ $(VENV)/.torch:
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.train: $(VENV)/.run pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml

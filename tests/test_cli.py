@@ -249,6 +249,22 @@ def test_the_readmes_python_runs_as_printed():
     assert "%" in done.stdout
 
 
+def test_the_readmes_training_commands_run():
+    """All of them, on fewer problems and for fewer steps than are printed."""
+    readme = (ROOT / "README.md").read_text()
+    [block] = [part.split("```")[0] for part in readme.split("```sh\n") if "tts train-prm" in part]
+    commands = [line.partition("  #")[0].split() for line in block.splitlines() if line]
+    assert [words[1] for words in commands] == ["run", "label", "train-prm", "select", "sft", "rl"]
+    for words in commands:
+        if "--limit" in words:
+            words[words.index("--limit") + 1] = "20"
+        if words[1] in ("train-prm", "sft", "rl"):
+            words += ["--max-steps", "1"]
+        done = subprocess.run([sys.executable, "-m", "tts.cli", *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (Path("reinforced") / "model.safetensors").is_file()
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 

@@ -95,6 +95,8 @@ def test_terms_are_weighted_by_their_softmax():
     weights = [math.exp(term) for term in terms]
     assert combine(np.array(terms)) == pytest.approx(sum(w * t for w, t in zip(weights, terms, strict=True)) / sum(weights))
     assert step_target(0.2, 1.0, -1.5, 16, "none") == pytest.approx(combine(np.array(terms)))
+    assert step_target(0.2, 1.0, -1.5, 16, "clip") == step_target(0.2, 1.0, -1.5, 16, "none")
+    assert step_target(-0.2, 0.0, -1.5, 16, "none") < 0 == step_target(-0.2, 0.0, -1.5, 16, "clip")
     assert combine(np.array([1000.0, -1000.0, 0.0])) == pytest.approx(1000.0)  # no overflow
 
 

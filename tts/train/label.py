@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
 from tts.answers import Grader
@@ -127,7 +126,9 @@ class Labeller:
 
     async def label(self, traces: Sequence[Trace]) -> list[Labels]:
         if self.encoder is not None:  # all texts in few batches, before each is asked for again
-            texts = [text for trace in traces for text in (trace.candidate.problem.prompt, *steps_of(trace.candidate.trajectory))]
+            texts = [
+                text for trace in traces for text in (trace.candidate.problem.prompt, *steps_of(trace.candidate.trajectory))
+            ]
             await asyncio.to_thread(self.encoder.encode, texts)
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 

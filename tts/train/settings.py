@@ -126,7 +126,10 @@ class Label:
     tau: float = option("Temperature of coherence.", 0.1)
     negatives: int = option("Steps of other problems that a step's coherence is compared with.", 16)
     positive_outside: bool = option("Leave the step itself out of the sum in coherence.", False)
-    normalize: Literal["unit", "none"] = option("unit brings every term to [0, 1] before they are combined.", "unit")
+    normalize: Literal["unit", "clip", "none"] = option(
+        "unit brings every term to [0, 1] before they are combined; clip cuts off what the raw terms' combination has beyond.",
+        "unit",
+    )
     n: int = option("Completions of a prefix, and answers under a template.", 8)
     max_tokens: int = option("New tokens of a completion, at most.", 2048)
     temperature: float = option("Of completions.", 1.0)

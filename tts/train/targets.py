@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 Match = Literal["max", "matched"]
-Normalize = Literal["unit", "none"]
+Normalize = Literal["unit", "clip", "none"]
 
 
 def alignment(steps: Array, response: Array, match: Match = "max") -> Array:
@@ -56,5 +56,8 @@ def unit(align: float, quality: float, coh: float, negatives: int) -> Array:
 
 
 def step_target(align: float, quality: float, coh: float, negatives: int, normalize: Normalize = "unit") -> float:
-    """r_step of one thinking step."""
-    return combine(unit(align, quality, coh, negatives) if normalize == "unit" else np.array([align, quality, coh]))
+    """r_step of one thinking step: of the terms moved to [0, 1], or as they are, and then `clip` cuts what is not in [0, 1]."""
+    if normalize == "unit":
+        return combine(unit(align, quality, coh, negatives))
+    combined = combine(np.array([align, quality, coh]))
+    return min(1.0, max(0.0, combined)) if normalize == "clip" else combined

@@ -1,0 +1,130 @@
+"""The paper in miniature, in the smallest size at which every stage still has something to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tts.evals.reproduce import Plan, stages
+from tts.evals.reproduction import Range, over_seeds
+from tts.models import locate
+
+TINY = {
+    "problems": 12, "samples": 2, "prm_steps": 2, "prm_joint_steps": 1, "prm_batch": 4, "test": 4, "n": 4, "top": "50%",
+    "sft_steps": 1, "sft_batch": 2, "evaluated": 2, "rl_steps": 1, "rl_problems": 2, "group": 2, "rl_eval": 2, "rl_eval_steps": 1,
+    "betas": [0.0, 0.5], "max_tokens": 200,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A finished experiment from the bundled policy, which saves training one."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    work = folder / "work"
+    (work / "done").mkdir(parents=True)
+    shutil.copytree(locate("arith-policy"), work / "policy")
+    (work / "done/policy.json").write_text('{"seconds": 0, "command": ""}')
+    settings = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    command = [
+        sys.executable,
+        "-m",
+        "tts.evals.reproduce",
+        "--work",
+        work,
+        "--out",
+        folder / "report.md",
+        "--seeds",
+        "2",
+        *settings,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, command, done.stdout
+
+
+def test_every_finding_has_its_numbers_in_the_report(reproduced):
+    folder, _, _ = reproduced
+    report = (folder / "report.md").read_text()
+    for heading in (
+        "What appears",
+        "1. Test-time scaling",
+        "2. Data selection",
+        "3. Reinforcement learning",
+        "4. Ablation of alpha",
+    ):
+        assert f"## {heading}\n" in report
+    for row in (
+        "best-of-N, trajectory-aware PRM", "best-of-N, response-only PRM", "majority", "the trajectory-aware PRM's best",
+        "the response-only PRM's best", "random choice", "all data", "right ones (oracle)", "alpha = 1.5", "final alone",
+    ):  # fmt: skip
+        [line] = re.findall(rf"^\| {re.escape(row)} \|.*", report, re.MULTILINE)
+        assert re.search(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", line)
+    assert (folder / "report.png").stat().st_size > 10_000
+    assert "nan" not in report
+
+
+def test_every_command_of_the_report_is_one_of_tts(reproduced):
+    """Each is parsed by the command line itself; none is run again."""
+    import shlex
+
+    from tts.cli import app
+
+    folder, _, _ = reproduced
+    commands = re.search(r"```sh\n(.*?)```", (folder / "report.md").read_text(), re.DOTALL)[1].splitlines()
+    kinds = set()
+    for line in commands:
+        words = shlex.split(line.partition("  # ")[0])
+        if words[:1] == ["tts"]:
+            import typer.main
+
+            command = typer.main.get_command(app).commands[words[1]]
+            command.make_context(words[1], words[2:])
+            kinds.add(words[1])
+    assert kinds == {"run", "label", "train-prm", "score", "select", "sft", "rl"}
+
+
+def test_an_interrupted_experiment_goes_on_with_what_is_not_done(reproduced):
+    folder, command, first = reproduced
+    assert (
+        len(re.findall(r"^ *\d+/\d+ ", first, re.MULTILINE))
+        == len(list(stages(folder / "work", Plan(betas=(0.0, 0.5)), 2))) - 1
+    )
+    before = (folder / "report.md").read_text()
+    (folder / "work/done/1-sft-random.json").unlink()
+    (folder / "work/done/1-sft-random-test.json").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"(\S+)$", done.stdout.partition("stages in")[0], re.MULTILINE)[:2] == [
+        "1/sft-random",
+        "1/sft-random-test",
+    ]
+
+    def numbers(report):
+        return re.findall(r"\| [^|]*\[[^|]*\|", report)
+
+    assert numbers((folder / "report.md").read_text()) == numbers(before)  # the same seeds, the same results
+
+
+def test_intervals_are_over_seeds_and_problems():
+    rng = np.random.default_rng(0)
+    assert over_seeds(np.ones((3, 50))) == Range(1.0, 1.0, 1.0)
+    same_seeds = np.tile(rng.integers(0, 2, 100).astype(float), (3, 1))
+    noisy_seeds = same_seeds + np.array([[-0.3], [0.0], [0.3]])
+    alike, apart = over_seeds(same_seeds), over_seeds(noisy_seeds)
+    assert alike.value == pytest.approx(apart.value)
+    assert alike.high - alike.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.15)  # that of the problems alone
+    assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
+
+
+def test_a_verdict_is_what_the_interval_says():
+    assert Range(0.1, 0.05, 0.2).verdict == "yes"
+    assert Range(0.1, -0.05, 0.2).verdict == "not resolved: the interval holds 0"
+    assert Range(-0.1, -0.2, -0.05).verdict == "no, the other way round"
+    assert str(Range(0.5, 0.25, 0.75)) == "50.0 [25.0, 75.0]"
+    assert Range(0.5, -0.25, 0.75).signed() == "+50.0 [-25.0, +75.0]"
