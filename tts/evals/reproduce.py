@@ -16,13 +16,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tts.demo import arith
 from tts.score import ScoreSettings, score_file
 from tts.train.settings import RL, SFT, Label, Select, TrainPRM
+from tts.types import Part
 
 PROCESSES = 2
 SEEDS = 3
@@ -47,7 +48,7 @@ class Plan:
     """Training problems of a PRM, of the pool that data are chosen from, and of RL; other ones for each."""
     samples: int = 4
     """Solutions of each, of which the PRM learns, or of which data are chosen."""
-    prm_steps: int = 900
+    prm_steps: int = 700
     """On step rewards alone, from which facts are learnt soonest."""
     prm_joint_steps: int = 100
     """And then on step rewards and trajectory rewards."""
@@ -80,6 +81,14 @@ class Plan:
 PLAN = Plan()
 ARMS = ("trajectory", "response", "random", "all", "oracle")
 """How data are chosen: by the trajectory-aware PRM, by the one of responses, at random, all, and what is right."""
+
+
+LABELS: dict[str, Literal["quality", "combined"]] = {"labels": "quality", "labels-combined": "combined"}
+"""Labels by what a step's target is."""
+PRMS: dict[str, tuple[str, Part]] = {
+    "prm": ("labels", "all"), "prm-response": ("labels", "response"), "prm-combined": ("labels-combined", "all"),
+}  # fmt: skip
+"""Reward models by the labels and the part of a trace that they learn from: trajectory-aware, response-only, an ablation."""
 
 
 @dataclass(frozen=True)
@@ -149,15 +158,16 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
 
         # reward models
         yield run("pool", base, f"train-{seed}.jsonl", plan.samples, "policy")
-        label = Label(
-            traces=here / "pool/results.jsonl", out=here / "labels.jsonl", quality="check", final="outcome", model=str(base),
-            seed=seed,
-        )  # fmt: skip
-        yield job("labels", _label, label, f"{seed}/pool", command="label")
-        for name, over in (("prm", "all"), ("prm-response", "response")):
+        for labels, targets in LABELS.items():
+            label = Label(
+                traces=here / "pool/results.jsonl", out=here / f"{labels}.jsonl", quality="check", final="outcome",
+                targets=targets, normalize="clip", model=str(base), seed=seed,
+            )  # fmt: skip
+            yield job(labels, _label, label, f"{seed}/pool", command="label")
+        for name, (labels, over) in PRMS.items():
             common: dict[str, Any] = {
-                "data": label.out, "over": over, "loss": "ce", "optimizer": "muon", "batch_size": plan.prm_batch, "warmup": 0.1,
-                "save_steps": NEVER, "seed": seed,
+                "data": here / f"{labels}.jsonl", "over": over, "loss": "ce", "optimizer": "muon", "warmup": 0.1,
+                "batch_size": plan.prm_batch, "save_steps": NEVER, "log_steps": 100, "seed": seed,
             }  # fmt: skip
             steps = TrainPRM(
                 out=here / f"{name}-steps",
@@ -170,12 +180,12 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
             joint = TrainPRM(
                 out=here / name, model=str(steps.out), max_steps=plan.prm_joint_steps, lr=plan.prm_joint_lr, **common
             )
-            yield job(f"{name}-steps", _train_prm, steps, f"{seed}/labels", command="train-prm")
+            yield job(f"{name}-steps", _train_prm, steps, f"{seed}/{labels}", command="train-prm")
             yield job(name, _train_prm, joint, f"{seed}/{name}-steps", command="train-prm")
 
         # 1. best-of-n
         yield run("test", base, "test.jsonl", plan.n, "policy")
-        for name in ("prm", "prm-response"):
+        for name in PRMS:
             scored = here / f"test-by-{name}.jsonl"
             settings = ScoreSettings(str(here / "test/results.jsonl"), str(here / name), bare=True)
             command = f"tts score {settings.traces} --scorer {settings.scorer} --bare --out {scored}"
@@ -204,7 +214,7 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
                 needs = (f"{seed}/chosen-{arm}",)
             tune = SFT(
                 traces=chosen, out=here / f"sft-{arm}", model=str(base), max_steps=plan.sft_steps, batch_size=plan.sft_batch,
-                lr=plan.sft_lr, warmup=0.1, save_steps=NEVER, seed=seed,
+                lr=plan.sft_lr, warmup=0.1, save_steps=NEVER, log_steps=100, seed=seed,
             )  # fmt: skip
             yield job(f"sft-{arm}", _sft, tune, *needs, command="sft")
             yield run(f"sft-{arm}-test", tune.out, "test.jsonl", plan.evaluated, f"{seed}/sft-{arm}")
@@ -214,7 +224,8 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
             learn = RL(
                 benchmark=str(work / f"rl-{seed}.jsonl"), out=here / f"rl-{beta:g}", model=str(base), scorer=str(here / "prm"),
                 beta=beta, group=plan.group, batch_size=plan.rl_problems * plan.group, max_steps=plan.rl_steps, lr=plan.rl_lr,
-                kl=0.0, max_tokens=plan.max_tokens, rollouts="engine", schedule="constant", save_steps=NEVER, seed=seed,
+                kl=0.0, max_tokens=plan.max_tokens, rollouts="engine", schedule="constant", save_steps=NEVER, log_steps=10,
+                seed=seed,
                 eval_benchmark=str(work / "held-out.jsonl"), eval_limit=plan.rl_eval, eval_steps=plan.rl_eval_steps,
                 window=0,  # no guard: what happens with any beta is to be seen
             )  # fmt: skip
@@ -291,16 +302,12 @@ def _do(job: Job) -> float:
 
 
 def _policy(out: Path, plan: Plan) -> None:
-    import torch
-
     from tts.demo.train import train_policy
 
-    torch.set_num_threads(PROCESSES)  # nothing else can run yet
     train_policy(
         out, steps=plan.policy_steps, batch=plan.policy_batch, lr=plan.policy_lr, seed=0, hidden=plan.hidden,
         layers=plan.layers, lengths=LENGTHS, operands=OPERANDS,
     )  # fmt: skip
-    torch.set_num_threads(1)
 
 
 def _run(**settings: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,11 +54,16 @@ def over_seeds(values: Values, draws: int = 10_000) -> Range:
 
 def write_report(work: Path, out: Path, plan: Plan, seeds: int, jobs: Sequence[Job], *, dev: bool) -> Path:
     """Write the Markdown file and the figure beside it."""
-    found = Found(work, plan, seeds)
-    figure = out.with_suffix(".png")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found, figure = Found(work, plan, seeds), out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
     _draw(found, plan, figure)
-    out.write_text("\n".join(_lines(found, plan, seeds, jobs, figure.name, dev)) + "\n")
+    template = Environment(
+        loader=PackageLoader("tts", "evals"), undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
+    ).get_template("reproduction.md.j2")  # fmt: skip
+    facts = {"plan": plan, "seeds": seeds, "split": "dev" if dev else "test", "cores": os.cpu_count(), "figure": figure.name}
+    out.write_text(template.render(**facts, **_numbers(found, plan), **_bill(work, plan, jobs)))
     return out
 
 
@@ -70,7 +75,7 @@ class Found:
         self.pools = [_records(self._at(seed, "test")) for seed in range(seeds)]
         self.rewards = {
             name: [_rewards(self._at(seed, f"test-by-{name}.jsonl")) for seed in range(seeds)]
-            for name in ("prm", "prm-response")
+            for name in ("prm", "prm-response", "prm-combined")
         }
         self.sizes = [2**i for i in range(plan.n.bit_length()) if 2**i <= plan.n]
 
@@ -144,14 +149,8 @@ def _log(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _table(header: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-def _lines(found: Found, plan: Plan, seeds: int, jobs: Sequence[Job], figure: str, dev: bool) -> list[str]:
-    seconds = {job.name: _seconds(found.work, job.name) for job in jobs}
-    split = "dev" if dev else "test"
-    ks = [str(k) for k in found.sizes]
+def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
+    """The rows of the report's tables."""
     curves = {
         "best-of-N, trajectory-aware PRM": [found.best_of("prm", k) for k in found.sizes],
         "best-of-N, response-only PRM": [found.best_of("prm-response", k) for k in found.sizes],
@@ -161,101 +160,66 @@ def _lines(found: Found, plan: Plan, seeds: int, jobs: Sequence[Job], figure: st
     trajectory, response, majority, _ = curves.values()
     arms = {arm: found.accuracy(f"sft-{arm}") for arm in ARMS}
     betas = {beta: found.accuracy(f"rl-{beta:g}") for beta in plan.betas}
-    base = found.passed(1)
-    plain, mixed = betas[0.0], betas[0.5]
-    over_majority = over_seeds(trajectory[-1] - majority[-1])
-    over_response = over_seeds(trajectory[-1] - response[-1])
-    chosen = {arm: over_seeds(arms["trajectory"] - arms[arm]) for arm in ("random", "response", "all")}
-    rl_gain = over_seeds(mixed - plain)
-    n = found.sizes[-1]
-    return [
-        "# The paper's findings in miniature",
-        "",
-        f"`make reproduce` wrote this file: {seeds} seeds, {plan.test} {split} problems, {sum(seconds.values()) / 60:.0f} minutes of"
-        f" computation in two processes on {os.cpu_count()} CPU cores. Numbers are percent, with 95 % intervals (bootstrap over"
-        " seeds and problems; differences are paired). Settings were chosen on dev problems alone.",
-        "",
-        f"![Accuracy over N, by chosen data, and while RL goes on]({figure})",
-        "",
-        "## What appears",
-        "",
-        *_table(
-            ("finding of arXiv 2506.18896", "here", "appears?"),
-            [
-                (f"1. best-of-{n}: trajectory-aware PRM over majority", over_majority.signed(), over_majority.verdict),
-                (f"1. best-of-{n}: trajectory-aware over response-only PRM", over_response.signed(), over_response.verdict),
-                *(
-                    (f"2. SFT on {plan.top} chosen by the trajectory-aware PRM over {ARMS[arm]}", gain.signed(), gain.verdict)
-                    for arm, gain in chosen.items()
-                ),
-                (
-                    "3. GRPO with beta = 0.5 at least as good as beta = 0",
-                    rl_gain.signed(),
-                    "yes, better" if rl_gain.low > 0 else "no" if rl_gain.high < 0 else "not told apart: the interval holds 0",
-                ),
-            ],
+    drawn, learning = found.held_out(plan.betas[0])[0], {beta: found.held_out(beta)[1].mean(0) for beta in plan.betas}
+    n, chosen, plain = found.sizes[-1], arms["trajectory"], betas[0.0]
+
+    def less(a: list[Values], b: list[Values]) -> list[str]:
+        return [over_seeds(x - y).signed() for x, y in zip(a[1:], b[1:], strict=True)]
+
+    gains = [
+        (f"1. best-of-{n}: trajectory-aware PRM over majority", over_seeds(trajectory[-1] - majority[-1])),
+        (f"1. best-of-{n}: trajectory-aware PRM over response-only PRM", over_seeds(trajectory[-1] - response[-1])),
+        *(
+            (f"2. SFT on the trajectory-aware PRM's {plan.top} over {ARMS[arm]}", over_seeds(chosen - arms[arm]))
+            for arm in ("random", "response", "all")
         ),
-        *_story(plan),
-        "## 1. Test-time scaling",
-        "",
-        *_table(("%", *(f"N = {k}" for k in ks)), [(name, *(str(over_seeds(v)) for v in curve)) for name, curve in curves.items()]),
-        *_table(
-            ("difference in points", *(f"N = {k}" for k in ks[1:])),
-            [
-                ("trajectory-aware less majority", *(over_seeds(a - b).signed() for a, b in zip(trajectory[1:], majority[1:], strict=True))),
-                ("trajectory-aware less response-only", *(over_seeds(a - b).signed() for a, b in zip(trajectory[1:], response[1:], strict=True))),
-            ],
-        ),
-        "## 2. Data selection",
-        "",
-        f"Each policy is a copy of the base policy, fine-tuned by {plan.sft_steps} steps of {plan.sft_batch} traces from a pool of"
-        f" {plan.problems * plan.samples:,}. Accuracy is the mean over {plan.evaluated} solutions of every problem; the base"
-        f" policy's is {over_seeds(base)}.",
-        "",
-        *_table(
-            ("data", "right in it", "accuracy", "trajectory-aware choice less this"),
-            [
-                (ARMS[arm], f"{100 * found.right_share(arm):.1f}", str(over_seeds(values)), "" if arm == "trajectory" else over_seeds(arms["trajectory"] - values).signed())
-                for arm, values in arms.items()
-            ],
-        ),
-        "## 3. Reinforcement learning",
-        "",
-        f"GRPO from the base policy, {plan.rl_steps} steps of {plan.rl_problems} problems with {plan.group} samples each"
-        f" ({plan.rl_steps * plan.rl_problems * plan.group:,} samples), r = (1 - beta) r_out + beta r_hat.",
-        "",
-        *_table(
-            ("beta", "accuracy", "less beta = 0"),
-            [(f"{beta:g}", str(over_seeds(values)), "" if not beta else over_seeds(values - plain).signed()) for beta, values in betas.items()],
-        ),
-        *_held_out(found, plan),
-        "## 4. Ablation of alpha",
-        "",
-        "r_hat = mean of the step rewards + alpha * final reward; trajectory-aware PRM.",
-        "",
-        *_table(
-            ("%", *(f"N = {k}" for k in ks[1:])),
-            [
-                (
-                    "final alone" if alpha is None else f"alpha = {alpha:g}",
-                    *(str(over_seeds(found.best_of("prm", k, alpha))) for k in found.sizes[1:]),
-                )
-                for alpha in (*plan.alphas, None)
-            ],
-        ),
-        "## How",
-        "",
-        "Settings: " + ", ".join(f"{name} {value}" for name, value in asdict(plan).items()) + ".",
-        "",
-        "Every stage, its seconds, and the command that does the same; `make reproduce` runs them two at a time, with one thread"
-        " each. Those of further seeds differ in the seed alone.",
-        "",
-        "```sh",
-        *(f"{job.command}  # {seconds[job.name]:.0f} s" for job in jobs if not job.name.startswith(tuple("123456789"))),
-        "```",
-        "",
-        *_totals(seconds),
-    ]  # fmt: skip
+        *((f"3. GRPO with beta = {beta:g} over beta = 0", over_seeds(betas[beta] - plain)) for beta in plan.betas if beta),
+    ]
+    combined = [found.best_of("prm-combined", k) for k in found.sizes]
+    return {
+        "targets": [
+            ("quality", *map(over_seeds, trajectory[1:])),
+            ("quality, alignment and coherence", *map(over_seeds, combined[1:])),
+            ("difference", *less(combined, trajectory)),
+        ],
+        "sizes": [f"N = {k}" for k in found.sizes],
+        "findings": [(name, gain.signed(), gain.verdict) for name, gain in gains],
+        "curves": [(name, *map(over_seeds, curve)) for name, curve in curves.items()],
+        "differences": [
+            ("trajectory-aware less majority", *less(trajectory, majority)),
+            ("trajectory-aware less response-only", *less(trajectory, response)),
+        ],
+        "base": over_seeds(found.passed(1)),
+        "arms": [
+            (ARMS[arm], f"{100 * found.right_share(arm):.1f}", over_seeds(values), over_seeds(chosen - values).signed())
+            for arm, values in arms.items()
+        ],
+        "betas": [(f"{beta:g}", over_seeds(values), over_seeds(values - plain).signed()) for beta, values in betas.items()],
+        "drawn": [f"{count:,}" for count in drawn],
+        "learning": [(f"{beta:g}", *(f"{100 * value:.1f}" for value in curve)) for beta, curve in learning.items()],
+        "alphas": [
+            (
+                "final alone" if alpha is None else f"alpha = {alpha:g}",
+                *(over_seeds(found.best_of("prm", k, alpha)) for k in found.sizes[1:]),
+            )
+            for alpha in (*plan.alphas, None)
+        ],
+    }
+
+
+def _bill(work: Path, plan: Plan, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What the experiment took, and the commands of its first seed."""
+    seconds = {job.name: _seconds(work, job.name) for job in jobs}
+    kinds: dict[str, float] = {}
+    for name, spent in seconds.items():
+        kind = name.rpartition("/")[2].partition("-")[0]
+        kinds[kind] = kinds.get(kind, 0.0) + spent
+    return {
+        "minutes": round(sum(seconds.values()) / 60),
+        "settings": ", ".join(f"{name} {value}" for name, value in asdict(plan).items()),
+        "commands": [(job.command, round(seconds[job.name])) for job in jobs if job.name.partition("/")[0] in ("policy", "0")],
+        "totals": ", ".join(f"{kind} {spent:.0f}" for kind, spent in kinds.items()),
+    }
 
 
 ARMS = {
@@ -265,41 +229,6 @@ ARMS = {
     "all": "all data",
     "oracle": "right ones (oracle)",
 }
-
-
-def _story(plan: Plan) -> list[str]:
-    return [
-        "The world is `arith` with 3 and 4 operations (docs/demo.md): a policy that learnt from a teacher with misconceptions, so that"
-        " its errors repeat and a vote confirms them. Everything is trained from scratch by `tts`. A PRM starts from the policy's"
-        f" body and learns from {plan.problems * plan.samples:,} of the policy's own solutions, labelled by `tts label`: quality by"
-        " calculation (`--quality check`), alignment and coherence by the policy's hidden states, and the trajectory reward by the"
-        " solution's own answer (`--final outcome`), as so small a policy cannot follow a template in words. The response-only PRM"
-        " learns from the responses of the same solutions, with the same number of steps.",
-        "",
-    ]
-
-
-def _held_out(found: Found, plan: Plan) -> list[str]:
-    curves = {beta: found.held_out(beta) for beta in plan.betas}
-    drawn = next(iter(curves.values()))[0]
-    if not drawn:
-        return []
-    rows = [
-        (f"{beta:g}", *(f"{100 * values[:, i].mean():.1f}" for i in range(len(drawn)))) for beta, (_, values) in curves.items()
-    ]
-    return [
-        "Accuracy on other held-out problems while it goes on, by samples drawn (mean over seeds):",
-        "",
-        *_table(("beta", *(f"{d:,}" for d in drawn)), rows),
-    ]
-
-
-def _totals(seconds: dict[str, float]) -> list[str]:
-    kinds: dict[str, float] = {}
-    for name, spent in seconds.items():
-        kind = name.rpartition("/")[2].split("-")[0]
-        kinds[kind] = kinds.get(kind, 0.0) + spent
-    return ["Seconds by kind, over all seeds: " + ", ".join(f"{kind} {spent:.0f}" for kind, spent in kinds.items()) + "."]
 
 
 def _seconds(work: Path, name: str) -> float:
