@@ -6,14 +6,15 @@ from typing import Any
 
 import typer
 
-from tts.train.settings import RL, SFT, Label, Select, TrainPRM, command
+from tts.train.options import command
+from tts.train.settings import RL, SFT, Label, Select, TrainPRM
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "label": (Label, "tts.train.label:label"),
+    "train-prm": (TrainPRM, "tts.train.prm:train_prm"),
     "select": (Select, "tts.train.select:select"),
     "sft": (SFT, "tts.train.sft:sft"),
     "rl": (RL, "tts.train.rl:rl"),
-    "train-prm": (TrainPRM, "tts.train.prm:train_prm"),
 }
 """A command's name to its settings, whose docstring is its help, and the function that works on them, imported when called."""
 

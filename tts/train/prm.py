@@ -117,7 +117,7 @@ def _check_targets(settings: TrainPRM, train: list[Example]) -> None:
     if settings.head == "both" and len(known) < 2:
         lacking, other = ("final targets", "step") if known == {False} else ("targets of steps", "trace")
         raise InputError(f"{settings.data} has no {lacking}, which --head both trains a head on; use --head {other}")
-    if settings.head == "step" and True not in known:
+    if settings.head == "step" and settings.lambda_final and True not in known:
         warn("nothing says what a trace is worth as a whole (final_target): score with --alpha 0, by steps alone")
 
 
