@@ -9,7 +9,7 @@ for engine in "${@:-vllm sglang}"; do
     venv="$PWD/.venvs/$name"
     if [ ! -e "$venv/.ready" ]; then
       if bash "scripts/install-$name-cpu.sh" "$venv" \
-        && "$venv/bin/python" -m pip install -q --disable-pip-version-check -e . pytest pytest-asyncio; then
+        && "$venv/bin/python" -m pip install -q --disable-pip-version-check -e . accelerate pytest pytest-asyncio; then
         touch "$venv/.ready"
       else
         printf '\n!!! SKIPPED: %s could not be installed here, so its real-engine tests did NOT run.\n\n' "$name"
