@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; before torch is loaded
+
 import pytest
 
 from tts.demo import arith
