@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -97,7 +98,9 @@ def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: A
         "report_to": "none",
         "disable_tqdm": True,
     }
-    made = kind(**{**given, **more})
+    with warnings.catch_warnings():  # the name that takes its place is not in all the versions that will do
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        made = kind(**{**given, **more})
     if made.n_gpu > 1:
         made._n_gpu = 1  # several GPUs are for `accelerate launch`, not for torch's DataParallel
     return made
