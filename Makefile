@@ -31,6 +31,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/grading.py
+	$(BIN)/python benchmarks/select_memory.py
 
 # the paper's findings in miniature: half an hour on two cores; goes on where it was stopped
 reproduce: $(VENV)/.train

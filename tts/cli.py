@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from typer.core import TyperCommand
 
-from tts.console import key_values, print_rich, warn, watched
+from tts.console import field_names, key_values, print_rich, warn, watched
 from tts.errors import InputError
 from tts.train.cli import add_to
 from tts.types import Aggregate, Part
@@ -340,15 +340,12 @@ def score(
     from tts.score import ScoreSettings, score_file
     from tts.stream import Tally, rejected_of
     from tts.terminal import FileView, show_trace
-    from tts.traces import FIELDS
 
     if resume and out is None:
         raise InputError("--resume goes on with a file; say which with --out")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; it should be at least 1")
-    names = {name: str(value) for name, value in key_values("--field", rename or []).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    names = field_names(rename or [])
     settings = ScoreSettings(
         str(traces), scorer, scorer_format, scorer_engine, key_values("--scorer-arg", scorer_arg or []),
         cast("Part | None", score_over.value if score_over else None), model, alpha,

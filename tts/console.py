@@ -23,6 +23,16 @@ def key_values(option: str, pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+def field_names(pairs: list[str]) -> dict[str, str]:
+    """--field problem=question as {"problem": "question"}. Raises InputError for what is no field of a trace."""
+    from tts.traces import FIELDS
+
+    names = {name: str(value) for name, value in key_values("--field", pairs).items()}
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    return names
+
+
 def watched(solve: Any, view: Any, *, hidden: bool) -> Any:
     """Call `solve`, with a live view where a person is looking."""
     if hidden or not sys.stderr.isatty():

@@ -16,6 +16,11 @@ class Trajectory(NamedTuple):
     thinking: tuple[str, ...]
     response: tuple[str, ...]
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Thinking steps, then response steps."""
+        return (*self.thinking, *self.response)
+
 
 def parse(text: str) -> Trajectory:
     """Tell thinking and response apart. A trace that never closes its thinking has no response yet.

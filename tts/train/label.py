@@ -12,19 +12,20 @@ from typing import Any
 
 import typer
 
+from tts import models
 from tts.answers import Grader
-from tts.console import key_values, warn, watched
+from tts.console import field_names, key_values, warn, watched
 from tts.engines import load_engine
 from tts.errors import InputError
 from tts.evals.grading import get_grader
 from tts.generator import derive_seed
 from tts.stream import Done, Files, Rejected, Tally, rejected_of, work_through
 from tts.templates import read_template
-from tts.traces import FIELDS, BadRowError, Trace, parse_line, read_lines
+from tts.traces import BadRowError, Trace, parse_line, read_lines
 from tts.train.cache import Cache
 from tts.train.encoder import Encoder
 from tts.train.labelled import Labelled, trl_row
-from tts.train.quality import JUDGE, Check, Judge, Quality, Rollout, steps_of
+from tts.train.quality import JUDGE, Check, Judge, Quality, Rollout
 from tts.train.settings import Label
 from tts.train.targets import Array, alignment, coherence, step_target
 from tts.train.template import Guide
@@ -78,9 +79,7 @@ def label_file(
     tally = tally or Tally()
     if not settings.traces.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    names = {name: str(value) for name, value in key_values("--field", settings.field).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    names = field_names(settings.field)
     get_grader(settings.grader)
     kept = {name: value for name, value in asdict(settings).items() if name not in ("out", "resume", "limit", "cache")}
     sink = Files.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
@@ -126,9 +125,7 @@ class Labeller:
 
     async def label(self, traces: Sequence[Trace]) -> list[Labels]:
         if self.encoder is not None:  # all texts in few batches, before each is asked for again
-            texts = [
-                text for trace in traces for text in (trace.candidate.problem.prompt, *steps_of(trace.candidate.trajectory))
-            ]
+            texts = [text for trace in traces for text in (trace.candidate.problem.prompt, *trace.candidate.trajectory.steps)]
             await asyncio.to_thread(self.encoder.encode, texts)
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 
@@ -208,7 +205,9 @@ async def _load(
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
-    cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), settings.model, settings.expert)
+    # by what the models are, too: one may be trained anew under its name
+    about = [(name, models.fingerprint(name)) for name in (settings.model, settings.expert) if name]
+    cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *about)
     stack.callback(cache.close)
     quality: Quality
     if settings.quality == "rollout":

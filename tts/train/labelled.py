@@ -56,7 +56,7 @@ def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[Lab
     if "step_targets" in row or "final_target" in row:
         [trace] = parse_line(line, number, names)
         steps = row.get("step_targets")
-        targets = _targets(steps, "step_targets") if steps is not None else (None,) * len(_steps(trace))
+        targets = _targets(steps, "step_targets") if steps is not None else (None,) * len(trace.candidate.trajectory.steps)
         return [_checked(Labelled(trace, targets, _target(row.get("final_target"), "final_target")))]
     if "completions" in row and "labels" in row:
         return [_of_steps(row.get("prompt"), row["completions"], _targets(row["labels"], "labels"), row, number)]
@@ -72,7 +72,11 @@ def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[Lab
 
 def trl_row(labelled: Labelled, threshold: float = 0.5) -> dict[str, Any]:
     """The trace with hard labels, in TRL's columns; steps without a target are not in it."""
-    pairs = [(step, target) for step, target in zip(_steps(labelled.trace), labelled.steps, strict=True) if target is not None]
+    pairs = [
+        (step, target)
+        for step, target in zip(labelled.trace.candidate.trajectory.steps, labelled.steps, strict=True)
+        if target is not None
+    ]
     return {
         "prompt": labelled.trace.candidate.problem.prompt,
         "completions": [step for step, _ in pairs],
@@ -80,13 +84,8 @@ def trl_row(labelled: Labelled, threshold: float = 0.5) -> dict[str, Any]:
     }
 
 
-def _steps(trace: Trace) -> tuple[str, ...]:
-    trajectory = trace.candidate.trajectory
-    return (*trajectory.thinking, *trajectory.response)
-
-
 def _checked(labelled: Labelled) -> Labelled:
-    steps, targets = len(_steps(labelled.trace)), len(labelled.steps)
+    steps, targets = len(labelled.trace.candidate.trajectory.steps), len(labelled.steps)
     if steps != targets:
         raise BadRowError(f"{targets} labels for {steps} steps; there should be one for every thinking step and response step")
     return labelled

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tts.console import key_values, warn
+from tts.console import field_names, warn
 from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
 from tts.scorers.prm import part_of
-from tts.traces import FIELDS
 from tts.train.labelled import Labelled, read_labelled
 from tts.trajectory import BOUNDARY
 
@@ -64,9 +63,7 @@ def read_examples(path: Path, settings: TrainPRM, text: Text, longest: int, *, t
     To train on, only readings with targets are kept; to evaluate on, all. Raises InputError for a row that is none, and where
     none is left.
     """
-    names = {name: str(value) for name, value in key_values("--field", settings.field).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    names = field_names(settings.field)
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for labelled in read_labelled(path, names):

@@ -52,11 +52,6 @@ class Quality(Protocol):
         ...
 
 
-def steps_of(trajectory: Trajectory) -> tuple[str, ...]:
-    """Thinking steps, then response steps."""
-    return (*trajectory.thinking, *trajectory.response)
-
-
 class Check:
     """A function (problem, thinking steps, response steps, answer) to a rating of every step; `check` is that of arith."""
 
@@ -66,9 +61,9 @@ class Check:
     async def rate(self, candidate: Candidate) -> list[float]:
         trajectory, problem = candidate.trajectory, candidate.problem
         ratings = [float(r) for r in self._rate(problem.prompt, trajectory.thinking, trajectory.response, problem.answer)]
-        if len(ratings) != len(steps_of(trajectory)) or not all(0 <= rating <= 1 for rating in ratings):
+        if len(ratings) != len(trajectory.steps) or not all(0 <= rating <= 1 for rating in ratings):
             raise InputError(
-                f"--quality {self.name} gave {ratings[:5]} for {len(steps_of(trajectory))} steps;"
+                f"--quality {self.name} gave {ratings[:5]} for {len(trajectory.steps)} steps;"
                 " expected a number from 0 to 1 for each"
             )
         return ratings
@@ -147,7 +142,7 @@ async def share_correct(generator: Generator, begun: Candidate, n: int, max_toke
 def prefixes_of(text: str) -> list[str]:
     """The text up to where each next step begins, for every thinking step and response step; the last one is all of it."""
     text = text.replace("\r\n", "\n")
-    steps = steps_of(parse(text))
+    steps = parse(text).steps
     ends, at = [], 0
     for step in steps:
         at = text.index(step, at) + len(step)
@@ -163,7 +158,7 @@ class Judge:
         self.engine, self.cache, self.template, self.max_tokens, self.seed = engine, cache, template, max_tokens, seed
 
     async def rate(self, candidate: Candidate) -> list[float]:
-        trajectory, steps = candidate.trajectory, steps_of(candidate.trajectory)
+        trajectory, steps = candidate.trajectory, candidate.trajectory.steps
         prompts = [
             fill(
                 self.template,

@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from tts.console import key_values, print_rich, warn, watched
+from tts.console import field_names, key_values, print_rich, warn, watched
 from tts.errors import InputError
 from tts.score import ScoreSettings, score_file
 from tts.store import ESCAPE
 from tts.stream import Tally, rejected_of
-from tts.traces import FIELDS
 from tts.train.pool import REWARDED, UNSCORED, Pool, Rows, lacks_rewards, read_pool
 from tts.train.selection import Histogram, Selection, Stage, draw
 from tts.train.settings import Select
@@ -69,9 +68,7 @@ def select_file(
     goes to OUT's `.rejected.jsonl`; `complain` hears what a person should know. Raises InputError for bad input as a whole.
     """
     tally, complain = tally or Tally(), complain or (lambda message: None)
-    names = {name: str(value) for name, value in key_values("--field", settings.field).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+    names = field_names(settings.field)
     _check_files(settings)
     out, scorer, scored = settings.out, settings.scorer, None
     if scorer is None and settings.by in REWARDED and lacks_rewards(settings.pool, names):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from tts import chat
-from tts.console import key_values
+from tts.console import field_names
 from tts.errors import InputError
-from tts.traces import FIELDS, BadRowError, Trace, parse_line, read_lines
+from tts.traces import BadRowError, Trace, parse_line, read_lines
 from tts.train import policy
 from tts.train.policy import Prompts
 from tts.train.settings import SFT
@@ -30,8 +30,8 @@ def sft(settings: SFT) -> None:
     policy.require_trl()
     prompts = Prompts(settings.model, settings.system)
     most = min(settings.max_length or prompts.context, prompts.context)
-    rows = read_rows(settings.traces, prompts, most, _names(settings))
-    held_out = read_rows(settings.eval, prompts, most, _names(settings)) if settings.eval is not None else None
+    rows = read_rows(settings.traces, prompts, most, field_names(settings.field))
+    held_out = read_rows(settings.eval, prompts, most, field_names(settings.field)) if settings.eval is not None else None
     open_folder(settings)
     trainer = build(settings, prompts, rows, held_out)
     with stoppable(settings):
@@ -169,13 +169,6 @@ def end_of_turn(prompts: Prompts) -> int:
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no eos_token, which ends a completion; give it one")
     return int(tokenizer.eos_token_id)
-
-
-def _names(settings: SFT) -> dict[str, str]:
-    names = {name: str(value) for name, value in key_values("--field", settings.field).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
-    return names
 
 
 def _summary(settings: SFT, trainer: Any, traces: int) -> str:
