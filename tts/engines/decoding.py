@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from tts.engines.drawing import draw, uniform
-from tts.engines.kv import PrefixStore, SlotCache, Tokens
+from tts.engines.kv import ROWS, PrefixStore, SlotCache, Tokens, round_up
 from tts.engines.llama import LlamaForward
 from tts.segment import Segmenter
 from tts.types import Finish, Sampling
@@ -22,9 +22,8 @@ from tts.types import Finish, Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS, COLUMNS = 8, 16
-"""Batches come in multiples of so many rows, and look at multiples of so many columns: with others, matrix libraries switch
-kernels and the last bits of a row change (seen below 4 rows and below 16 columns)."""
+SPAN = 64
+"""Rows that look at equally many columns: about as many as the longest of them has."""
 
 CHUNK, PREFILL = 512, 8192
 """Tokens of one prefix, and of all together, that a prefill pass computes: attention's memory grows with their product."""
@@ -103,10 +102,12 @@ class DecodeLoop:
     """Decodes the rows of all requests together; at most `max_rows` at a time, the others wait in order of arrival."""
 
     def __init__(self, model: Any, *, ends: set[int], max_rows: int, cache_bytes: int) -> None:
-        self.model, self.ends, self.max_rows = model, ends, _round_up(max_rows, ROWS)
+        self.model, self.ends, self.max_rows = model, ends, round_up(max_rows, ROWS)
         self.device = model.device
-        self.forward = LlamaForward(model) if LlamaForward.fits(model) else _ModelForward(model)
-        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, ROWS)
+        lean = LlamaForward.fits(model)
+        self.forward = LlamaForward(model) if lean else _ModelForward(model)
+        self.span = SPAN if lean else self.max_rows
+        self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, self.span)
         self.store = PrefixStore(cache_bytes)
         self.rows: list[tuple[Row, _Request]] = []  # row i lives in slot i of the cache
         self._waiting: deque[_Request] = deque()
@@ -186,7 +187,7 @@ class DecodeLoop:
                 past = 0 if kv is None else kv.shape[3]
                 if rest := len(request.known) - past:
                     # behind a past, results depend on the width; without one, prompts of about a length go together
-                    width = _round_up(rest, ROWS) if past else max(ROWS, 1 << (rest - 1).bit_length())
+                    width = round_up(rest, ROWS) if past else max(ROWS, 1 << (rest - 1).bit_length())
                     groups.setdefault((past, min(width, CHUNK)), []).append((request, kv))
                 else:
                     self._place(request, kv)
@@ -202,7 +203,7 @@ class DecodeLoop:
         for i, (request, _) in enumerate(group):
             chunk = request.known[past : past + width]
             ids[i, : len(chunk)] = torch.tensor(chunk)
-        self.cache.prefill(torch.stack([kv for _, kv in group if kv is not None], 2) if past else None)
+        self.cache.prefill(len(group), width, torch.stack([kv for _, kv in group if kv is not None], 2) if past else None)
         # causal: what is padded on the right cannot be seen from the left
         mask = torch.full((width, past + width), -torch.inf, dtype=self.model.dtype, device=self.device).triu(past + 1)
         positions = torch.arange(past, past + width, device=self.device).expand(len(group), -1)
@@ -224,12 +225,12 @@ class DecodeLoop:
     def _decode(self) -> None:
         """One token for every row."""
         count = len(self.rows)
-        padded = _round_up(count, ROWS)
+        padded = round_up(count, ROWS)
         positions = [row.position for row, _ in self.rows] + [0] * (padded - count)
         ids = [row.last for row, _ in self.rows] + [0] * (padded - count)
-        length = _round_up(max(positions) + 1, COLUMNS)
+        self.cache.decode(positions[:count])
         where = torch.tensor(positions, device=self.device)[:, None]
-        self.cache.decode(where[:, 0], length)
+        length = self.cache.columns
         unseen = torch.arange(length, device=self.device) > where[:count]
         mask = torch.zeros(count, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
         logits = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)[:count].float()
@@ -257,13 +258,24 @@ class DecodeLoop:
             request.left -= 1
             if not request.left:
                 request.settle()
-        stay = len(self.rows) - len(gone)
-        holes = [slot for slot in sorted(gone) if slot < stay]
-        movers = [slot for slot in range(stay, len(self.rows)) if slot not in gone]
-        for hole, mover in zip(holes, movers, strict=True):
-            self.rows[hole] = self.rows[mover]
-        del self.rows[stay:]
-        self.cache.move(movers, holes)
+        if gone:
+            self._close_ranks([slot for slot in range(len(self.rows)) if slot not in gone])
+
+    def _close_ranks(self, stay: list[int]) -> None:
+        """Put the rows that stay into the first slots, the longest into the first span, and so on; most need not move."""
+        length = {slot: self.rows[slot][0].position for slot in stay}
+        ranked = sorted(stay, key=lambda slot: -length[slot])
+        moves: dict[int, int] = {}
+        for first in range(0, len(ranked), self.span):
+            belong = ranked[first : first + self.span]
+            slots = range(first, first + len(belong))
+            free = sorted({*slots}.difference(belong))
+            moves |= zip((slot for slot in belong if slot not in slots), free, strict=True)
+        rows = list(self.rows)
+        for source, target in moves.items():
+            self.rows[target] = rows[source]
+        del self.rows[len(stay) :]
+        self.cache.move(moves, length)
 
 
 def _explained(error: Exception, rows: int) -> Exception:
@@ -288,7 +300,3 @@ class _ModelForward:
             input_ids=ids, position_ids=positions, attention_mask=mask[:, None], past_key_values=cache, logits_to_keep=1
         ).logits
         return logits[:, -1]
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

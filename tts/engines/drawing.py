@@ -28,9 +28,8 @@ def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float6
 
 def draw(logits: Tensor, temperature: Sequence[float], top_p: Sequence[float], u: NDArray[np.float64]) -> Tensor:
     """One token per row of logits [rows, vocabulary]: the inverse of the tempered, truncated distribution at u."""
-    greedy = logits.argmax(-1)
     if not any(temperature):
-        return greedy
+        return logits.argmax(-1)
     scale = torch.tensor([t or 1.0 for t in temperature], device=logits.device)
     probabilities = (logits / scale[:, None]).softmax(-1)
     if min(top_p) < 1:
@@ -41,4 +40,6 @@ def draw(logits: Tensor, temperature: Sequence[float], top_p: Sequence[float], u
     cumulative = probabilities.double().cumsum(-1)
     point = torch.from_numpy(u).to(logits.device)[:, None] * cumulative[:, -1:]
     sampled = torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-    return torch.where(torch.tensor(temperature, device=logits.device) > 0, sampled, greedy)
+    if all(temperature):
+        return sampled
+    return torch.where(torch.tensor(temperature, device=logits.device) > 0, sampled, logits.argmax(-1))

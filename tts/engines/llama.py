@@ -1,12 +1,14 @@
 """The forward pass of Llama-shaped models, without what a general one spends around its arithmetic.
 
-A small model's token costs more in Python than in matrix products, and keys and values are read where they lie instead of
-being repeated for every query head first. `benchmarks/embedded.py` has the figures.
+A small model's token costs more in Python than in matrix products, so what is done for each layer is a handful of operations on
+plain tensors; and keys and values are read where they lie, each group of rows no further than its longest row goes.
+`benchmarks/embedded.py` has the figures.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +21,33 @@ if TYPE_CHECKING:
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures of this shape: rotary positions, RMS norms, gated MLPs, grouped heads; norms of queries and keys if any."""
+
+
+class _Linear(NamedTuple):
+    weight: Tensor
+    """[inputs, outputs]"""
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        out = torch.addmm(residual, x, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class _Layer(NamedTuple):
+    """A layer's weights, found once: looking them up in modules takes longer than some of the arithmetic."""
+
+    before_attention: Tensor
+    qkv: _Linear
+    norms: tuple[Tensor, Tensor] | None
+    """Of queries and keys, where the model has such."""
+    out: _Linear
+    before_mlp: Tensor
+    gate_up: _Linear
+    activation: Callable[[Tensor], Tensor]
+    down: _Linear
 
 
 class LlamaForward:
@@ -37,17 +66,11 @@ class LlamaForward:
 
     def __init__(self, model: Any) -> None:
         config, base = model.config, model.base_model
-        self.base, self.head, self.eps = base, model.lm_head, config.rms_norm_eps
+        self.rotary, self.eps = base.rotary_emb, torch.tensor(config.rms_norm_eps, device=model.device)
+        self.embedding, self.norm, self.head = base.embed_tokens.weight, base.norm.weight, _linear(model.lm_head)
         self.size: int = base.layers[0].self_attn.head_dim
-        self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        self.layers = [
-            (
-                layer,
-                _fuse(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                _fuse(layer.mlp.gate_proj, layer.mlp.up_proj),
-            )
-            for layer in base.layers
-        ]
+        self.queries, self.keys = config.num_attention_heads, config.num_key_value_heads
+        self.layers = [_layer(layer) for layer in base.layers]
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         """Logits [rows, vocabulary] behind the last of `ids` at `positions`, both [rows, tokens].
@@ -55,45 +78,70 @@ class LlamaForward:
         `mask` [live rows, tokens, columns] is added to the attention scores; rows behind the live ones are padding, which no
         attention is spent on.
         """
-        live, tokens, columns = mask.shape
-        queries, keys, _ = self.heads
-        groups = queries // keys
-        hidden = self.base.embed_tokens(ids)
-        cos, sin = (x[:, :, None] for x in self.base.rotary_emb(hidden, positions))
+        (rows, tokens), (live, _, columns) = ids.shape, mask.shape
+        queries, keys, size = self.queries, self.keys, self.size
+
+        def batch(span: slice) -> slice:
+            """Rows as they lie where every row has all its key heads, one after the other."""
+            return slice(span.start * keys, span.stop * keys)
+
+        groups, scale = queries // keys, size**-0.5
+        hidden = functional.embedding(ids.flatten(), self.embedding)
+        cos, sin = (x[:live].reshape(live * tokens, 1, size) for x in self.rotary(hidden, positions))
+        sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)  # signed for halves that have changed places
         mask = mask[:, None, None].expand(live, keys, groups, tokens, columns).reshape(live * keys, groups * tokens, columns)
-        for slots, (layer, attention, mlp) in zip(cache.slots, self.layers, strict=True):
-            heads = attention(self._norm(layer.input_layernorm, hidden)).unflatten(-1, (-1, self.size))
-            turned = self._rotate(layer.self_attn, heads[:, :, : queries + keys], cos, sin)[:live].transpose(1, 2)
-            k, v = slots.update(turned[:, queries:], heads[:live, :, queries + keys :].transpose(1, 2))
-            q = turned[:, :queries].reshape(live * keys, groups * tokens, self.size)
-            weights = torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=self.size**-0.5)
-            seen = torch.bmm(weights.softmax(-1, dtype=torch.float32).to(v.dtype), v.flatten(0, 1))
-            seen = seen.view(live, queries, tokens, self.size).transpose(1, 2).flatten(2)
-            hidden = hidden + layer.self_attn.o_proj(functional.pad(seen, (0, 0, 0, 0, 0, len(ids) - live)))
-            gate, up = mlp(self._norm(layer.post_attention_layernorm, hidden)).chunk(2, -1)
-            hidden = hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
-        return self.head(self._norm(self.base.norm, hidden[:, -1]))  # type: ignore[no-any-return]
+        masks = [mask[batch(span.rows), :, : span.columns] for span in cache.spans]
+        seen = hidden.new_zeros(rows, tokens, keys, groups, size)
+        for i, layer in enumerate(self.layers):
+            heads = layer.qkv(self._rms(hidden, layer.before_attention))[: live * tokens].view(live * tokens, -1, size)
+            turned, v = heads.split((queries + keys, keys), 1)
+            if layer.norms is not None:
+                q, k = turned.split((queries, keys), 1)
+                turned = torch.cat((self._rms(q, layer.norms[0]), self._rms(k, layer.norms[1])), 1)
+            turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin)
+            q, k = turned.view(live, tokens, -1, size).transpose(1, 2).split((queries, keys), 1)
+            past = cache.attend(i, k, v.view(live, tokens, -1, size).transpose(1, 2))
+            q = q.reshape(live * keys, groups * tokens, size)
+            for span, unseen, (k, v) in zip(cache.spans, masks, past, strict=True):
+                weights = torch.baddbmm(unseen, q[batch(span.rows)], k.flatten(0, 1).transpose(1, 2), alpha=scale)
+                mixed = torch.bmm(weights.softmax(-1, dtype=torch.float32).to(v.dtype), v.flatten(0, 1))
+                seen[span.rows] = mixed.view(-1, keys, groups, tokens, size).permute(0, 3, 1, 2, 4)
+            hidden = layer.out.onto(hidden, seen.view(rows * tokens, -1))
+            gate, up = layer.gate_up(self._rms(hidden, layer.before_mlp)).chunk(2, -1)
+            hidden = layer.down.onto(hidden, layer.activation(gate).mul_(up))
+        return self.head(self._rms(hidden.view(rows, tokens, -1)[:, -1], self.norm))
 
-    def _norm(self, module: Any, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], module.weight, self.eps)
-
-    def _rotate(self, attention: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries and keys [rows, tokens, heads, size], turned by their positions."""
-        if hasattr(attention, "q_norm"):
-            queries, keys = heads.split(self.heads[:2], 2)
-            heads = torch.cat((self._norm(attention.q_norm, queries), self._norm(attention.k_norm, keys)), 2)
-        first, second = heads.chunk(2, -1)
-        return torch.addcmul(heads * cos, torch.cat((-second, first), -1), sin)
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        """torch's own rms_norm takes twice as long on a CPU."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).to(x.dtype).mul_(weight)
 
 
-def _fuse(*linears: Any) -> nn.Linear:
+def _layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        layer.input_layernorm.weight,
+        _fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
+        _linear(attention.o_proj),
+        layer.post_attention_layernorm.weight,
+        _fuse(mlp.gate_proj, mlp.up_proj),
+        mlp.act_fn.forward,
+        _linear(mlp.down_proj),
+    )
+
+
+def _linear(module: nn.Linear) -> _Linear:
+    return _Linear(module.weight.data.t(), None if module.bias is None else module.bias.data)
+
+
+def _fuse(*linears: Any) -> _Linear:
     """One linear layer that computes them all; theirs become views of its weights."""
-    with torch.no_grad():
-        fused = nn.Linear(1, 1, bias=linears[0].bias is not None)
-        for name in ("weight", "bias") if linears[0].bias is not None else ("weight",):
-            parts = [getattr(linear, name) for linear in linears]
-            joined = torch.cat([part.data for part in parts])
-            setattr(fused, name, nn.Parameter(joined, requires_grad=False))
-            for part, view in zip(parts, joined.split([len(part) for part in parts]), strict=True):
-                part.data = view
-    return fused
+    joined = {}
+    for name in ("weight", "bias") if linears[0].bias is not None else ("weight",):
+        parts = [getattr(linear, name) for linear in linears]
+        joined[name] = torch.cat([part.data for part in parts])
+        for part, view in zip(parts, joined[name].split([len(part) for part in parts]), strict=True):
+            part.data = view
+    return _Linear(joined["weight"].t(), joined.get("bias"))
