@@ -6,19 +6,19 @@
 `python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`; `--continuous` adds transformers' own continuous batching. For a
 batch of B: 4 B requests (at least 8) of different problems, temperature 1, to the end of the text, B under way at once.
 `model.generate` takes them B by B; the engines admit the next one as soon as one is done. Each contender has a process of its
-own, alone on the machine while it is measured; they take turns `--repeat` times, and medians are reported.
+own, and the others are stopped while it is measured; they take turns `--repeat` times, and medians are reported.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
 import sys
 import time
 from typing import Annotated
 
 import typer
+from contender import Contender
 
 from tts.demo import arith
 from tts.types import Problem, Sampling
@@ -90,7 +90,12 @@ def contender(name):
             from tts.engines.vllm import VLLMEngine
 
             engine = VLLMEngine(
-                "arith-policy", dtype="float32", enforce_eager=True, max_model_len=512, enable_prefix_caching=False
+                "arith-policy",
+                dtype="float32",
+                enforce_eager=True,
+                max_model_len=512,
+                enable_prefix_caching=False,
+                gpu_memory_utilization=0.3,
             )
         else:
             from tts.engines.transformers import TransformersEngine
@@ -105,27 +110,13 @@ def contender(name):
         else:
             work = through_engine(engine, runner)
         work(16, 9)
-        print("ready", flush=True)
+        print("READY", flush=True)
         for line in sys.stdin:
             size, seed = map(int, line.split())
             start = time.perf_counter()
             tokens = work(size, seed)
-            print(f"RATE {tokens / (time.perf_counter() - start)}", flush=True)
+            print(f"RESULT {tokens / (time.perf_counter() - start)}", flush=True)
         runner.run(engine.close())
-
-
-def start(python, name):
-    process = subprocess.Popen(
-        [python, __file__, "--contender", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    next(line for line in process.stdout if line == "ready\n")
-    return process
-
-
-def ask(process, size, seed):
-    process.stdin.write(f"{size} {seed}\n")
-    process.stdin.flush()
-    return float(next(line for line in process.stdout if line.startswith("RATE ")).split()[1])
 
 
 def main(
@@ -140,21 +131,20 @@ def main(
     pythons = {"embedded": sys.executable, "generate": sys.executable} | ({"vllm": vllm} if vllm else {})
     if continuous:
         pythons["continuous"] = sys.executable
-    processes = {name: start(python, name) for name, python in pythons.items()}
-    names = list(processes)
+    contenders = {name: Contender(python, __file__, "--contender", name) for name, python in pythons.items()}
+    names = list(contenders)
     print(f"| batch | {' | '.join(names)} | {' | '.join(f'embedded / {name}' for name in names[1:])} |")
     print("|---" * (2 * len(names)) + "|")
     for size in SIZES:
         rates = {name: [] for name in names}
         for seed in range(repeat):
             for name in names:
-                rates[name].append(ask(processes[name], size, 10_000 * seed))
+                rates[name].append(float(contenders[name].ask(f"{size} {10_000 * seed}")))
         median = {name: statistics.median(values) for name, values in rates.items()}
         ratios = [f"{median['embedded'] / median[name]:.2f}" for name in names[1:]]
         print(f"| {size} | {' | '.join(f'{median[name]:,.0f}' for name in names)} | {' | '.join(ratios)} |", flush=True)
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+    for one in contenders.values():
+        one.close()
 
 
 if __name__ == "__main__":

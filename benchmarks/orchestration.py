@@ -4,15 +4,14 @@
     | 12.32           | 104,293 | 13.66      | 104,293 | 1.108     |
 
 `python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
-settings; they take turns, and medians are reported. `LLM.generate` only generates; `tts.run` also cuts steps, grades the
-answers and writes the run folder (majority voting: no reward model beside it).
+settings; they take turns, one stopped while the other works; medians, of the ratio that of a turn's two. `LLM.generate` only generates;
+`tts.run` also cuts steps, grades the answers and writes the run folder (majority voting: no reward model beside it).
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from contender import Contender
 
 PROBLEMS, N, LONGEST = 64, 16, 200
 SETTINGS = {
@@ -27,7 +27,7 @@ SETTINGS = {
     "enforce_eager": True,
     "max_model_len": 512,
     "enable_chunked_prefill": False,
-    "gpu_memory_utilization": 0.5,
+    "gpu_memory_utilization": 0.3,
 }
 
 
@@ -90,26 +90,18 @@ def main(repeat: int = 5, role: Annotated[str | None, typer.Option(hidden=True)]
     if role:
         through_llm() if role == "llm" else through_tts()
         return
-    processes = {}
-    for name in ("llm", "tts"):
-        command = [sys.executable, __file__, "--role", name]
-        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        next(line for line in processes[name].stdout if line == "READY\n")
-    taken = {name: [] for name in processes}
+    contenders = {name: Contender(sys.executable, __file__, "--role", name) for name in ("llm", "tts")}
+    taken = {name: [] for name in contenders}
     tokens = {}
     for _ in range(repeat):
-        for name, process in processes.items():
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            line = next(line for line in process.stdout if line.startswith("RESULT "))
-            seconds, tokens[name] = json.loads(line.removeprefix("RESULT "))
+        for name, contender in contenders.items():
+            seconds, tokens[name] = json.loads(contender.ask("go"))
             taken[name].append(seconds)
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+    for contender in contenders.values():
+        contender.close()
     median = {name: statistics.median(values) for name, values in taken.items()}
     print("| LLM.generate, s | tokens | tts.run, s | tokens | tts / LLM |\n|---|---|---|---|---|")
-    ratio = median["tts"] / median["llm"]
+    ratio = statistics.median(tts / llm for tts, llm in zip(taken["tts"], taken["llm"], strict=True))
     print(f"| {median['llm']:.2f} | {tokens['llm']:,} | {median['tts']:.2f} | {tokens['tts']:,} | {ratio:.3f} |")
 
 

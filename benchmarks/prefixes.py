@@ -13,6 +13,7 @@ one sibling only, so its own counters are read.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -36,19 +37,25 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-async def grow(engine, problem, width):
+async def grow(engine, problem, width, step_tokens):
     generator = Generator(engine, problem, Sampling(max_tokens=200))
     tree, candidate = len(engine.encode(problem)), Candidate(problem)
     while not candidate.done:
-        children = await generator.step(candidate, width)
-        tree += sum(len(child.steps[-1].token_ids) for child in children)
+        if step_tokens is None:
+            children = await generator.step(candidate, width)
+        else:
+            children = await generator.step(candidate, width, stop=(), max_tokens=step_tokens)
+        tree += sum(len(child.token_ids) for child in children) - width * len(candidate.token_ids)
         candidate = children[0]
+        if step_tokens is not None and candidate.finish == "length" and len(candidate.token_ids) < 200:
+            last = replace(candidate.steps[-1], finish="step")
+            candidate = replace(candidate, steps=(*candidate.steps[:-1], last))
     return tree, generator.usage.prompt - generator.usage.cached
 
 
-async def measure(engine, count, width):
+async def measure(engine, count, width, step_tokens):
     problems = [Problem(str(i), chain.prompt) for i, chain in enumerate(arith.take("dev", count))]
-    grown = await asyncio.gather(*(grow(engine, problem, width) for problem in problems))
+    grown = await asyncio.gather(*(grow(engine, problem, width, step_tokens) for problem in problems))
     counted = by_vllm(engine)
     await engine.close()
     tree, prefilled = (sum(column) for column in zip(*grown, strict=True))
@@ -65,8 +72,14 @@ def by_vllm(engine):
     return int(counters["vllm:prefix_cache_queries_total"] - counters["vllm:prefix_cache_hits_total"])
 
 
-def main(engine: Annotated[str, typer.Option()] = "transformers", problems: int = 32, width: int = 4) -> None:
-    tree, prefilled = asyncio.run(measure(load_engine(engine, "arith-policy", options=ARGUMENTS[engine]), problems, width))
+def main(
+    engine: Annotated[str, typer.Option()] = "transformers",
+    problems: int = 32,
+    width: int = 4,
+    step_tokens: Annotated[int | None, typer.Option(help="Steps of so many tokens instead of the policy's own.")] = None,
+) -> None:
+    loaded = load_engine(engine, "arith-policy", options=ARGUMENTS[engine])
+    tree, prefilled = asyncio.run(measure(loaded, problems, width, step_tokens))
     print("| engine | tokens in the tree | prefilled | ratio |\n|---|---|---|---|")
     print(f"| {engine} | {tree:,} | {prefilled:,} | {prefilled / tree:.2f} |")
 

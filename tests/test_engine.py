@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tts.engines import decoding
 from tts.engines.drawing import draw, uniform
+from tts.engines.kv import PrefixStore, SlotCache
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.generator import Generator
+from tts.segment import Segmenter
 from tts.types import Candidate, Problem, Sampling
 
 
@@ -44,9 +47,10 @@ def sample_all(engine, problems, at_once, n=5):
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize(("max_rows", "at_once"), [(16, 1), (16, 24), (48, 7), (256, 24)])
-def test_samples_do_not_depend_on_batch_size_or_concurrency(engine, problems, max_rows, at_once):
+@pytest.mark.parametrize(("max_rows", "at_once", "span"), [(16, 1, 64), (16, 24, 8), (48, 7, 16), (256, 24, 8), (256, 24, 64)])
+def test_samples_do_not_depend_on_batch_size_or_concurrency(engine, problems, max_rows, at_once, span, monkeypatch):
     reference = sample_all(engine, problems, at_once=8)
+    monkeypatch.setattr(decoding, "SPAN", span)  # rows move from span to span
     other = TransformersEngine("arith-policy", max_rows=max_rows)
     assert sample_all(other, problems, at_once) == reference
 
@@ -184,9 +188,51 @@ async def test_a_longer_prefix_is_computed_from_the_longest_known_one(problems):
     assert grown.steps == (await fresh.generate(longer, 3, Sampling(seed=1))).steps
 
 
-def test_the_prefix_store_forgets_the_least_recently_used_first():
-    from tts.engines.kv import PrefixStore
+def test_rows_that_stay_are_grouped_by_length_and_keep_their_keys_and_values(monkeypatch):
+    monkeypatch.setattr(decoding, "SPAN", 8)
+    loop = TransformersEngine("arith-policy").loop
+    segmenter, sampling = Segmenter(str, ()), Sampling()
+    lengths = [5, 40, 3, 17, 90, 8, 61, 12, 33, 70, 21, 4, 55, 9, 80, 28, 6, 47, 14, 66]
+    for slot, length in enumerate(lengths):
+        row = decoding.Row(tuple(range(length + 1)), sampling, 0, segmenter, 100)
+        loop.rows.append((row, None))
+        loop.cache.write(slot, 1, torch.full((4, 2, 3, length, 32), float(length)))
+    gone = {1, 4, 12, 19}
+    loop._close_ranks([slot for slot in range(20) if slot not in gone])
+    left = [row.position for row, _ in loop.rows]
+    assert sorted(left) == sorted(length for slot, length in enumerate(lengths) if slot not in gone)
+    assert min(left[:8]) >= max(left[8:])  # the longest are in the first span
+    for slot, length in enumerate(left):
+        assert torch.equal(loop.cache.read(slot, length), torch.full((4, 2, 3, length, 32), float(length)))
+    before = list(loop.rows)
+    loop._close_ranks(list(range(16)))
+    assert loop.rows == before  # what is in its span already stays where it is
 
+
+def test_a_span_is_as_long_as_its_longest_row_needs():
+    cache = SlotCache(layers=2, span=8)
+    kv = torch.randn(2, 2, 3, 70, 4)
+    cache.write(5, 6, kv)  # three slots of the first span, three of the second
+    for slot in range(5, 11):
+        assert torch.equal(cache.read(slot, 70), kv)
+    cache.decode([200] * 8 + [69, 70, 70])
+    assert [(span.rows.start, span.rows.stop) for span in cache.spans] == [(0, 8), (8, 11)]
+    assert cache.spans[0].columns > 200
+    assert 71 <= cache.spans[1].columns < 200
+    keys, values = torch.randn(11, 3, 1, 4), torch.randn(11, 3, 1, 4)
+    for layer in range(2):
+        (first, _), (second, more) = cache.attend(layer, keys, values)
+        assert first.shape == (8, 3, cache.spans[0].columns, 4)
+        assert torch.equal(first[:, :, 200], keys[:8, :, 0])
+        assert torch.equal(second[0, :, 69], keys[8, :, 0])
+        assert torch.equal(more[2, :, 70], values[10, :, 0])
+    cache.decode([20] * 8)  # the long ones have gone
+    [(shorter, _)] = cache.attend(0, keys[:8], values[:8])
+    assert shorter.shape[2] < 100
+    assert torch.equal(cache.read(5, 20), kv[:, :, :, :20])
+
+
+def test_the_prefix_store_forgets_the_least_recently_used_first():
     kv = torch.zeros(1, 2, 1, 2, 1)
     store = PrefixStore(limit=3 * kv.nbytes)
     for tokens in ((1, 1), (2, 2), (3, 3)):

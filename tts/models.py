@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +118,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
     return tokenizer
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """A function from token ids to their text, special tokens left out and white space as it is.
+
+    Goes straight to the Rust tokenizer where the model's own has nothing to add: several times as fast for short texts, and
+    every step of every sample is one.
+    """
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    kind = type(tokenizer)
+    if isinstance(tokenizer, Fast) and (kind.decode, kind._decode) == (Fast.decode, Fast._decode):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+    decode: Any = tokenizer.decode
+    return partial(decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def load_weights(

@@ -20,19 +20,23 @@ class Segmenter:
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether the last of a step's tokens so far completes a stop string."""
-        token = tokens[-1]
-        may_end = self._may_end.get(token)
-        if may_end is None:
-            may_end = self._may_end[token] = not self._last.isdisjoint(self.decode([token]))
-        if not may_end:
-            return False
-        tail = self.decode(tokens[-self._window :])
-        return any(stop in tail for stop in self.stops)
+        return self._may_complete(tokens[-1]) and self._completes(tokens[-self._window :])
 
     def split(self, tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """Cut after every token that completes a stop string, as generation step by step would have."""
         start = 0
-        for end in range(1, len(tokens) + 1):
-            if end == len(tokens) or self.ends(tokens[max(start, end - self._window) : end]):
+        for end, token in enumerate(tokens, 1):
+            found = self._may_complete(token) and self._completes(tokens[max(start, end - self._window) : end])
+            if found or end == len(tokens):
                 yield tuple(tokens[start:end])
                 start = end
+
+    def _may_complete(self, token: int) -> bool:
+        may = self._may_end.get(token)
+        if may is None:
+            may = self._may_end[token] = not self._last.isdisjoint(self.decode([token]))
+        return may
+
+    def _completes(self, tail: Sequence[int]) -> bool:
+        text = self.decode(tail)
+        return any(stop in text for stop in self.stops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Record:
         return _records().validate_python(json.loads(line))
 
     def to_json(self) -> str:
-        row = asdict(self)
+        row = _records().dump_python(self)
         del row["usage"]["cached"]
         if not self.tree:
             del row["tree"]

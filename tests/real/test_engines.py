@@ -180,6 +180,18 @@ def test_a_prefix_is_not_computed_twice(loop, engine):
     loop.run(work())
 
 
+def test_vllm_batches_as_it_does_for_work_that_is_there_at_once(inside):
+    if NAME != "vllm":
+        pytest.skip("a matter of vLLM's defaults")
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    offline = AsyncEngineArgs(model=str(MODELS["arith-policy"]), **ARGUMENTS["vllm"]).create_engine_config(
+        UsageContext.LLM_CLASS
+    )
+    assert inside.llm.vllm_config.scheduler_config.max_num_seqs == offline.scheduler_config.max_num_seqs
+
+
 def test_logprobs(loop, inside, embedded):
     async def work():
         prefix = inside.encode(PROBLEMS[0])

@@ -14,6 +14,7 @@ class Prompter:
 
     def __init__(self, model: str, system: str | None = None) -> None:
         self.tokenizer, self.system = models.load_tokenizer(model), system
+        self._decode = models.decoder(self.tokenizer)
 
     async def tells_steps(self) -> bool:
         """Every engine that takes token ids here does."""
@@ -44,4 +45,4 @@ class Prompter:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._decode(list(token_ids))

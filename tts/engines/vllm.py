@@ -14,6 +14,7 @@ from tts.errors import InputError
 from tts.types import Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "1024")  # vLLM pauses behind each chunk for a web server's other work
 
 
 class VLLMEngine(Prompter):
@@ -26,20 +27,15 @@ class VLLMEngine(Prompter):
     def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
         models.load_policy_config(model)
         super().__init__(model, system)
-        from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         settings: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
         if current_platform.is_cpu():  # a seeded sample in a prefill chunk that is not its last would kill vLLM there
             settings["enable_chunked_prefill"] = False
         if adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": models.adapter_rank(adapter)}
-        try:
-            self.llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(model=models.locate(model), **(settings | arguments)))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
+        self.llm: Any = start(model, **(settings | arguments))
         self.lora = LoRARequest("adapter", 1, models.locate_adapter(adapter)) if adapter else None
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
@@ -85,6 +81,21 @@ class VLLMEngine(Prompter):
     async def close(self) -> None:
         self.llm.shutdown()
         self.llm = None  # it would shut down once more while the interpreter ends, and complain
+
+
+def start(model: str, **arguments: Any) -> Any:
+    """An AsyncLLM. Raises InputError where vLLM refuses the model or an argument."""
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    try:
+        # LLM_CLASS: batches as large as vLLM makes them where the work is there at once; by default they are half that or less
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(model=models.locate(model), **arguments), usage_context=UsageContext.LLM_CLASS
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
 
 
 def _finish(reason: str, stop: int | str | None) -> Finish:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from itertools import combinations, groupby
 from math import comb
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +13,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_BLOCK = 2_000_000
+"""Indices in one block of resamples, which bounds its memory."""
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -44,25 +47,32 @@ def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], k: int)
     Counts subsets by a generating function: for each number t of votes, those in which a group has t, some others have as
     many, and none has more.
     """
-    n, sizes = len(groups), Counter(group for group in groups if group is not None)
+    sizes = Counter(group for group in groups if group is not None)
     right = {group: flag for group, flag in zip(groups, correct, strict=True) if group is not None}
+    return _majority_of_k(tuple(sorted((size, right[group]) for group, size in sizes.items())), len(groups), k)
+
+
+@lru_cache(maxsize=4096)
+def _majority_of_k(votes: tuple[tuple[int, bool], ...], n: int, k: int) -> float:
+    """The same, of groups as their sizes and whether they are right: the votes of many problems are alike."""
+    sizes = [size for size, _ in votes]
     if k == n:  # one subset
-        most = [group for group, size in sizes.items() if size == max(sizes.values())]
-        return sum(right[group] for group in most) / len(most) if most else 0.0
-    silent = n - sum(sizes.values())
+        most = [right for size, right in votes if size == max(sizes)]
+        return sum(most) / len(most) if most else 0.0
+    silent = n - sum(sizes)
     expected = 0.0
-    for t in range(1, min(k, max(sizes.values(), default=0)) + 1):
+    for t in range(1, min(k, max(sizes, default=0)) + 1):
         # ways[v, j]: choices of v candidates in which no group has more than t votes, and j of the groups have exactly t
         start = np.zeros((k + 1, k // t + 1))
         start[: silent + 1, 0] = [comb(silent, v) for v in range(min(silent, k) + 1)]
         before = [start]
-        for size in sizes.values():
+        for size in sizes:
             before.append(_with_group(before[-1], size, t))
         after = [np.eye(1, k // t + 1) * np.eye(k + 1, 1)]
-        for size in reversed([*sizes.values()]):
+        for size in reversed(sizes):
             after.append(_with_group(after[-1], size, t))
-        for i, (group, size) in enumerate(sizes.items()):
-            if right[group] and size >= t:
+        for i, (size, right) in enumerate(votes):
+            if right and size >= t:
                 rest = k - t + 1
                 pairs = before[i][:rest].T @ after[len(sizes) - 1 - i][:rest][::-1]  # [ties before, ties after]
                 ties = np.add.outer(np.arange(len(pairs)), np.arange(len(pairs)))
@@ -114,10 +124,20 @@ def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, lev
     """Percentile bootstrap interval of the mean of one value per problem. Give differences for a paired one."""
     if not values:
         return (float("nan"), float("nan"))
-    data, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    rows = max(1, 2_000_000 // len(data))  # bounds the memory of one block of resamples
-    means = np.concatenate(
-        [data[rng.integers(0, len(data), (min(rows, draws - i), len(data)))].mean(1) for i in range(0, draws, rows)]
-    )
+    data = np.asarray(values, dtype=float)
+    means = np.concatenate([data[resample].mean(1) for resample in _resamples(len(data), seed, draws)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _resamples(count: int, seed: int, draws: int) -> Iterable[NDArray[np.int64]]:
+    """Blocks of resamples [draws, count], as indices; the same for all values of a run, which has many."""
+    if count * draws <= _BLOCK:
+        return (_resample(count, seed, draws),)
+    rng, rows = np.random.default_rng(seed), max(1, _BLOCK // count)
+    return (rng.integers(0, count, (min(rows, draws - i), count)) for i in range(0, draws, rows))
+
+
+@lru_cache(maxsize=1)
+def _resample(count: int, seed: int, draws: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, count, (draws, count))

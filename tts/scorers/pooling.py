@@ -6,17 +6,15 @@ vLLM knows two-class step heads and token classification; it answers with class 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 from tts import models
 from tts.engines.http import BadRequestError, JsonClient, ServerError, key_from_environment
+from tts.engines.vllm import start
 from tts.errors import InputError
 from tts.scorers.reader import Query
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 TASK = "token_classify"
 
@@ -26,16 +24,11 @@ class VLLMReader:
 
     def __init__(self, name: str, **arguments: Any) -> None:
         try:
-            from vllm import AsyncEngineArgs
             from vllm.config import PoolerConfig
-            from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError:
             raise InputError("--scorer-engine vllm needs vLLM; install it with: pip install 'tts-toolkit[vllm]'") from None
         settings = {"runner": "pooling", "pooler_config": PoolerConfig(pooling_type="ALL"), "disable_log_stats": True}
-        try:
-            self.llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(model=models.locate(name), **(settings | arguments)))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
+        self.llm: Any = start(name, **(settings | arguments))
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
