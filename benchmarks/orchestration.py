@@ -4,8 +4,8 @@
     | 12.32           | 104,293 | 13.66      | 104,293 | 1.108     |
 
 `python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
-settings; they take turns, one stopped while the other works; medians, of the ratio that of a turn's two. `LLM.generate` only generates;
-`tts.run` also cuts steps, grades the answers and writes the run folder (majority voting: no reward model beside it).
+settings; they take turns, one stopped while the other works. Medians; that of the ratio is over turns. `LLM.generate` only
+generates; `tts.run` also cuts steps, grades the answers and writes the run folder (majority voting: no reward model beside it).
 """
 
 from __future__ import annotations
