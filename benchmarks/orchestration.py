@@ -1,7 +1,7 @@
 """What orchestration costs: best-of-16 over 64 problems through `tts.run` and the vllm engine, against one `LLM.generate` call.
 
     | LLM.generate, s | tokens  | tts.run, s | tokens  | tts / LLM |
-    | 12.32           | 104,293 | 13.66      | 104,293 | 1.108     |
+    | 10.44           | 104,293 | 10.47      | 104,293 | 1.039     |
 
 `python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
 settings; they take turns, one stopped while the other works. Medians; that of the ratio is over turns. `LLM.generate` only
