@@ -1,7 +1,7 @@
 """Tokens per second of the embedded engine, of `model.generate` on padded batches, and of vLLM, on the same requests.
 
     | batch | embedded | generate | vllm  | embedded / generate | embedded / vllm |
-    | 256   | 10,522   | 6,725    | 6,327 | 1.56                | 1.66            |
+    | 256   | 15,222   | 7,322    | 8,359 | 2.08                | 1.82            |
 
 `python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`; `--continuous` adds transformers' own continuous batching. For a
 batch of B: 4 B requests (at least 8) of different problems, temperature 1, to the end of the text, B under way at once.

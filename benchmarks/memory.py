@@ -1,7 +1,7 @@
 """Resident memory of the embedded engine over 10,000 small requests, every one with a prompt of its own.
 
     | requests | resident MiB |
-    | 10,000   | 633          |
+    | 10,000   | 679          |
 
 `python benchmarks/memory.py`
 """

@@ -4,6 +4,7 @@
     | transformers | 13,872 | 1,937  | 0.14 |
     | sglang       | 13,904 | 1,737  | 0.12 |
     | vllm         | 13,882 | 24,776 | 1.78 |
+    | vllm, --step-tokens 32 | 13,835 | 9,304 | 0.67 |
 
 `python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
 step count once in the tree; what an engine prefills is each request's prefix less what it found cached. vLLM reports that of

@@ -6,8 +6,8 @@ row change), and its random numbers are a hash of (seed, position). Keys and val
 all siblings, those of a step once for all its children.
 
 The loop is our own because transformers' continuous batching is slower here and draws by no seed of a request's own. Tokens a
-second of the bundled policy on two CPU cores, ours and `generate_batch`: 661 and 318 with 1 request under way, 5,725 and
-2,159 with 16, 13,194 and 1,130 with 256 (one round of `python benchmarks/embedded.py --continuous`; no GPU was at hand).
+second of the bundled policy on two CPU cores, ours and `generate_batch`: 1,055 and 206 with 1 request under way, 9,284
+and 1,432 with 16, 15,778 and 1,198 with 256 (one round of `python benchmarks/embedded.py --continuous`; no GPU was at hand).
 """
 
 from __future__ import annotations
