@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ async def test_every_make_decodes_as_its_own_forward_pass_does(folder, problems,
             logits = plain(torch.tensor([[*prefix, *step.token_ids]])).logits[0, len(prefix) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(step.token_ids)[:, None])[:, 0]
         assert step.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
+
+
+async def test_every_make_decodes_siblings_together_as_one_by_one(folder, problems):
+    engine = TransformersEngine(str(folder), device="cpu")
+    prefix = engine.encode(problems[0])
+    sampling = Sampling(temperature=20, max_tokens=30, logprobs=True)  # random weights are very sure of themselves
+    together = (await engine.generate(prefix, 11, replace(sampling, seed=5))).steps
+    alone = [(await engine.generate(prefix, 1, replace(sampling, seed=5 + i))).steps[0] for i in range(11)]
+    assert list(together) == alone
+    assert len(set(together)) > 5
 
 
 def test_the_lean_forward_pass_is_for_the_shape_that_it_knows(tmp_path):

@@ -104,9 +104,9 @@ class DecodeLoop:
     def __init__(self, model: Any, *, ends: set[int], max_rows: int, cache_bytes: int) -> None:
         self.model, self.ends, self.max_rows = model, ends, round_up(max_rows, ROWS)
         self.device = model.device
-        lean = LlamaForward.fits(model)
-        self.forward = LlamaForward(model) if lean else _ModelForward(model)
-        self.span = SPAN if lean else self.max_rows
+        self.lean = LlamaForward.fits(model)
+        self.forward = LlamaForward(model) if self.lean else _ModelForward(model)
+        self.span = SPAN if self.lean else self.max_rows
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, self.span)
         self.store = PrefixStore(cache_bytes)
         self.rows: list[tuple[Row, _Request]] = []  # row i lives in slot i of the cache
@@ -228,7 +228,7 @@ class DecodeLoop:
         padded = round_up(count, ROWS)
         positions = [row.position for row, _ in self.rows] + [0] * (padded - count)
         ids = [row.last for row, _ in self.rows] + [0] * (padded - count)
-        self.cache.decode(positions[:count])
+        self.cache.decode(positions[:count] if self.lean else positions)  # a model's own attention looks at padding too
         where = torch.tensor(positions, device=self.device)[:, None]
         length = self.cache.columns
         unseen = torch.arange(length, device=self.device) > where[:count]
