@@ -44,7 +44,6 @@ class SlotCache(Cache):
         self._stores: list[_Store] = []
         self._positions: list[int] = []
         self._targets: list[Tensor] | None = None
-        self._past = 0
         self._chunks: list[tuple[Tensor, Tensor] | None] = [None] * layers
 
     @property
@@ -54,9 +53,9 @@ class SlotCache(Cache):
 
     def prefill(self, batch: int, width: int, past: Tensor | None) -> None:
         """The next pass computes chunks of `width` that follow `past` [layers, 2, batch, heads, length, size]."""
-        self._positions, self._past = [], 0 if past is None else past.shape[4]
+        self._positions = []
         self._chunks = [None if past is None else (past[i, 0], past[i, 1]) for i in range(len(self._chunks))]
-        self.spans = [Span(slice(0, batch), self._past + width)]
+        self.spans = [Span(slice(0, batch), width + (0 if past is None else past.shape[4]))]
 
     def prefilled(self) -> Tensor:
         """Keys and values of past and chunk, [layers, 2, batch, heads, length, size]."""
