@@ -35,7 +35,7 @@ bench: $(VENV)/.dev
 
 # the paper's findings in miniature: half an hour on two cores; goes on where it was stopped
 reproduce: $(VENV)/.train
-	$(BIN)/python -m tts.evals.reproduce
+	$(BIN)/python -m tts.reproduce
 
 env: $(VENV)/.dev
 

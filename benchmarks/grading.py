@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tts.answers import Grader
+from tts.grading.pool import Grader
 from tts.types import Candidate, Problem, Step
 
 PROBLEMS, N = 625, 16

@@ -24,9 +24,9 @@ from pathlib import Path
 import typer
 
 import tts
-from tts import models
-from tts.answers import Grader
 from tts.evals.benchmarks import load_benchmark
+from tts.grading.pool import Grader
+from tts.models import checkpoints
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Step
 
@@ -38,7 +38,7 @@ def serve():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", models.locate("arith-policy"),
+        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoints.locate("arith-policy"),
          "--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--no-enable-chunked-prefill",
          "--gpu-memory-utilization", "0.5", "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -60,7 +60,7 @@ def by_tts(url, prm, seed, problems):
             max_tokens=LONGEST, out=Path(folder, "run"), concurrency=problems,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        trees = tts.store.RunStore.open(Path(folder, "run")).records()
+        trees = tts.data.store.RunStore.open(Path(folder, "run")).records()
     assert not summary.failed
     return seconds, sum(len(record.tree) for record in trees), summary.accuracy.value
 
@@ -90,7 +90,7 @@ def by_its_hub(url, prm, seed, problems):
         def score(self, *_):
             raise NotImplementedError
 
-    lm = OpenAICompatibleLanguageModel(f"{url}/v1", "none", models.locate("arith-policy"), max_completion_tokens=LONGEST)
+    lm = OpenAICompatibleLanguageModel(f"{url}/v1", "none", checkpoints.locate("arith-policy"), max_completion_tokens=LONGEST)
     steps = Counting(20, "\n\n", "boxed", temperature=1.0, include_stop_str_in_output=True)
     search = BeamSearch(steps, Reward(), beam_width=BEAMS)
 

@@ -35,14 +35,14 @@ def through_llm():
     """Answers every line on stdin with the seconds of one LLM.generate call and the tokens that it drew."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from tts import models
-    from tts.engines.prompting import Prompter
     from tts.evals.benchmarks import load_benchmark
-    from tts.generator import derive_seed
+    from tts.models import checkpoints
+    from tts.models.prompts import Prompter
+    from tts.solving.generator import derive_seed
 
     prompter, problems = Prompter("arith-policy"), load_benchmark("arith", PROBLEMS).problems
     prompts = [prompter.encode(problem) for problem in problems]
-    llm = LLM(models.locate("arith-policy"), enable_prefix_caching=True, **SETTINGS)
+    llm = LLM(checkpoints.locate("arith-policy"), enable_prefix_caching=True, **SETTINGS)
     parameters = [
         SamplingParams(n=N, temperature=1.0, max_tokens=LONGEST, seed=derive_seed(0, problem.id, *prompt), detokenize=False)
         for problem, prompt in zip(problems, prompts, strict=True)

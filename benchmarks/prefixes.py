@@ -21,7 +21,7 @@ import typer
 
 from tts.demo import arith
 from tts.engines import load_engine
-from tts.generator import Generator
+from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Sampling
 
 ARGUMENTS = {

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import typer
 
-from tts.evals.browse import read_run
-from tts.evals.report import write_report
+from tts.data.store import Attempt, Record, RunStore
 from tts.evals.summary import Seconds, summarize
 from tts.options import build
 from tts.registry import get_strategy
-from tts.runner import Settings
-from tts.store import Attempt, Record, RunStore
+from tts.runs.runner import Settings
+from tts.show.browse import read_run
+from tts.show.report import write_report
 from tts.types import Reward, Usage
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ke", "li", "mo", "nu", "pra", "que", "ri", "sto", "tu", "va", "we", "zen"]

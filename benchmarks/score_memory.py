@@ -13,9 +13,9 @@ from pathlib import Path
 
 import typer
 
+from tts.data.stream import Tally
 from tts.demo import arith
-from tts.score import ScoreSettings, score_file
-from tts.stream import Tally
+from tts.runs.score import ScoreSettings, score_file
 
 
 def resident():

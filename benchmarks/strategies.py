@@ -15,9 +15,9 @@ import numpy as np
 import typer
 
 import tts
+from tts.data.store import RunStore
 from tts.engines.transformers import TransformersEngine
 from tts.scorers.prm import PRM
-from tts.store import RunStore
 
 BUDGET = 1600
 RUNS = {

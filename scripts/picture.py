@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import tts
-from tts.terminal import show
+from tts.show.terminal import show
 
 
 def main() -> None:

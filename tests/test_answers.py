@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tts.answers import Grader
+from tts.grading.pool import Grader
 from tts.types import Candidate, Problem, Step
 
 HOSTILE = ["9^{9^{9^{9^{9}}}}", "((((9**9)**9)**9)**9)**9", "(10^{10})!", "\\frac{1}{" * 3000, "1" * 50_000]

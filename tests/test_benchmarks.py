@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import tts
+from tts.data.store import RunStore
 from tts.evals.benchmarks import PUBLISHED, load_benchmark
 from tts.evals.summary import estimate
-from tts.store import RunStore
 
 datasets = pytest.importorskip("datasets")
 

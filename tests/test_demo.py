@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from tts.demo import arith, train
+from tts.demo import arith
+from tts.reproduce import demo_training as train
 from tts.trajectory import parse
 
 CHAIN = arith.Chain(7, (("+", 5), ("*", 3)))

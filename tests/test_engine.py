@@ -13,8 +13,8 @@ from tts.engines.drawing import draw, uniform
 from tts.engines.kv import PrefixStore, SlotCache
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.generator import Generator
-from tts.segment import Segmenter
+from tts.solving.generator import Generator
+from tts.solving.segment import Segmenter
 from tts.types import Candidate, Problem, Sampling
 
 

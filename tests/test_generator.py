@@ -5,8 +5,8 @@ import math
 import pytest
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
-from tts.clock import Clock
-from tts.generator import Generator, MeteredScorer, derive_seed
+from tts.solving.clock import Clock
+from tts.solving.generator import Generator, MeteredScorer, derive_seed
 from tts.types import Candidate, Problem, Sampling, Usage
 
 PROBLEM = Problem("p", "question")
@@ -89,7 +89,7 @@ def test_derived_seeds_tell_their_parts_apart():
 
 def test_overlapping_work_is_timed_once(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("tts.clock.perf_counter", lambda: now)
+    monkeypatch.setattr("tts.solving.clock.perf_counter", lambda: now)
     parent = Clock()
     first, second = Clock(parent), Clock(parent)
     with first("scoring"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import tts
-from tts.answers import Grader, boxed
-from tts.evals.grading import get_grader
+from tts.grading.pool import Grader, boxed
+from tts.grading.rules import get_grader
 from tts.types import Candidate, Problem, Step
 
 HOSTILE = [
@@ -169,5 +169,5 @@ def test_boxes_that_stay_open_are_found_in_one_pass():
 
 
 def test_the_worker_ends_with_its_input():
-    done = subprocess.run([sys.executable, "-m", "tts.answers_worker"], input="", capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "tts.grading.worker"], input="", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")

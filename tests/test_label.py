@@ -17,19 +17,19 @@ import torch
 
 import tts
 from tests.scripted import ScriptedEngine
-from tts.answers import Grader
+from tts.data.labelled import parse_labelled, read_labelled, trl_row
+from tts.data.traces import BadRowError
 from tts.demo import arith
 from tts.errors import InputError
-from tts.models import load_tokenizer, locate
-from tts.traces import BadRowError
-from tts.train.cache import Cache
-from tts.train.encoder import Encoder
-from tts.train.label import label_file
-from tts.train.labelled import parse_labelled, read_labelled, trl_row
-from tts.train.quality import Check, Judge, Rollout, prefixes_of
+from tts.grading.pool import Grader
+from tts.models.checkpoints import load_tokenizer, locate
+from tts.train.label.cache import Cache
+from tts.train.label.encoder import Encoder
+from tts.train.label.labeller import label_file
+from tts.train.label.quality import Check, Judge, Rollout, prefixes_of
+from tts.train.label.targets import alignment, coherence, combine, step_target
+from tts.train.label.template import Guide
 from tts.train.settings import Label
-from tts.train.targets import alignment, coherence, combine, step_target
-from tts.train.template import Guide
 from tts.types import Candidate, Problem, Step
 
 TEXT = "<think>\none\n\ntwo\n</think>\n\nthree\n\nIt is \\boxed{4}"

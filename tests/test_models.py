@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tts import models
 from tts.demo import MODELS
 from tts.engines import decoding
 from tts.engines.llama import LlamaForward
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
+from tts.models import checkpoints
 from tts.types import Sampling
 
 SIZES = {
@@ -179,7 +179,7 @@ async def test_an_adapter_is_merged_into_the_weights(tmp_path, problems, engine)
     assert ours.token_ids == theirs.token_ids
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
     assert ours.logprobs != pytest.approx(base.logprobs, abs=1e-2)
-    assert models.adapter_rank(adapter) == 8
+    assert checkpoints.adapter_rank(adapter) == 8
 
 
 async def test_running_out_of_memory_says_what_to_lower(problems, monkeypatch):

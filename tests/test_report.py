@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tts.data.store import Attempt, Record, RunStore
 from tts.errors import InputError
-from tts.evals.browse import list_runs, plain, rated_steps, show_problem, twigs
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run
-from tts.evals.report import pareto, write_report
 from tts.evals.summary import Seconds, summarize
 from tts.options import build
 from tts.registry import get_strategy
-from tts.runner import Settings
-from tts.store import Attempt, Record, RunStore
+from tts.runs.runner import Settings
+from tts.show.browse import list_runs, plain, rated_steps, show_problem, twigs
+from tts.show.report import pareto, write_report
 from tts.types import Branch, Reward, Usage
 
 HOSTILE = [

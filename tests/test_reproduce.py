@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from tts.evals.reproduce import Plan, stages
-from tts.evals.reproduction import Range, over_seeds
-from tts.models import locate
+from tts.models.checkpoints import locate
+from tts.reproduce.experiments import Plan, stages
+from tts.reproduce.report import Range, over_seeds
 
 TINY = {
     "problems": 12, "samples": 2, "prm_steps": 2, "prm_joint_steps": 1, "prm_batch": 4, "test": 4, "n": 4, "top": "50%",
@@ -34,7 +34,7 @@ def reproduced(tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "tts.evals.reproduce",
+        "tts.reproduce",
         "--work",
         work,
         "--out",

@@ -12,17 +12,17 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM
 
-import tts.train.rl
-from tts import models
+import tts.train.policy.rl
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.evals.benchmarks import load_benchmark
+from tts.models import checkpoints
 from tts.train import verl
-from tts.train.guard import Reading, is_hacked
-from tts.train.policy import Prompts
-from tts.train.rewards import Parts, Rewards, mix
-from tts.train.rl import build, check_batch, load_problems, rl
-from tts.train.rollouts import Rollouts, weights
+from tts.train.policy.guard import Reading, is_hacked
+from tts.train.policy.rewards import Parts, Rewards, mix
+from tts.train.policy.rl import build, check_batch, load_problems, rl
+from tts.train.policy.rollouts import Rollouts, weights
+from tts.train.policy.shared import Prompts
 from tts.train.settings import RL
 from tts.types import Candidate, Problem, Reward, Sampling, Step
 
@@ -161,7 +161,7 @@ def test_a_training_leaves_a_policy_and_its_curves(tmp_path, capsys, rollouts):
     assert "held-out accuracy" in said
     assert f"tts run --model {given.out}" in said
     trained = AutoModelForCausalLM.from_pretrained(given.out)
-    before = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy"))
+    before = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy"))
     assert not torch.equal(trained.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
     TransformersEngine(str(given.out))
 
@@ -211,7 +211,7 @@ def test_a_stopped_training_goes_on_to_the_same_rewards(tmp_path, rollouts):
 
 
 async def test_the_engine_follows_the_trained_weights(engine, problems):
-    model = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy"))
+    model = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy"))
     rollouts = Rollouts("arith-policy", Sampling(temperature=0.0, max_tokens=12), device="cpu", dtype="float32")
     prompts = [list(engine.encode(problem)) for problem in problems[:2] for _ in range(2)]
     before = await asyncio.to_thread(rollouts.draw, prompts, 0)
@@ -229,7 +229,7 @@ def test_weights_of_an_adapted_model_are_the_merged_ones():
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")), LoraConfig(r=2, target_modules="all-linear")
+        AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")), LoraConfig(r=2, target_modules="all-linear")
     )
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
@@ -344,7 +344,7 @@ def test_long_prompts_are_left_out_and_counted(tmp_path, capsys):
 
 
 def test_a_large_beta_is_warned_of(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tts.train.rl, "build", lambda *_: (_ for _ in ()).throw(InputError("enough")))
+    monkeypatch.setattr(tts.train.policy.rl, "build", lambda *_: (_ for _ in ()).throw(InputError("enough")))
     with pytest.raises(InputError, match="enough"):
         rl(settings(tmp_path, beta=0.9), Scripted(digits))
     assert "--beta is 0.9: above 0.8" in capsys.readouterr().err

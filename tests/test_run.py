@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import tts
-from tts.runner import Progress
-from tts.store import Record, RunStore
+from tts.data.store import Record, RunStore
+from tts.runs.runner import Progress
 from tts.types import Candidate, Result, Strategy
 
 SMALL = {"limit": 12, "n": 4}

@@ -15,7 +15,7 @@ import pytest
 import tts
 from tts.cli import entry
 from tts.errors import InputError
-from tts.score import ScoreSettings, score_file
+from tts.runs.score import ScoreSettings, score_file
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Problem, Step
 
@@ -79,7 +79,7 @@ def test_rewards_are_those_of_the_scorer_in_the_order_of_the_file(tmp_path, prm)
 def test_a_run_is_scored_as_it_was_written(tmp_path, prm, engine):
     tts.run("bon", n=3, limit=2, engine_instance=engine, scorer_instance=prm, out=tmp_path / "run")
     _, rows = score(tmp_path / "run" / "results.jsonl", prm=prm)
-    records = tts.store.RunStore.open(tmp_path / "run").records()
+    records = tts.data.store.RunStore.open(tmp_path / "run").records()
     kept = {f"{r.id}/{i}": attempt for r in records for i, attempt in enumerate(r.candidates)}
     assert len(rows) == 6
     for row in rows:

@@ -90,7 +90,7 @@ async def test_empty_steps_are_dropped_and_an_empty_text_is_worth_nothing(folder
 
 
 async def test_scores_do_not_depend_on_the_batch_to_the_last_bit(prm, engine, problems):
-    from tts.generator import Generator
+    from tts.solving.generator import Generator
     from tts.types import Sampling
 
     pool = [

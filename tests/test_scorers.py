@@ -15,11 +15,11 @@ from tests.scripted import ScriptedEngine
 from tts.demo import MODELS
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.generator import Generator
 from tts.scorers import load_scorer
 from tts.scorers.forest import Forest
 from tts.scorers.judge import Judge
 from tts.scorers.prm import PRM
+from tts.solving.generator import Generator
 from tts.types import Candidate, Generation, Problem, Reward, Sampling, Step
 
 PROBLEM = Problem("p", "Start with 7.\n1) multiply by 8\nWhat is the last digit?", "6")
@@ -49,11 +49,11 @@ async def test_agreement_counts_equivalent_answers_of_one_problem():
 def test_best_of_n_by_agreement_chooses_as_the_majority_does(engine):
     common = {"n": 8, "limit": 6, "engine_instance": engine, "seed": 3}
     chosen = [
-        [record.candidates[record.choice].group for record in tts.store.RunStore.open(Path(folder)).records()]
+        [record.candidates[record.choice].group for record in tts.data.store.RunStore.open(Path(folder)).records()]
         for strategy, folder in (("bon", "a"), ("majority", "b"))
         if tts.run(strategy, out=folder, scorer="agreement", **common)
     ]
-    votes = [[a.group for a in record.candidates] for record in tts.store.RunStore.open(Path("a")).records()]
+    votes = [[a.group for a in record.candidates] for record in tts.data.store.RunStore.open(Path("a")).records()]
     for groups, bon, majority in zip(votes, *chosen, strict=True):
         assert groups.count(bon) == groups.count(majority)
 
@@ -100,7 +100,7 @@ async def test_logprobs_that_the_engine_reported_are_taken(engine, problems):
 def test_a_run_by_logprob_asks_the_engine_for_them(engine):
     summary = tts.run("bon", n=2, limit=2, scorer="logprob", engine_instance=engine, out="run")
     assert summary.usage.scored == 0
-    records = tts.store.RunStore.open(Path("run")).records()
+    records = tts.data.store.RunStore.open(Path("run")).records()
     assert all(attempt.final < 0 for record in records for attempt in record.candidates)
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
-from tts.budget import Budget
+from tts.data.store import RunStore
 from tts.errors import InputError
-from tts.generator import Generator, MeteredScorer
 from tts.options import build
 from tts.registry import get_strategy
-from tts.search import share
-from tts.store import RunStore
+from tts.solving.budget import Budget
+from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies.search import share
 from tts.types import Candidate, Problem, Reward, Sampling, Usage
 
 PROBLEM = Problem("p", "question")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts.segment import Segmenter
+from tts.solving.segment import Segmenter
 
 
 def chars(tokens):

@@ -16,9 +16,9 @@ import pytest
 import tts
 from tts.cli import entry
 from tts.errors import InputError
-from tts.score import ScoreSettings, score_file
-from tts.train.select import select_file
-from tts.train.selection import Histogram
+from tts.runs.score import ScoreSettings, score_file
+from tts.train.select.pipeline import select_file
+from tts.train.select.selection import Histogram
 from tts.train.settings import Select
 from tts.types import Reward
 
@@ -475,7 +475,7 @@ def test_a_rejected_file_that_is_the_pool_is_not_written_over():
 
 
 def test_without_matplotlib_it_is_said_before_anything_is_done(monkeypatch):
-    monkeypatch.setattr("tts.train.select.find_spec", lambda name: None)
+    monkeypatch.setattr("tts.train.select.pipeline.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'tts-toolkit\[report\]'"):
         choose([{"problem": "p", "text": "a"}], plot=Path("hist.png"))
     assert not Path("out.scored.jsonl").exists()

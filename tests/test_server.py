@@ -14,13 +14,13 @@ import pytest
 
 import tts
 from tests.scripted import ScriptedScorer
+from tts.data.store import RunStore
 from tts.engines import load_engine
 from tts.engines.http import JsonClient, ServerError
-from tts.engines.prompting import Prompter
 from tts.engines.server import ServerEngine
 from tts.errors import InputError
-from tts.generator import Generator
-from tts.store import RunStore
+from tts.models.prompts import Prompter
+from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Sampling
 
 PROBLEM = Problem("p", "Start with 1.\n1) add 2\nWhat is the last digit?", "3")

@@ -13,14 +13,14 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tts import models
+from tts.data.traces import parse_line
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.traces import parse_line
-from tts.train import policy
-from tts.train.policy import Prompts
+from tts.models import checkpoints
+from tts.train.policy import shared
+from tts.train.policy.sft import Collator, build, encode, end_of_turn, read_rows, sft
+from tts.train.policy.shared import Prompts
 from tts.train.settings import SFT
-from tts.train.sft import Collator, build, encode, end_of_turn, read_rows, sft
 from tts.types import Problem, Sampling
 
 
@@ -89,8 +89,8 @@ def test_a_text_cannot_forge_a_control_token(prompts):
 def thinker(tmp_path):
     """A policy whose template opens the thinking."""
     folder = tmp_path / "thinker"
-    AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(models.locate("arith-policy"))
+    AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.locate("arith-policy"))
     opened = "<|im_start|>assistant\n"
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant\n", opened + "<think>\n")
     tokenizer.save_pretrained(folder)
@@ -126,7 +126,7 @@ def test_a_turn_ends_with_the_templates_token_where_engines_stop_at_it(thinker, 
 
 def reference_loss(rows):
     """Mean over completion tokens, one trace at a time, by hand."""
-    model = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")).eval()
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
@@ -151,7 +151,7 @@ def test_the_loss_is_that_of_the_completions_each_read_alone(file, tmp_path, pro
 def test_what_is_packed_together_does_not_see_each_other(prompts, file):
     one, two = read_rows(file, prompts, 200, {})[:2]
     packed = {name: one[name] + two[name] for name in one} | {"seq_lengths": [len(one["labels"]), len(two["labels"])]}
-    model = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")).eval()
 
     def logits(rows):
         batch = Collator(0)(rows)
@@ -171,7 +171,7 @@ def test_the_loss_falls_and_the_folder_is_a_policy(file, tmp_path, capsys):
     assert losses[-1] < losses[0] - 0.1
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6, 8]
     assert "held-out loss" in capsys.readouterr().out
-    assert models.load_config(str(out))["dtype"] == "float32"
+    assert checkpoints.load_config(str(out))["dtype"] == "float32"
     engine = TransformersEngine(str(out))
     assert engine.encode(Problem("", "x")) == TransformersEngine("arith-policy").encode(Problem("", "x"))
     assert not (out / "training_args.bin").exists()
@@ -181,10 +181,10 @@ def test_lora_is_merged_and_kept(file, tmp_path):
     out = tmp_path / "out"
     sft(settings(file, tmp_path, lora=4, max_steps=4, eval=file, eval_steps=4))
     merged = AutoModelForCausalLM.from_pretrained(out).eval()
-    adapted = models.merge_adapter(
-        AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")), str(out / policy.ADAPTER)
+    adapted = checkpoints.merge_adapter(
+        AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")), str(out / shared.ADAPTER)
     )
-    base = AutoModelForCausalLM.from_pretrained(models.locate("arith-policy")).eval()
+    base = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")).eval()
     ids = torch.tensor([[1, 2, 3]])
     assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5)
     assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-3)
@@ -248,9 +248,9 @@ def test_bad_input_is_said_in_a_line(file, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(file, tmp_path, monkeypatch, capsys):
-    import tts.train.sft
+    import tts.train.policy.sft
 
-    monkeypatch.setattr(tts.train.sft, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tts.train.policy.sft, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(typer.Exit) as stopped:
         sft(settings(file, tmp_path))
     assert stopped.value.exit_code == 130

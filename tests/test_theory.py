@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.scripted import ScriptedEngine
-from tts.generator import Generator, MeteredScorer, derive_seed
 from tts.options import build
 from tts.registry import get_strategy
+from tts.solving.generator import Generator, MeteredScorer, derive_seed
 from tts.types import Problem, Reward, Sampling, Usage
 
 TRIALS = 400

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from tests.test_score import command, read, write
-from tts import models
 from tts.demo import arith
 from tts.errors import InputError
+from tts.models import checkpoints
 from tts.scorers.formats import Text
 from tts.scorers.prm import PRM
-from tts.train import prm_model
-from tts.train.prm import TrainedPRM, _arguments, train_prm
-from tts.train.prm_data import Collator, read_examples
-from tts.train.prm_trainer import PRMTrainer, Scored, auc, metrics
+from tts.train.prm import model as prm_model
+from tts.train.prm.data import Collator, read_examples
+from tts.train.prm.trainer import PRMTrainer, Scored, auc, metrics
+from tts.train.prm.training import TrainedPRM, _arguments, train_prm
 from tts.train.settings import TrainPRM
 from tts.train.trainer import optimizers
 from tts.trajectory import parse
@@ -50,7 +50,7 @@ def policy(tmp_path_factory):
 
 def save_policy(path, **changes):
     torch.manual_seed(0)
-    tokenizer = models.load_tokenizer("arith-policy")
+    tokenizer = checkpoints.load_tokenizer("arith-policy")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     given = {
         "vocab_size": len(tokenizer), **sizes, "num_key_value_heads": 1, "max_position_embeddings": 512,
@@ -243,7 +243,7 @@ def test_a_tokenizer_without_the_separator_gets_one(tmp_path):
         config = json.loads((path / "tokenizer_config.json").read_text())
         config["extra_special_tokens"].remove("<extra_0>")
         (path / "tokenizer_config.json").write_text(json.dumps(config))
-        known = models.load_tokenizer(str(path)).get_vocab()
+        known = checkpoints.load_tokenizer(str(path)).get_vocab()
         assert "<extra_0>" not in known
         if size == 341:
             weights = load_file(path / "model.safetensors")
@@ -529,7 +529,7 @@ def test_data_without_what_a_head_needs(policy):
 
 def test_other_architectures_have_a_trace_head_only(tmp_path):
     path = tmp_path / "llama"
-    tokenizer = models.load_tokenizer("arith-policy")
+    tokenizer = checkpoints.load_tokenizer("arith-policy")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=512, tie_word_embeddings=False,
@@ -592,7 +592,7 @@ def test_a_folder_goes_on_only_under_its_settings(policy):
 
 
 def test_a_loss_that_is_no_number_is_said(policy, monkeypatch):
-    monkeypatch.setattr("tts.train.prm_trainer.errors", lambda margins, *_: margins * float("nan"))
+    monkeypatch.setattr("tts.train.prm.trainer.errors", lambda margins, *_: margins * float("nan"))
     with pytest.raises(InputError, match="the loss is nan at step 1; try a smaller --lr"):
         train_prm(settings_of(policy, rows=[ROW], max_steps=1))
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from tts.evals.compare import compare
     from tts.evals.load import load_run
     from tts.evals.summary import Summary
-    from tts.evals.sweep import sweep
-    from tts.generator import Generator
     from tts.registry import get_strategy, strategy
-    from tts.runner import run
+    from tts.runs.runner import run
+    from tts.runs.sweep import sweep
     from tts.scorers import load_scorer
+    from tts.solving.generator import Generator
     from tts.types import Candidate, Engine, Generation, Problem, Result, Reward, Sampling, Scorer, Step, Strategy, Usage
 
 _HOME = {
@@ -22,10 +22,10 @@ _HOME = {
     "tts.evals.compare": ["compare"],
     "tts.evals.load": ["load_run"],
     "tts.evals.summary": ["Summary"],
-    "tts.evals.sweep": ["sweep"],
-    "tts.generator": ["Generator"],
+    "tts.runs.sweep": ["sweep"],
+    "tts.solving.generator": ["Generator"],
     "tts.registry": ["get_strategy", "strategy"],
-    "tts.runner": ["run"],
+    "tts.runs.runner": ["run"],
     "tts.scorers": ["load_scorer"],
     "tts.types": [
         "Candidate", "Engine", "Generation", "Problem", "Result", "Reward", "Sampling", "Scorer", "Step", "Strategy", "Usage",

@@ -14,8 +14,8 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from typer.core import TyperCommand
 
-from tts.console import field_names, key_values, print_rich, warn, watched
 from tts.errors import InputError
+from tts.show.console import field_names, key_values, print_rich, warn, watched
 from tts.train.cli import add_to
 from tts.types import Aggregate, Part
 
@@ -146,13 +146,13 @@ def run(
     ] = None,
 ) -> None:
     """Solve a benchmark with a strategy. The strategy's own options follow: --strategy bon --n 16."""
-    from tts.evals.tracking import load_service, log_run
+    from tts.data.store import RunStore
     from tts.options import parse_arguments
     from tts.registry import get_strategy
-    from tts.runner import Progress, Settings
-    from tts.runner import run as run_benchmark
-    from tts.store import RunStore
-    from tts.terminal import LiveView
+    from tts.runs.runner import Progress, Settings
+    from tts.runs.runner import run as run_benchmark
+    from tts.show.terminal import LiveView
+    from tts.show.tracking import load_service, log_run
 
     if resume is not None and out is not None:
         raise InputError("--resume goes on in its own folder; leave --out away")
@@ -185,7 +185,7 @@ def run(
     else:
         from rich.console import Console
 
-        from tts.terminal import show
+        from tts.show.terminal import show
 
         Console(highlight=False).print(show(summary))
     if summary.failed:
@@ -225,12 +225,12 @@ def sweep(
     **_: Any,
 ) -> None:
     """Accuracy over N for several strategies, at the cost of the largest N. Takes the options of `tts run` as well."""
-    from tts.evals.sweep import sweep as sweep_strategies
-    from tts.evals.tables import show_sweep
     from tts.options import parse_arguments
     from tts.registry import get_strategy
-    from tts.runner import Progress, Settings
-    from tts.terminal import LiveView
+    from tts.runs.runner import Progress, Settings
+    from tts.runs.sweep import sweep as sweep_strategies
+    from tts.show.tables import show_sweep
+    from tts.show.terminal import LiveView
 
     names = [name.strip() for name in strategy.split(",") if name.strip()]
     try:
@@ -267,7 +267,7 @@ def compare(
 ) -> None:
     """Is the second run better than the first? Their paired difference with its interval."""
     from tts.evals.compare import compare as compare_runs
-    from tts.evals.tables import show_comparison
+    from tts.show.tables import show_comparison
 
     found = compare_runs(first, second)
     if as_json:
@@ -287,7 +287,7 @@ def report(
     ] = None,
 ) -> None:
     """One HTML file of runs: accuracy over N and over cost, calibration, and every trace with its rewards."""
-    from tts.evals.report import write_report
+    from tts.show.report import write_report
 
     print(write_report(runs, out, title=title, complain=warn))
 
@@ -299,7 +299,7 @@ def show(
     candidates: Annotated[int | None, typer.Option(help="Candidates to print, best first.", show_default="all")] = None,
 ) -> None:
     """A problem of a run: its candidates with their rewards, step by step, and its search tree."""
-    from tts.evals.browse import show_problem
+    from tts.show.browse import show_problem
 
     print_rich(show_problem(run, problem, candidates=candidates))
 
@@ -307,7 +307,7 @@ def show(
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where the run folders are.")] = Path("runs")) -> None:
     """List runs, the newest first."""
-    from tts.evals.browse import list_runs
+    from tts.show.browse import list_runs
 
     print_rich(list_runs(folder))
 
@@ -337,9 +337,9 @@ def score(
     show: Annotated[bool, typer.Option("--show", help="Print traces with their steps coloured by reward.")] = False,
 ) -> None:
     """Reward every trace of a file: id, step_rewards, final, total."""
-    from tts.score import ScoreSettings, score_file
-    from tts.stream import Tally, rejected_of
-    from tts.terminal import FileView, show_trace
+    from tts.data.stream import Tally, rejected_of
+    from tts.runs.score import ScoreSettings, score_file
+    from tts.show.terminal import FileView, show_trace
 
     if resume and out is None:
         raise InputError("--resume goes on with a file; say which with --out")
@@ -385,7 +385,7 @@ def scorers() -> None:
 
     from tts.scorers import PLAIN
     from tts.scorers.formats import FORMATS
-    from tts.terminal import show_scorers
+    from tts.show.terminal import show_scorers
 
     Console(highlight=False).print(show_scorers(FORMATS, PLAIN))
 
@@ -396,7 +396,7 @@ def engines() -> None:
     from rich.console import Console
 
     from tts.engines import BACKENDS
-    from tts.terminal import show_engines
+    from tts.show.terminal import show_engines
 
     Console(highlight=False).print(show_engines(BACKENDS))
 
@@ -410,7 +410,7 @@ def strategies(
     from rich.console import Console
 
     from tts.registry import get_strategy, known_strategies
-    from tts.terminal import show_strategies, show_strategy
+    from tts.show.terminal import show_strategies, show_strategy
 
     console = Console(highlight=False)
     if what is None:
@@ -431,7 +431,7 @@ def _given(ctx: typer.Context) -> set[str]:
 
 def _settings(ctx: typer.Context) -> dict[str, Any]:
     """What the command line says of a run's settings."""
-    from tts.runner import Settings
+    from tts.runs.runner import Settings
 
     names, given = {f.name for f in fields(Settings)}, _given(ctx)
     settings = {name: _plain(value) for name, value in ctx.params.items() if name in given & names}

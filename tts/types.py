@@ -14,7 +14,7 @@ from annotated_types import Ge
 from tts.trajectory import Trajectory, parse
 
 if TYPE_CHECKING:
-    from tts.generator import Generator
+    from tts.solving.generator import Generator
 
 Count = Annotated[int, Ge(1)]
 """The type of an option that counts something: at least 1."""
@@ -40,7 +40,7 @@ class Problem:
     prompt: str
     answer: str | None = None
     grader: str = "math"
-    """How answers are compared: a name of `tts.evals.grading`, or a function of your own as file.py:function."""
+    """How answers are compared: a name of `tts.grading.rules`, or a function of your own as file.py:function."""
 
 
 @dataclass(frozen=True, slots=True)

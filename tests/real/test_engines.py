@@ -22,7 +22,7 @@ from tests.test_models import write_adapter
 from tts.demo import MODELS, arith
 from tts.engines import load_engine
 from tts.engines.transformers import TransformersEngine
-from tts.generator import Generator
+from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Sampling
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForTokenClassification
 
 from tests.real.serving import free_port, process
 from tts.demo import MODELS, arith
-from tts.generator import Generator
 from tts.scorers.prm import PRM
-from tts.train.prm import train_prm
+from tts.solving.generator import Generator
+from tts.train.prm.training import train_prm
 from tts.train.settings import TrainPRM
 from tts.types import Candidate, Problem, Sampling, Step
 

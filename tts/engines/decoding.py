@@ -16,7 +16,7 @@ from torch.nn import functional
 from tts.engines.drawing import draw, uniform
 from tts.engines.kv import ROWS, PrefixStore, SlotCache, Tokens, round_up
 from tts.engines.llama import LlamaForward
-from tts.segment import Segmenter
+from tts.solving.segment import Segmenter
 from tts.types import Finish, Sampling
 
 if TYPE_CHECKING:

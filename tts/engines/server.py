@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from tts import models
 from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, key_from_environment
-from tts.engines.prompting import Prompter
 from tts.errors import InputError
+from tts.models import checkpoints
+from tts.models.prompts import Prompter
 from tts.types import Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ class ServerEngine:
         served = await self._identify()
         room = sampling.max_tokens
         if served.context is not None and not self.chat:  # some servers refuse to be asked for more than fits
-            room = min(room, models.room(served.context, len(prefix)))
+            room = min(room, checkpoints.room(served.context, len(prefix)))
         if sampling.temperature == 0 and n > 1:  # greedy siblings are equal, and vLLM refuses to draw them
             one = await self.generate(prefix, 1, sampling)
             return replace(one, steps=one.steps * n, generated_tokens=one.generated_tokens or len(one.steps[0].token_ids))
@@ -190,7 +190,7 @@ def _find_prompter(model: str, system: str | None, *, needed: bool) -> Prompter 
 
 def _folder(model: str) -> str:
     try:
-        return models.locate(model)
+        return checkpoints.locate(model)
     except InputError:
         return model
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tts import models
 from tts.engines.http import JsonClient
-from tts.engines.prompting import Prompter
 from tts.errors import InputError
+from tts.models import checkpoints
+from tts.models.prompts import Prompter
 from tts.types import Finish, Generation, Sampling, Step
 
 
@@ -23,9 +23,9 @@ class SGLangEngine(Prompter):
     def __init__(
         self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
     ) -> None:
-        config = models.load_policy_config(model)
+        config = checkpoints.load_policy_config(model)
         super().__init__(model, system)
-        context = arguments.get("context_length") or models.context_length(config) or self.tokenizer.model_max_length
+        context = arguments.get("context_length") or checkpoints.context_length(config) or self.tokenizer.model_max_length
         self.context = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None
         self.engine: Any = None
@@ -37,15 +37,15 @@ class SGLangEngine(Prompter):
 
         settings: dict[str, Any] = {"log_level": "warning"}
         if adapter is not None:
-            settings |= {"enable_lora": True, "lora_paths": {"adapter": models.locate_adapter(adapter)}}
+            settings |= {"enable_lora": True, "lora_paths": {"adapter": checkpoints.locate_adapter(adapter)}}
             self.lora = {"lora_path": "adapter"}
         try:
-            self.engine = sglang.Engine(model_path=models.locate(model), **(settings | arguments))
+            self.engine = sglang.Engine(model_path=checkpoints.locate(model), **(settings | arguments))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"SGLang does not start: {models.first_line(error)}") from error
+            raise InputError(f"SGLang does not start: {checkpoints.first_line(error)}") from error
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        room = models.room(self.context, len(prefix))
+        room = checkpoints.room(self.context, len(prefix))
         self.check_stops(sampling.stop)
         parameters = {
             "temperature": sampling.temperature,

@@ -17,18 +17,19 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from tts import models
 from tts.engines.decoding import DecodeLoop, Row
-from tts.engines.prompting import Prompter
 from tts.errors import InputError
-from tts.segment import Segmenter
+from tts.models import checkpoints
+from tts.models.prompts import Prompter
+from tts.solving.segment import Segmenter
 from tts.types import Generation, Sampling, Step
 
 
 class TransformersEngine(Prompter):
     """Continuous batching over a `transformers` causal language model.
 
-    `device` and `dtype` are those of `tts.models.load_weights`; `adapter` is a LoRA folder or hub id, merged into the weights.
+    `device` and `dtype` are those of `tts.models.checkpoints.load_weights`; `adapter` is a LoRA folder or hub id, merged into
+    the weights.
     `max_rows` bounds the samples that decode together, `cache_gib` the memory for prefixes that may be continued.
     Raises InputError where the model cannot be used.
     """
@@ -44,19 +45,19 @@ class TransformersEngine(Prompter):
         max_rows: int = 256,
         cache_gib: float = 1.0,
     ) -> None:
-        models.check_number("--engine-arg max_rows", max_rows, 1, whole=True)
-        models.check_number("--engine-arg cache_gib", cache_gib, 0)
-        config = models.load_policy_config(model)
+        checkpoints.check_number("--engine-arg max_rows", max_rows, 1, whole=True)
+        checkpoints.check_number("--engine-arg cache_gib", cache_gib, 0)
+        config = checkpoints.load_policy_config(model)
         super().__init__(model, system)
         if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
             raise InputError(_unfit(model, config))
         # eager: its sums do not depend on the batch size or the padding; those of sdpa's CPU kernel do
-        self.model: Any = models.load_weights(
+        self.model: Any = checkpoints.load_weights(
             AutoModelForCausalLM, model, device=device, dtype=dtype, attn_implementation="eager"
         )
         if adapter is not None:
-            self.model = models.merge_adapter(self.model, adapter)
-        context = models.context_length(self.model.config.to_dict())
+            self.model = checkpoints.merge_adapter(self.model, adapter)
+        context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
         self.context = context
@@ -66,7 +67,7 @@ class TransformersEngine(Prompter):
         self._segmenters: dict[tuple[str, ...], Segmenter] = {}
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        room = models.room(self.context, len(prefix))
+        room = checkpoints.room(self.context, len(prefix))
         if (segmenter := self._segmenters.get(sampling.stop)) is None:
             self.check_stops(sampling.stop)
             segmenter = self._segmenters[sampling.stop] = Segmenter(self.decode, sampling.stop)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from tts import models
-from tts.engines.prompting import Prompter
 from tts.errors import InputError
+from tts.models import checkpoints
+from tts.models.prompts import Prompter
 from tts.types import Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -25,7 +25,7 @@ class VLLMEngine(Prompter):
     """
 
     def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
-        models.load_policy_config(model)
+        checkpoints.load_policy_config(model)
         super().__init__(model, system)
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
@@ -34,9 +34,9 @@ class VLLMEngine(Prompter):
         if current_platform.is_cpu():  # a seeded sample in a prefill chunk that is not its last would kill vLLM there
             settings["enable_chunked_prefill"] = False
         if adapter is not None:
-            settings |= {"enable_lora": True, "max_lora_rank": models.adapter_rank(adapter)}
+            settings |= {"enable_lora": True, "max_lora_rank": checkpoints.adapter_rank(adapter)}
         self.llm: Any = start(model, **(settings | arguments))
-        self.lora = LoRARequest("adapter", 1, models.locate_adapter(adapter)) if adapter else None
+        self.lora = LoRARequest("adapter", 1, checkpoints.locate_adapter(adapter)) if adapter else None
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
@@ -48,7 +48,7 @@ class VLLMEngine(Prompter):
         from vllm.sampling_params import RequestOutputKind
 
         self.check_stops(sampling.stop)
-        room = models.room(self.context, len(prefix))
+        room = checkpoints.room(self.context, len(prefix))
         parameters = SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -92,10 +92,10 @@ def start(model: str, **arguments: Any) -> Any:
     try:
         # LLM_CLASS: batches as large as vLLM makes them where the work is there at once; by default they are half that or less
         return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(model=models.locate(model), **arguments), usage_context=UsageContext.LLM_CLASS
+            AsyncEngineArgs(model=checkpoints.locate(model), **arguments), usage_context=UsageContext.LLM_CLASS
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"vLLM does not start: {models.first_line(error)}") from error
+        raise InputError(f"vLLM does not start: {checkpoints.first_line(error)}") from error
 
 
 def _finish(reason: str, stop: int | str | None) -> Finish:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
 from tts.evals.load import open_run
 from tts.evals.summary import Estimate, estimate
-from tts.store import RunStore
 
 
 @dataclass(frozen=True)

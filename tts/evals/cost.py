@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tts import models
+from tts.data.store import Record
 from tts.errors import InputError
-from tts.store import Record
+from tts.models import checkpoints
 from tts.types import Usage
 
 
@@ -74,6 +74,6 @@ def flops_of(records: Sequence[Record], usage: Usage, policy: str, scorer: str |
 
 def _shape(model: str, outputs: int | None = None) -> Shape | None:
     try:
-        return shape_of(models.load_config(model), outputs=outputs)
+        return shape_of(checkpoints.load_config(model), outputs=outputs)
     except InputError:
         return None

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tts.data.store import Record, RunStore
 from tts.errors import InputError
-from tts.store import Record, RunStore
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from tts.data.store import Attempt, Record
 from tts.evals.cost import Flops
 from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
-from tts.store import Attempt, Record
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
 from tts.types import Reward, Strategy, Usage

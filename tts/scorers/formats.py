@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tts import chat, models
-from tts.chat import Encoded, Mark, Part, Turn
 from tts.errors import InputError
+from tts.models import chat, checkpoints
+from tts.models.chat import Encoded, Mark, Part, Turn
 from tts.trajectory import BOUNDARY
 
 if TYPE_CHECKING:
@@ -220,11 +220,11 @@ def format_of(name: str, chosen: str | None = None) -> Format:
         if chosen not in FORMATS:
             raise InputError(f"--scorer-format is {chosen!r}; known formats: {known}")
         return FORMATS[chosen]
-    config = models.load_config(name)
+    config = checkpoints.load_config(name)
     architectures = config.get("architectures") or []
-    own = name if models.locate(name) == name and name.count("/") == 1 else name.rstrip("/").rpartition("/")[2]
+    own = name if checkpoints.locate(name) == name and name.count("/") == 1 else name.rstrip("/").rpartition("/")[2]
     signs = [own, *(f"architecture:{architecture}" for architecture in architectures)]
-    signs += [f"file:{file.name}" for file in models.files(name) if file.name == "reward_head.pt"]
+    signs += [f"file:{file.name}" for file in checkpoints.files(name) if file.name == "reward_head.pt"]
     for format in FORMATS.values():
         if any(re.search(format.matches, sign) for sign in signs):
             return format

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from tts import models
 from tts.errors import InputError
+from tts.models import checkpoints
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ class LanguageModel(NamedTuple):
 
 
 Load = Callable[..., Loaded]
-"""(name, tokenizer, **options of models.load_weights) to a checkpoint with its readouts."""
+"""(name, tokenizer, **options of checkpoints.load_weights) to a checkpoint with its readouts."""
 
 
 def two_classes(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
     """`score.0`, ReLU, `score.2`: the softmax of two logits, class 1. A `reward_head.pt` beside it rates the whole."""
     shapes = head_shapes(name)
     if shapes is not None and "score.2.weight" not in shapes:
-        kind = ", ".join(models.load_config(name).get("architectures") or ["an unnamed architecture"])
+        kind = ", ".join(checkpoints.load_config(name).get("architectures") or ["an unnamed architecture"])
         if "score.weight" in shapes:
             raise InputError(
                 f"the head of {name!r} is one matrix ({kind}); that of a step PRM has the layers score.0 and score.2"
@@ -57,14 +57,14 @@ def two_classes(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -
         raise InputError(f"{name!r} has no reward head ({kind}): give it as --model, and a process reward model as --scorer")
     if shapes is not None and shapes["score.2.weight"][0] != 2:
         raise InputError(f"the head of {name!r} is {shapes['score.2.weight'][0]} wide; a step PRM's is 2 wide (wrong, right)")
-    model = models.load_weights(Qwen2ForProcessRewardModel, name, **options)
+    model = checkpoints.load_weights(Qwen2ForProcessRewardModel, name, **options)
     final = _sigmoid(_trace_head(name, model)) if _file(name, TRACE_HEAD, required=False) else None
     return Loaded(model.model, _class_1(model.score), final)
 
 
 def token_classes(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
     """transformers' token classification head: the softmax of two labels, label 1."""
-    model = models.load_weights(AutoModelForTokenClassification, name, **options)
+    model = checkpoints.load_weights(AutoModelForTokenClassification, name, **options)
     if model.config.num_labels != 2:
         raise InputError(
             f"{name!r} tells {model.config.num_labels} labels apart; a process reward model's are 2 (wrong, right)"
@@ -76,7 +76,7 @@ def two_tokens(good: str, bad: str) -> Load:
     """The share of a good token's probability in that of a good and a bad one, as the next token's."""
 
     def load(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
-        model = models.load_weights(AutoModelForCausalLM, name, **options)
+        model = checkpoints.load_weights(AutoModelForCausalLM, name, **options)
         rows = model.lm_head.weight[[token_id(tokenizer, bad), token_id(tokenizer, good)]]
         return Loaded(model.base_model, _class_1(lambda hidden: hidden @ rows.T))
 
@@ -85,7 +85,7 @@ def two_tokens(good: str, bad: str) -> Load:
 
 def value_head(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
     """`v_head.summary`: the sigmoid of one number."""
-    model = models.load_weights(AutoModelForCausalLM, name, **options)
+    model = checkpoints.load_weights(AutoModelForCausalLM, name, **options)
     tensors = read_tensors(name, "v_head.summary.")
     try:
         head = _linear(tensors["v_head.summary.weight"], tensors.get("v_head.summary.bias"), model)
@@ -96,14 +96,14 @@ def value_head(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) ->
 
 def trace_head(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
     """`reward_head.pt` beside a language model: the sigmoid of one number."""
-    model = models.load_weights(AutoModelForCausalLM, name, **options)
+    model = checkpoints.load_weights(AutoModelForCausalLM, name, **options)
     readout = _sigmoid(_trace_head(name, model))
     return Loaded(model.base_model, readout, readout)
 
 
 def implicit(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> LanguageModel:
     """The log-probabilities of a language model, to be compared with those of a reference model."""
-    model = models.load_weights(AutoModelForCausalLM, name, **options)
+    model = checkpoints.load_weights(AutoModelForCausalLM, name, **options)
     return LanguageModel(model.base_model, model.lm_head)
 
 
@@ -144,7 +144,7 @@ def _trace_head(name: str, model: Any) -> nn.Linear:
     except Exception as error:  # whatever a hostile or torn file makes of the unpickler
         size = model.config.hidden_size
         raise InputError(
-            f"{TRACE_HEAD} of {name!r} is not the weights of one Linear({size}, 1): {models.first_line(error)}"
+            f"{TRACE_HEAD} of {name!r} is not the weights of one Linear({size}, 1): {checkpoints.first_line(error)}"
         ) from error
 
 
@@ -153,17 +153,17 @@ def _file(name: str, file: str, *, required: bool = True) -> Path | None:
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(models.locate(name), file, _raise_exceptions_for_missing_entries=required)
+        path = cached_file(checkpoints.locate(name), file, _raise_exceptions_for_missing_entries=required)
     except OSError as error:
         if not required:
             return None
-        raise InputError(f"{name!r} has no {file}: {models.first_line(error)}") from error
+        raise InputError(f"{name!r} has no {file}: {checkpoints.first_line(error)}") from error
     return None if path is None else Path(str(path))
 
 
 def head_shapes(name: str) -> dict[str, list[int]] | None:
     """Names and shapes of a local folder's tensors outside the body, from the files' headers; None for a hub id."""
-    folder = Path(models.locate(name))
+    folder = Path(checkpoints.locate(name))
     if not folder.is_dir():
         return None
     files = sorted(folder.glob("*.safetensors"))

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from tts import models
-from tts.generator import derive_seed
-from tts.templates import fill, read_template
+from tts.models import checkpoints
+from tts.models.templates import fill, read_template
+from tts.solving.generator import derive_seed
 from tts.types import Candidate, Engine, Problem, Reward, Sampling
 
 TEMPLATE = """\
@@ -60,8 +60,8 @@ class Judge:
         final: bool = True,
         seed: int = 0,
     ) -> None:
-        models.check_number("--scorer-arg critique", critique, 0, whole=True)
-        models.check_number("--scorer-arg draws", draws, 1, whole=True)
+        checkpoints.check_number("--scorer-arg critique", critique, 0, whole=True)
+        checkpoints.check_number("--scorer-arg draws", draws, 1, whole=True)
         self.engine, self.critique, self.draws, self.final, self.seed = engine, critique, draws, final, seed
         self.template, self.whole = (read_template(text, "step", "the judge's template") for text in (template, whole))
 

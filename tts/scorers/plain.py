@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tts.answers import Grader
 from tts.errors import InputError
+from tts.grading.pool import Grader
 from tts.types import Candidate, Reward
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ class Likelihood:
         batch_tokens: int = 8192,
         **options: Any,
     ) -> None:
-        from tts import models
-        from tts.batching import Batcher
-        from tts.engines.prompting import Prompter
+        from tts.models import checkpoints
+        from tts.models.batching import Batcher
+        from tts.models.prompts import Prompter
 
-        models.load_policy_config(policy)
+        checkpoints.load_policy_config(policy)
         self.measure, self.policy = measure, policy
         self.prompter = Prompter(policy, system)
         self.logprobs = measure == "logprob"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from tts import models
 from tts.engines.http import BadRequestError, JsonClient, ServerError, key_from_environment
 from tts.engines.vllm import start
 from tts.errors import InputError
+from tts.models import checkpoints
 from tts.scorers.reader import Query
 
 TASK = "token_classify"
@@ -58,8 +58,8 @@ class ServerReader:
         """`served` is the server's name for the model, where it is another."""
         key = key_from_environment()
         self.client = JsonClient(url, key=key, concurrency=concurrency, retries=retries, timeout=timeout)
-        self.model = served or models.locate(name)
-        context = models.context_length(models.load_config(name))
+        self.model = served or checkpoints.locate(name)
+        context = checkpoints.context_length(checkpoints.load_config(name))
         if context is None:
             raise InputError(f"config.json of {name!r} does not say how long a text it can read")
         self.context = context
@@ -76,7 +76,9 @@ class ServerReader:
         try:
             return pick(query, answer["data"][0]["data"])
         except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(f"{self.client.url}/pooling did not answer as vLLM does: {models.first_line(error)}") from error
+            raise ServerError(
+                f"{self.client.url}/pooling did not answer as vLLM does: {checkpoints.first_line(error)}"
+            ) from error
 
     async def close(self) -> None:
         await self.client.close()

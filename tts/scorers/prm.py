@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
-from tts import models
 from tts.errors import InputError
+from tts.models import checkpoints
 from tts.scorers import formats
 from tts.scorers.reader import ImplicitReader, LocalReader, Query, Reader
 from tts.trajectory import BOUNDARY, Trajectory
@@ -43,7 +43,7 @@ class PRM:
     ) -> None:
         self.name, self.final, self.window = model, final, window
         self.format = formats.format_of(model, format)
-        self.over: Part = over or models.load_config(model).get("score_over", "all")
+        self.over: Part = over or checkpoints.load_config(model).get("score_over", "all")
         if self.over not in get_args(Part):
             raise InputError(
                 f"config.json of {model!r} has score_over {self.over!r}; expected one of {', '.join(get_args(Part))}"
@@ -52,7 +52,7 @@ class PRM:
             raise InputError(f"--scorer-arg window is {window!r}; it should be true or false")
         if not (self.format.by_step or final):
             raise InputError(f"{model!r} rates a trace as a whole; --alpha 0 leaves nothing of that")
-        self.text = formats.Text(models.load_tokenizer(model))
+        self.text = formats.Text(checkpoints.load_tokenizer(model))
         self._encode("?", ["?"])  # says what the tokenizer lacks, before any weights are loaded
         self.reader = self._load_reader(backend, url, options)
 
@@ -63,7 +63,11 @@ class PRM:
             raise InputError("--scorer-url and --scorer-engine server go together")
         if backend != "transformers" and not self.format.vllm:
             raise InputError(f"vLLM does not compute the rewards of {self.name!r}; leave --scorer-engine away")
-        if backend != "transformers" and self.final and any(file.name == "reward_head.pt" for file in models.files(self.name)):
+        if (
+            backend != "transformers"
+            and self.final
+            and any(file.name == "reward_head.pt" for file in checkpoints.files(self.name))
+        ):
             raise InputError(
                 f"{self.name!r} rates a trace by reward_head.pt, which vLLM does not compute: --alpha 0 scores by its steps"
                 " alone, or leave --scorer-engine away"

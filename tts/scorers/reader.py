@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch.nn.functional import pad
 
-from tts import models
-from tts.batching import Batcher
 from tts.errors import InputError
+from tts.models import checkpoints
+from tts.models.batching import Batcher
 from tts.scorers.forest import GRAIN, Forest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LocalReader:
     """A transformers model in this process.
 
     `cache_gib` bounds the memory for prefixes that may be read again, `batch_tokens` what goes through the model at once; other
-    options are those of `tts.models.load_weights`. Raises InputError where the model cannot be used.
+    options are those of `tts.models.checkpoints.load_weights`. Raises InputError where the model cannot be used.
     """
 
     def __init__(
@@ -158,14 +158,14 @@ class ImplicitReader:
 
 def forest_of(name: str, body: Any, *, cache_gib: float, batch_tokens: int) -> Forest:
     """A forest for a model's body that keeps so much of what it read, and takes sequences up to the model's context."""
-    models.check_number("--scorer-arg cache_gib", cache_gib, 0)
-    models.check_number("--scorer-arg batch_tokens", batch_tokens, 1, whole=True)
+    checkpoints.check_number("--scorer-arg cache_gib", cache_gib, 0)
+    checkpoints.check_number("--scorer-arg batch_tokens", batch_tokens, 1, whole=True)
     return Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=context_of(name, body))
 
 
 def context_of(name: str, body: Any) -> int:
     """Tokens that a model reads at the most."""
-    context = models.context_length(body.config.to_dict())
+    context = checkpoints.context_length(body.config.to_dict())
     if context is None:
         raise InputError(f"{name!r} ({body.config.model_type}) does not say how long a text it can read")
     return context

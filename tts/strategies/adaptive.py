@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from tts.generator import Generator, derive_seed
 from tts.registry import strategy
+from tts.solving.generator import Generator, derive_seed
 from tts.types import Candidate, Count, Problem, Result, Reward, Scorer, Strategy
 
 

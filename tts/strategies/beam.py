@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts.generator import Generator
 from tts.registry import strategy
-from tts.search import BranchingSearch, Node, Search, best, share
+from tts.solving.generator import Generator
+from tts.strategies.search import BranchingSearch, Node, Search, best, share
 from tts.types import Problem, Result, Scorer
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from tts.generator import Generator
 from tts.registry import strategy
+from tts.solving.generator import Generator
 from tts.strategies.majority import Majority
 from tts.trajectory import BOUNDARY, CLOSE, OPEN
 from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy

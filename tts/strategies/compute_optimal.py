@@ -8,9 +8,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from tts.errors import InputError
-from tts.generator import Generator
 from tts.options import build
 from tts.registry import get_strategy, strategy
+from tts.solving.generator import Generator
 from tts.strategies.parallel import Parallel
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 

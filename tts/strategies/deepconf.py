@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
-from tts.generator import Generator
 from tts.registry import strategy
+from tts.solving.generator import Generator
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tts.generator import Generator
 from tts.registry import strategy
-from tts.search import BranchingSearch, best, share
+from tts.solving.generator import Generator
+from tts.strategies.search import BranchingSearch, best, share
 from tts.types import Problem, Result, Scorer
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 from annotated_types import Ge
 
 from tts.registry import strategy
-from tts.search import Node, Search
 from tts.strategies.beam import Beam
+from tts.strategies.search import Node, Search
 from tts.types import Candidate
 
 

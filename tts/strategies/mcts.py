@@ -9,9 +9,9 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.generator import Generator
 from tts.registry import strategy
-from tts.search import BranchingSearch, Node, best
+from tts.solving.generator import Generator
+from tts.strategies.search import BranchingSearch, Node, best
 from tts.types import Count, Problem, Result, Scorer
 
 

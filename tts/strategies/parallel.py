@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.generator import Generator
+from tts.solving.generator import Generator
 from tts.types import Candidate, Count, Problem, Result, Reward, Scorer, Strategy
 
 

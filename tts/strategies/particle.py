@@ -11,9 +11,9 @@ from typing import Annotated
 
 from annotated_types import Gt, Le
 
-from tts.generator import Generator, derive_seed
 from tts.registry import strategy
-from tts.search import Node, StepSearch
+from tts.solving.generator import Generator, derive_seed
+from tts.strategies.search import Node, StepSearch
 from tts.types import Count, Problem, Result, Scorer
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tts.errors import InputError
-from tts.generator import Generator
 from tts.registry import strategy
+from tts.solving.generator import Generator
 from tts.trajectory import BOUNDARY
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 

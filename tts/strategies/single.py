@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.generator import Generator
 from tts.registry import strategy
+from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Result, Scorer, Strategy
 
 

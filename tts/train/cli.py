@@ -10,11 +10,11 @@ from tts.train.options import command
 from tts.train.settings import RL, SFT, Label, Select, TrainPRM
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "label": (Label, "tts.train.label:label"),
-    "train-prm": (TrainPRM, "tts.train.prm:train_prm"),
-    "select": (Select, "tts.train.select:select"),
-    "sft": (SFT, "tts.train.sft:sft"),
-    "rl": (RL, "tts.train.rl:rl"),
+    "label": (Label, "tts.train.label.labeller:label"),
+    "train-prm": (TrainPRM, "tts.train.prm.training:train_prm"),
+    "select": (Select, "tts.train.select.pipeline:select"),
+    "sft": (SFT, "tts.train.policy.sft:sft"),
+    "rl": (RL, "tts.train.policy.rl:rl"),
 }
 """A command's name to its settings, whose docstring is its help, and the function that works on them, imported when called."""
 

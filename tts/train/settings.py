@@ -46,7 +46,7 @@ class Label:
     expert_engine: str = option("What runs the expert.", "transformers")
     expert_arg: list[str] = option("An argument of the expert's engine; repeatable.", factory=list, shown=False)
     expert_url: str | None = option("Server of the expert.", None)
-    judge_prompt: str | None = option("File with a judge's prompt of your own.", None, shown="tts.train.quality.JUDGE")
+    judge_prompt: str | None = option("File with a judge's prompt of your own.", None, shown="tts.train.label.quality.JUDGE")
     encoder: str | None = option(
         "Embeds steps: a sentence-transformers or any other model.", None, shown="the policy's hidden states"
     )

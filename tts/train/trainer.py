@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tts import models
-from tts.console import warn
 from tts.errors import InputError
+from tts.models import checkpoints
+from tts.show.console import warn
 from tts.train.settings import Training
 
 CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
@@ -71,7 +71,7 @@ def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: A
     """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on. Raises InputError."""
     if find_spec("accelerate") is None:
         raise InputError("training needs accelerate; install it with: pip install 'tts-toolkit[train]'")
-    device = models.find_device(settings.device)
+    device = checkpoints.find_device(settings.device)
     if device.index:
         raise InputError(f"--device is {settings.device}; choose a GPU to train on by CUDA_VISIBLE_DEVICES={device.index}")
     given = {

@@ -19,9 +19,9 @@ from functools import cache
 from typing import Any
 
 from tts.errors import InputError
-from tts.evals.grading import get_grader
+from tts.grading.rules import get_grader
 from tts.scorers import load_scorer
-from tts.train.rewards import Rewards, mix
+from tts.train.policy.rewards import Rewards, mix
 from tts.trajectory import CLOSE, OPEN
 from tts.types import Aggregate, Candidate, Problem, Step, counts_final
 

@@ -14,7 +14,7 @@ from tts.errors import InputError
 from tts.evals.benchmarks.published import PUBLISHED
 from tts.evals.benchmarks.rows import Row, from_file, from_hub
 from tts.evals.benchmarks.source import Source, plain
-from tts.evals.grading import get_grader
+from tts.grading.rules import get_grader
 from tts.types import Problem
 
 ARITH: dict[str, arith.Split] = {"arith": "test", "arith:dev": "dev", "arith:train": "train"}

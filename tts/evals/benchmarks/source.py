@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tts.answers import boxed
 from tts.errors import InputError
 from tts.evals.benchmarks.rows import Row
+from tts.grading.pool import boxed
 from tts.types import Problem
 
 Read = Callable[[Any], str | None]

@@ -1,0 +1,1 @@
+"""Files: traces read, rows written, runs kept."""

@@ -1,0 +1,167 @@
+"""Traces with what a PRM is to say of them: rows of `tts label`, and public data sets of step labels in their own columns.
+
+tts label       {"problem": …, "text": …, "step_targets": [0.8, …], "final_target": 1.0}
+TRL             {"prompt": …, "completions": ["step", …], "labels": [true, …]}
+Math-Shepherd   {"input": "problem Step 1: … ки\\nStep 2: … ки", "label": "problem Step 1: … +\\nStep 2: … -"}
+PRM800K         {"question": {"problem": …}, "label": {"steps": [{"completions": [{"text": …, "rating": 1}], …}]}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tts.data.traces import BadRowError, Trace, parse_line, read_json, read_lines
+from tts.errors import InputError
+
+_SHEPHERD_STEP = re.compile(r"(?=Step \d+:)")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A trace and its targets."""
+
+    trace: Trace
+    steps: tuple[float | None, ...]
+    """For every thinking step and then every response step; None where nothing is known and nothing is learnt."""
+    final: float | None = None
+    """For the trace as a whole."""
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether its answer is right, where the row says so."""
+        correct = self.trace.row.get("correct")
+        return correct if isinstance(correct, bool) else None
+
+
+def read_labelled(path: Path, names: Mapping[str, str] | None = None) -> Iterator[Labelled]:
+    """Every labelled trace of a file. Raises InputError, with its number, at the first line that is none."""
+    for number, line, _ in read_lines(path):
+        try:
+            yield from parse_labelled(line, number, names or {})
+        except BadRowError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+
+
+def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[Labelled]:
+    """The labelled traces of one line, in whichever of the layouts it is. Raises BadRowError."""
+    row = read_json(line)
+    if not isinstance(row, dict):
+        raise BadRowError("not a JSON object")
+    if "step_targets" in row or "final_target" in row:
+        [trace] = parse_line(line, number, names)
+        steps = row.get("step_targets")
+        targets = _targets(steps, "step_targets") if steps is not None else (None,) * len(trace.candidate.trajectory.steps)
+        return [_checked(Labelled(trace, targets, _target(row.get("final_target"), "final_target")))]
+    if "completions" in row and "labels" in row:
+        return [_of_steps(row.get("prompt"), row["completions"], _targets(row["labels"], "labels"), row, number)]
+    if isinstance(row.get("input"), str) and isinstance(row.get("label"), str):
+        return [_math_shepherd(row, number)]
+    if isinstance(row.get("question"), dict) and isinstance(row.get("label"), dict):
+        return _prm800k(row, number)
+    raise BadRowError(
+        "no targets in it; expected what `tts label` writes (step_targets, final_target), or the columns of TRL (prompt,"
+        " completions, labels), Math-Shepherd (input, label) or PRM800K (question, label)"
+    )
+
+
+def trl_row(labelled: Labelled, threshold: float = 0.5) -> dict[str, Any]:
+    """The trace with hard labels, in TRL's columns; steps without a target are not in it."""
+    pairs = [
+        (step, target)
+        for step, target in zip(labelled.trace.candidate.trajectory.steps, labelled.steps, strict=True)
+        if target is not None
+    ]
+    return {
+        "prompt": labelled.trace.candidate.problem.prompt,
+        "completions": [step for step, _ in pairs],
+        "labels": [target >= threshold for _, target in pairs],
+    }
+
+
+def _checked(labelled: Labelled) -> Labelled:
+    steps, targets = len(labelled.trace.candidate.trajectory.steps), len(labelled.steps)
+    if steps != targets:
+        raise BadRowError(f"{targets} labels for {steps} steps; there should be one for every thinking step and response step")
+    return labelled
+
+
+def _target(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRowError(f"{name!r} holds {json.dumps(value)[:40]}; expected numbers, true or false, or null")
+    return float(value)
+
+
+def _targets(values: Any, name: str) -> tuple[float | None, ...]:
+    if not isinstance(values, list):
+        raise BadRowError(f"{name!r} is {json.dumps(values)[:40]}; expected a list with a label for every step")
+    return tuple(_target(value, name) for value in values)
+
+
+def _of_steps(problem: Any, steps: Any, targets: Sequence[float | None], row: Mapping[str, Any], number: int) -> Labelled:
+    """Steps and labels as a trace, without the steps that hold nothing."""
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise BadRowError(f"the steps are {json.dumps(steps)[:40]}; expected a list of texts")
+    if len(steps) != len(targets):
+        raise BadRowError(f"{len(targets)} labels for {len(steps)} steps; there should be one for every step")
+    kept = [(step, target) for step, target in zip(steps, targets, strict=True) if step.strip()]
+    beside = {name: row[name] for name in ("id", "answer") if name in row}
+    line = json.dumps({"problem": problem, "steps": [step for step, _ in kept], **beside})
+    [trace] = parse_line(line, number, {})
+    trace = Trace(trace.candidate, {**trace.row, **{name: row[name] for name in ("correct",) if name in row}})
+    return _checked(Labelled(trace, tuple(target for _, target in kept)))
+
+
+def _math_shepherd(row: dict[str, Any], number: int) -> Labelled:
+    """Steps behind `Step n:`, each ended by `ки` in one column and by its label, + or -, in the other."""
+    problem, *steps = _SHEPHERD_STEP.split(row["input"])
+    _, *labels = _SHEPHERD_STEP.split(row["label"])
+    signs = [label.rstrip()[-1:] for label in labels]
+    if unknown := [sign for sign in signs if sign not in ("+", "-")]:
+        raise BadRowError(f"a step's label is {unknown[0]!r}; expected + or -")
+    return _of_steps(
+        problem.strip(), [step.replace("ки", "").strip() for step in steps], [float(sign == "+") for sign in signs], row, number
+    )
+
+
+def _prm800k(row: dict[str, Any], number: int) -> list[Labelled]:
+    """The chosen path with all its labels, and for every other completion the path to it, with its label alone.
+
+    A neutral rating (0) counts as right, as in the data's own paper (arXiv 2305.20050).
+    """
+    problem, steps = row["question"].get("problem"), row["label"].get("steps")
+    if not isinstance(steps, list):
+        raise BadRowError("label.steps is no list")
+    found: list[tuple[list[str], list[float | None]]] = []
+    path: list[str] = []
+    labels: list[float | None] = []
+    for step in steps:
+        completions = step.get("completions") if isinstance(step, dict) else None
+        if not isinstance(completions, list) or not all(
+            isinstance(c, dict) and isinstance(c.get("text"), str) for c in completions
+        ):
+            raise BadRowError("a step of label.steps has no completions with a text")
+        chosen = step.get("chosen_completion")
+        for i, completion in enumerate(completions):
+            if i != chosen and (rating := _target(completion.get("rating"), "rating")) is not None:
+                found.append(([*path, completion["text"]], [*(None for _ in path), float(rating >= 0)]))
+        by_hand = step.get("human_completion")
+        if isinstance(chosen, int) and 0 <= chosen < len(completions):
+            rating = _target(completions[chosen].get("rating"), "rating")
+            path.append(completions[chosen]["text"])
+            labels.append(None if rating is None else float(rating >= 0))
+        elif isinstance(by_hand, dict) and isinstance(by_hand.get("text"), str):
+            path.append(by_hand["text"])
+            labels.append(1.0)
+        else:
+            break
+    if path:
+        found.insert(0, (path, labels))
+    return [_of_steps(problem, texts, targets, row, number) for texts, targets in found]

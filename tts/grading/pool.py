@@ -1,0 +1,182 @@
+"""Final answers: which of them are the same, and which are right, decided in worker processes that can be killed.
+
+Model output is untrusted: `9**9**9` or a megabyte of LaTeX can hang a computer algebra system. So graders run in
+processes of their own. One that takes too long is killed, and the answer that hung it counts as no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tts.types import Candidate
+
+SECONDS = 5.0
+"""Time limit for one answer."""
+STARTUP = 60.0
+"""Time limit for a worker to import math-verify, or a custom grader."""
+WORKERS = 2
+"""Processes that a grader may start; the second one only where problems are judged at once."""
+LONGEST = 10_000
+"""Characters of an answer that are still taken for one, and of the end of a response in which one is looked for."""
+INTEGER = re.compile(r"-?[0-9]{1,30}")
+BRACE = re.compile(r"\\boxed\{|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one candidate answers."""
+
+    answer: str | None
+    """As written in the final response: the last boxed expression, else what the grader reads; None where there is none."""
+    group: int | None
+    """Candidates with equal numbers give equivalent answers."""
+    correct: bool | None
+    """None where the problem has no reference answer."""
+
+
+class _Text(NamedTuple):
+    """What of a response is graded. Responses that box the same are the same."""
+
+    text: str
+    boxed: bool
+
+
+class Grader:
+    """Judges answers as their problem's `grader` says, in processes that are started on first use."""
+
+    def __init__(self, seconds: float = SECONDS, workers: int = WORKERS) -> None:
+        self.seconds = seconds
+        self._workers = [_Worker(seconds) for _ in range(workers)]
+        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()  # the last to have worked goes first: it is started
+        for worker in self._workers:
+            self._idle.put_nowait(worker)
+
+    async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """One verdict per candidate of one problem, in order. RuntimeError where a custom grader fails."""
+        if not candidates:
+            return []
+        problem = candidates[0].problem
+        texts = [_graded(candidate) for candidate in candidates]
+        distinct = [text for text in dict.fromkeys(texts) if text is not None]
+        verdicts = _as_integers(distinct, problem.answer) if problem.grader == "math" else None
+        if verdicts is None:
+            worker = await self._idle.get()
+            try:
+                verdicts = await worker.judge(problem.grader, problem.answer, distinct)
+            finally:
+                self._idle.put_nowait(worker)
+        return [_nothing(problem.answer) if text is None else verdicts[text] for text in texts]
+
+    async def close(self) -> None:
+        for worker in self._workers:
+            await worker.close()
+
+
+class _Worker:
+    """A process that grades one request at a time, and is started again after it had to be killed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def judge(self, grader: str, gold: str | None, texts: list[_Text]) -> dict[_Text, Verdict]:
+        verdicts: dict[_Text, Verdict] = {}
+        firsts: list[str] = []
+        try:
+            while todo := texts[len(verdicts) :]:
+                await self._send({"grader": grader, "gold": gold, "texts": todo, "firsts": firsts})
+                for text in todo:
+                    result = await self._receive(self.seconds)
+                    if result is None:  # this answer hung it or brought it down; the rest are asked of another process
+                        verdicts[text] = _nothing(gold)
+                        break
+                    if isinstance(result, dict):
+                        raise RuntimeError(f"the grader {grader} failed on {text.text[-60:]!r}: {result['error']}")
+                    answer, group, correct = result
+                    if group == len(firsts):
+                        firsts.append(answer)
+                    verdicts[text] = Verdict(answer, group, None if gold is None else correct)
+        except BaseException:  # stopped halfway: a result that nobody read would be taken for the next one's
+            await self.close()
+            raise
+        return verdicts
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def _send(self, request: dict[str, Any]) -> None:
+        """Start grading; returns when the worker has the grader loaded. A worker that died unseen is replaced once."""
+        for _ in range(2):
+            if self._process is None or self._process.returncode is not None:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "tts.grading.worker",
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                    limit=64 * 1024 * 1024, start_new_session=True,  # Ctrl-C is the parent's to handle
+                )  # fmt: skip
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                await self._process.stdin.drain()
+            except ConnectionError:
+                await self.close()
+                continue
+            if await self._receive(STARTUP) == "ready":
+                return
+        raise RuntimeError("the grading worker did not start; try: python -m tts.grading.worker")
+
+    async def _receive(self, seconds: float) -> Any:
+        """The worker's next line, or None where it died or had to be killed."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), seconds)
+        except (TimeoutError, ConnectionError):
+            line = b""
+        if line:
+            return json.loads(line)
+        await self.close()
+        return None
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last complete `\\boxed{…}`, braces matched. Takes one pass, however many boxes stay open."""
+    opened: list[re.Match[str]] = []
+    last: tuple[int, int] | None = None
+    for brace in BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace)
+        elif opened and (box := opened.pop())[0] != "{" and (last is None or box.end() > last[0]):
+            last = box.end(), brace.start()
+    return None if last is None else text[slice(*last)].strip()
+
+
+def _graded(candidate: Candidate) -> _Text | None:
+    """What of the response alone is graded: an expression in a thinking trajectory is no answer."""
+    response = "\n\n".join(candidate.trajectory.response)
+    if (answer := boxed(response)) is not None:
+        return _Text(answer, True) if 0 < len(answer) <= LONGEST else None
+    return _Text(response[-LONGEST:], False) if response else None
+
+
+def _nothing(gold: str | None) -> Verdict:
+    return Verdict(None, None, None if gold is None else False)
+
+
+def _as_integers(texts: list[_Text], gold: str | None) -> dict[_Text, Verdict] | None:
+    """A verdict for each text where every answer is boxed and a plain integer, which needs no algebra; else None."""
+    if not all(text.boxed and INTEGER.fullmatch(text.text) for text in (*texts, _Text(gold or "0", True))):
+        return None
+    groups = {number: group for group, number in enumerate(dict.fromkeys(int(text.text) for text in texts))}
+    return {
+        text: Verdict(text.text, groups[int(text.text)], None if gold is None else int(text.text) == int(gold))
+        for text in texts
+    }

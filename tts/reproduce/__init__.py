@@ -1,0 +1,1 @@
+"""The experiments of the documentation. They are not part of the wheel."""

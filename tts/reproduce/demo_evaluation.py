@@ -1,0 +1,92 @@
+"""What the bundled models reach, beside the bars they were made for: `python -m tts.reproduce.demo_evaluation`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tts
+from tts.data.store import Attempt, Record, RunStore
+from tts.evals.statistics import interval, pass_at_k
+from tts.evals.summary import at_k
+from tts.strategies.bon import BestOfN
+from tts.strategies.majority import Majority
+from tts.types import Reward
+
+N = 16
+
+
+def main(
+    benchmark: Annotated[str, typer.Option(help="arith (test) for the final figures, arith:dev to choose on.")] = "arith",
+    limit: int = 400,
+    seed: int = 0,
+    policy: str = "arith-policy",
+    prm: str = "arith-prm",
+    response_prm: str = "arith-prm-response",
+) -> None:
+    """Draw 16 samples a problem once per PRM (the same samples, by their seeds) and print a Markdown table."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def pool(scorer: str) -> list[Record]:
+            out = Path(folder, Path(scorer).name)
+            tts.run("bon", n=N, model=policy, scorer=scorer, benchmark=benchmark, limit=limit, seed=seed, out=out)
+            return sorted(RunStore.open(out).records(), key=lambda record: record.id)
+
+        full, response = pool(prm), pool(response_prm)
+    best: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(BestOfN(), r, k, _reward).value for r in pool]  # noqa: E731
+    vote = [[at_k(Majority(), record, k, _reward).value for record in full] for k in (2, 4, 8, N)]
+    one = [pass_at_k([bool(a.correct) for a in record.candidates], 1) for record in full]
+    rows: list[tuple[str, list[list[float]]]] = [
+        ("pass@N", [[pass_at_k([bool(a.correct) for a in r.candidates], k) for r in full] for k in (1, 2, 4, 8, N)]),
+        ("best-of-N, trajectory-aware PRM", [best(full, k) for k in (1, 2, 4, 8, N)]),
+        ("best-of-N, response-only PRM", [best(response, k) for k in (1, 2, 4, 8, N)]),
+        ("majority", [one, *vote]),
+    ]
+    print(f"{len(full)} problems of {benchmark}, seed {seed}, temperature 1, 95 % intervals over problems\n")
+    print("| % | N = 1 | 2 | 4 | 8 | 16 |\n|---|---|---|---|---|---|")
+    for name, values in rows:
+        print(f"| {name} | " + " | ".join(_percent(v) for v in values) + " |")
+    print("\n| difference in points | |\n|---|---|")
+    top, weak = best(full, N), best(response, N)
+    for name, a, b in (
+        ("majority@16 over pass@1", vote[-1], one),
+        ("best-of-16 over majority@16", top, vote[-1]),
+        ("best-of-16 over best-of-8", top, best(full, 8)),
+        ("best-of-8 over best-of-4", best(full, 8), best(full, 4)),
+        ("best-of-4 over best-of-2", best(full, 4), best(full, 2)),
+        ("trajectory-aware over response-only PRM, best-of-16", top, weak),
+    ):
+        print(f"| {name} | {_percent([x - y for x, y in zip(a, b, strict=True)], '+')} |")
+    print("\n| best-of-16 by | " + " | ".join(HOW) + " |\n|---|" + "---|" * len(HOW))
+    print(
+        "| trajectory-aware PRM | "
+        + " | ".join(_percent([at_k(BestOfN(), r, N, f).value for r in full]) for f in HOW.values())
+        + " |"
+    )
+
+
+def _reward(attempt: Attempt) -> Reward:
+    return Reward(attempt.rewards or (), attempt.final)
+
+
+HOW: dict[str, Callable[[Attempt], Reward]] = {
+    "r_hat (mean + final)": _reward,
+    "mean": lambda a: Reward(a.rewards or ()),
+    "min": lambda a: Reward(a.rewards or (), how="min"),
+    "prod": lambda a: Reward(a.rewards or (), how="prod"),
+    "last": lambda a: Reward(a.rewards or (), how="last"),
+    "final": lambda a: Reward((), a.final),
+}
+
+
+def _percent(values: list[float], sign: str = "") -> str:
+    low, high = interval(values)
+    return f"{100 * sum(values) / len(values):{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)

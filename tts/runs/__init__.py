@@ -1,0 +1,1 @@
+"""Whole jobs: a benchmark solved, a file scored, a sweep over N."""

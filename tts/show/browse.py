@@ -1,0 +1,248 @@
+"""Run folders as a person reads them: one problem with all that was tried on it, and the list of runs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from tts.data.store import Attempt, Record
+from tts.errors import InputError
+from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
+from tts.show.terminal import reward_style
+from tts.trajectory import parse
+from tts.types import Branch, Part
+
+REPEAT = "pruned: repeats a sibling"
+"""The fate of a branch that was drawn before; `twigs` counts it there."""
+
+
+class Rated(NamedTuple):
+    """A step of a candidate, with its reward where it has one."""
+
+    text: str
+    reward: float | None
+
+
+class Twig(NamedTuple):
+    """A branch of a search tree, with the siblings that repeat it counted in."""
+
+    branch: Branch
+    parent: int | None
+    """Index among the twigs."""
+    copies: int
+    chosen: bool
+    """It ends the chosen candidate."""
+
+
+def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[Rated], list[Rated]]:
+    """The thinking and the response, steps paired with rewards.
+
+    `over` is the part that was rated. None stands for the reward model's own, which the number of rewards tells.
+    """
+    thinking, response = parse(attempt.text)
+    counts: dict[Part, int] = {
+        "all": len(thinking) + len(response),
+        "response": len(response),
+        "think": len(thinking),
+    }
+    rewards = attempt.rewards or ()
+    part = over or next((part for part, count in counts.items() if count == len(rewards)), None)
+    if part is None or counts[part] != len(rewards):
+        part, rewards = "all", ()
+    left = iter(rewards)
+
+    def paired(steps: Sequence[str], *, rated: bool) -> list[Rated]:
+        return [Rated(step, next(left, None) if rated else None) for step in steps]
+
+    return paired(thinking, rated=part != "response"), paired(response, rated=part != "think")
+
+
+def ranking(record: Record) -> list[int]:
+    """Indices of the candidates: the chosen one, then by falling score."""
+    return sorted(range(len(record.candidates)), key=lambda i: (i != record.choice, -record.candidates[i].score, i))
+
+
+def twigs(record: Record) -> list[Twig]:
+    """The search tree without repeats, parents before children."""
+    chosen = record.candidates[record.choice].text if record.choice is not None else None
+    place: list[int] = []  # of each branch among the twigs
+    paths: list[str] = []
+    known: dict[tuple[int | None, str], int] = {}
+    found: list[Twig] = []
+    for branch in record.tree:
+        parent = None if branch.parent is None else place[branch.parent]
+        path = (paths[branch.parent] if branch.parent is not None else "") + branch.text
+        paths.append(path)
+        first = known.get((parent, branch.text))
+        if branch.fate == REPEAT and first is not None:
+            found[first] = found[first]._replace(copies=found[first].copies + 1)
+            place.append(first)
+            continue
+        known.setdefault((parent, branch.text), len(found))
+        place.append(len(found))
+        ends = branch.fate == "returned" and chosen is not None and chosen.endswith(path)
+        found.append(Twig(branch, parent, 1, ends))
+    return found
+
+
+def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None) -> RenderableType:
+    """A problem, its candidates with their steps coloured by reward, and the search tree. Raises InputError.
+
+    `candidates` is how many to show: the chosen one first, then by falling score; None for all.
+    """
+    if candidates is not None and candidates < 1:
+        raise InputError(f"--candidates is {candidates}; it should be at least 1")
+    run = load_run(folder)
+    record = _find(run, problem_id)
+    parts: list[RenderableType] = [
+        Text.assemble((plain(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
+        Text(plain(record.problem)),
+        Text(),
+        *_outcome(record),
+    ]
+    order = ranking(record)[:candidates]
+    for i in order:
+        parts += [Text(), _candidate(record, i, run.settings.get("score_over"))]
+    if hidden := len(record.candidates) - len(order):
+        parts += [Text(), Text(f"… and {hidden} more; --candidates {len(record.candidates)} shows all", "dim")]
+    if record.tree:
+        parts += [Text(), _tree(record)]
+    return Group(*parts)
+
+
+def list_runs(root: Path) -> RenderableType:
+    """The runs in a folder, newest first; a broken one is a line that says what is wrong. Raises InputError."""
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; tts run makes its runs under runs/, name another folder behind tts runs")
+    folders = [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+    if not folders:
+        return Text(f"no runs in {root}; make one with tts run")
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("run", "strategy", "N", "benchmark", "model", "problems", "accuracy", "started"):
+        table.add_column(heading, justify="right" if heading in ("N", "problems", "accuracy") else "left", overflow="fold")
+    lines: list[tuple[str, list[str]]] = []
+    complaints: list[Text] = []
+    for folder in folders:
+        try:
+            lines.append(_run_line(folder))
+        except InputError as error:
+            complaints.append(Text.assemble((f"{plain(folder.name)}  ", "bold"), (plain(str(error)), "red")))
+    for _, (name, *cells) in sorted(lines, reverse=True):
+        table.add_row(Text(name, "bold"), *map(Text, cells))
+    return Group(*([table] if lines else []), *complaints)
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey, or could not write: control characters and halves of surrogate pairs."""
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))  # as ␛
+    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", shown)
+
+
+def number_of(settings: dict[str, Any], summary: dict[str, Any]) -> int:
+    """N: the strategy's option n, which for a search is more than the candidates that it returns."""
+    n = settings.get("options", {}).get("n")
+    return n if isinstance(n, int) else int(summary["n"])
+
+
+def _find(run: SavedRun, problem_id: str) -> Record:
+    ids = {record.id: record for record in run.records}
+    if problem_id not in ids:
+        close = get_close_matches(problem_id, ids, n=5) or list(ids)[:5]
+        known = f"close or first ids: {', '.join(map(plain, close))}" if ids else "it has no problems yet"
+        raise InputError(f"no problem {plain(problem_id)!r} in {run.folder}, which has {len(ids)}; {known}")
+    return ids[problem_id]
+
+
+def _outcome(record: Record) -> Iterator[Text]:
+    yield Text.assemble(("reference  ", "dim"), plain(record.answer) if record.answer is not None else "none")
+    if record.error is not None:
+        yield Text(f"failed: {plain(record.error)}", "bold red")
+    elif record.choice is not None:
+        answer = record.candidates[record.choice].answer
+        yield Text.assemble(("chosen     ", "dim"), (plain(answer or "no answer"), "bold"), "  ", _verdict(record.correct))
+
+
+def _verdict(correct: bool | None) -> Text:
+    return {True: Text("✓ right", "green"), False: Text("✗ wrong", "red"), None: Text("not graded", "dim")}[correct]
+
+
+def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
+    attempt = record.candidates[index]
+    title = Text.assemble((f"candidate {index + 1}", "bold"), ("  chosen" if index == record.choice else "", "bold"), "  ")
+    facts = [f"score {attempt.score:.3f}", *([f"final {attempt.final:.3f}"] if attempt.final is not None else [])]
+    facts += [f"{sum(attempt.tokens)} tokens", "ran out of tokens" if attempt.finish == "length" else "ended by itself"]
+    answer = plain(attempt.answer or "no answer")
+    title += Text.assemble(answer, "  ", _verdict(attempt.correct), "  ", (", ".join(facts), "dim"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for heading, steps in zip(("thinking", "response"), rated_steps(attempt, over), strict=True):
+        if steps:
+            grid.add_row("", Text(heading, "dim italic"))
+        for step in steps:
+            style = reward_style(step.reward)
+            grid.add_row(Text("" if step.reward is None else f"{step.reward:.3f}", style), Text(plain(step.text), style))
+    return Group(title, grid)
+
+
+def _tree(record: Record) -> Tree:
+    found = twigs(record)
+    rewards = [twig.branch.reward for twig in found if twig.branch.reward is not None]
+    low, high = min([0.0, *rewards]), max([1.0, *rewards])  # totals may leave [0, 1]
+    root = Tree(Text("search tree", "dim italic"), guide_style="dim")
+    nodes: list[Tree] = []
+    children = Counter(twig.parent for twig in found)
+    for twig in found:
+        branch = twig.branch
+        reward = None if branch.reward is None else (branch.reward - low) / (high - low)
+        style = "dim" if branch.fate.startswith("pruned") else reward_style(reward)
+        label = Text.assemble(
+            (f"{branch.reward:.3f}  " if branch.reward is not None else "", reward_style(reward)),
+            (" ".join(plain(branch.text).split()), style),
+            (f"  {plain(branch.fate)}", "dim" if branch.fate != "returned" else "bold green"),
+            ("  chosen" if twig.chosen else "", "bold green"),
+            (f"  drawn {twig.copies} times" if twig.copies > 1 else "", "dim"),
+        )
+        if twig.parent is not None and children[twig.parent] == 1:  # a chain stays on one level
+            node = nodes[twig.parent]
+            node.label = Text("\n").join([cast(Text, node.label), label])
+        else:
+            node = (root if twig.parent is None else nodes[twig.parent]).add(label)
+        nodes.append(node)
+    return root
+
+
+def _looks_like_a_run(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).exists() for name in ("run.json", "results.jsonl", "summary.json"))
+
+
+def _run_line(folder: Path) -> tuple[str, list[str]]:
+    """When it was started, and its cells."""
+    store = open_run(folder)
+    settings, summary = store.settings, read_summary(folder)
+    started = str(read_json(folder / "run.json").get("started", ""))
+    if summary is None:
+        n, accuracy = settings.get("options", {}).get("n", ""), "unfinished"
+        problems = store.results.read_bytes().count(b"\n") if store.results.exists() else 0
+    else:
+        n, problems = number_of(settings, summary), summary["problems"]
+        accuracy = "not graded" if summary["accuracy"] is None else f"{summary['accuracy']:.1%}"
+    cells = [
+        folder.resolve().name,
+        settings["strategy"],
+        n,
+        settings["benchmark"],
+        settings["model"],
+        f"{problems:,}",
+        accuracy,
+    ]
+    return started, [plain(str(cell)) for cell in (*cells, started[:16].replace("T", " "))]

@@ -1,0 +1,444 @@
+"""Runs as one HTML file that needs no network, beside it their numbers as CSV and their plots as PNG and SVG."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import secrets
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from tts.data.store import ESCAPE, Attempt, Record
+from tts.errors import InputError
+from tts.evals.calibration import Calibration, calibration, reward_length_correlation
+from tts.evals.load import SavedRun, load_run
+from tts.show.browse import number_of, ranking, rated_steps, twigs
+
+COSTS = {
+    "generated": "tokens generated per problem",
+    "scored": "tokens scored per problem",
+    "seconds": "seconds per problem",
+    "gflops": "GFLOPs per problem (estimated)",
+}
+"""What accuracy is set against."""
+
+COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c6d1f", "#9e1b4a")
+"""Of the plots' runs; the page has its own for light and dark."""
+
+MARKERS = "osD^v*"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a run's rewards compare with being right."""
+
+    of: str
+    """Which reward: the final one, or the mean of the steps."""
+    candidates: int
+    curve: Calibration
+    length: float | None
+    """Rank correlation of reward and tokens."""
+
+
+@dataclass(frozen=True)
+class Charted:
+    """A finished run with its rows for the charts, which are those of the CSV files."""
+
+    run: SavedRun
+    name: str
+    summary: Row
+    against_n: tuple[Row, ...]
+    against_cost: tuple[Row, ...]
+    reliability: Reliability | None
+
+    @property
+    def n(self) -> int:
+        return number_of(self.run.settings, self.summary)
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    complain: Callable[[str], object] | None = None,
+) -> Path:
+    """Write `out`, an HTML file, and beside it a folder `<stem>_files` with CSV, PNG and SVG. Returns `out`.
+
+    `complain` gets the line that says how to get the plots where matplotlib is missing; by default standard error does.
+    Raises InputError where a folder holds no finished run, or nothing can be written.
+    """
+    if not folders:
+        raise InputError("tts report needs at least one run folder; tts runs lists them")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"the report is to be {out}; give a file name that ends in .html")
+    runs = [_chart(run, name) for run, name in zip(map(load_run, folders), _names(folders), strict=True)]
+    files = out.with_name(f"{out.stem}_files")
+    try:
+        files.mkdir(parents=True, exist_ok=True)
+        page = _page(runs, title or f"{', '.join(dict.fromkeys(_benchmark(run) for run in runs))}: {_strategies(runs)}")
+        out.write_text(page, encoding="utf-8", errors=ESCAPE)
+        _write_numbers(runs, files)
+        if not _write_plots(runs, files):
+            (complain or _say)("no plots as PNG and SVG without matplotlib; pip install 'tts-toolkit[report]' and report again")
+    except OSError as error:
+        raise InputError(f"cannot write to {error.filename or out}: {error.strerror}; give another file with --out") from error
+    return out
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether each (cost, accuracy) is on the front: nothing else is as accurate and cheaper, or as cheap and better."""
+    return [not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points) for cost, accuracy in points]
+
+
+def _say(line: str) -> None:
+    print(f"tts: {line}", file=sys.stderr)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or whole paths where those are not enough."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _benchmark(run: Charted) -> str:
+    return str(run.summary["benchmark"])
+
+
+def _strategies(runs: Sequence[Charted]) -> str:
+    return ", ".join(dict.fromkeys(str(run.summary["strategy"]) for run in runs))
+
+
+def _chart(run: SavedRun, name: str) -> Charted:
+    summary = run.summary
+    if summary is None:
+        raise InputError(f"{run.folder} is not finished (no summary.json); finish it with: tts run --resume {run.folder}")
+    problems, n = max(1, summary["problems"]), number_of(run.settings, summary)
+    cost = {"generated": summary["usage"]["generated"] / problems, "scored": summary["usage"]["scored"] / problems,
+            "seconds": summary["seconds"]["total"] / problems, "gflops": _gflops(summary, problems)}  # fmt: skip
+    unknown = dict.fromkeys(COSTS)
+    at_n: list[Row] = []
+    at_cost: list[Row] = []
+    if summary["accuracy"] is not None:
+        whole = {"n": n, "accuracy": summary["accuracy"], "ci": summary["ci"], "majority": None, "pass": None}
+        for point in summary["curve"] or [whole]:
+            low, high = point["ci"]
+            place = {"run": name, "n": point["n"], "accuracy": point["accuracy"], "low": low, "high": high}
+            at_n.append(place | {"majority": point["majority"], "pass": point["pass"]})
+            # of k samples: their share of the tokens; what scoring and time would have been is not known
+            share = point["n"] / summary["curve"][-1]["n"] if summary["curve"] else 1
+            at_cost.append(place | (cost if share == 1 else {**unknown, "generated": cost["generated"] * share}))
+    return Charted(run, name, summary, tuple(at_n), tuple(at_cost), _reliability(run))
+
+
+def _gflops(summary: Row, problems: int) -> float | None:
+    """None where the shape of one of the models is not known."""
+    flops = summary.get("flops") or {}
+    policy, scorer = flops.get("generator"), flops.get("scorer") if summary["usage"]["scored"] else 0.0
+    return None if policy is None or scorer is None else float(policy + scorer) / problems / 1e9
+
+
+def _reliability(run: SavedRun) -> Reliability | None:
+    """Of the final rewards where every candidate has one, else of the mean step rewards; None where they are no chances."""
+    attempts = [attempt for record in run.records for attempt in record.candidates if attempt.correct is not None]
+    of, rewards = "final reward", [attempt.final for attempt in attempts]
+    if None in rewards:
+        of, rewards = "mean step reward", [sum(a.rewards) / len(a.rewards) if a.rewards else None for a in attempts]
+    known = [reward for reward in rewards if reward is not None]
+    if not known or len(known) < len(attempts) or not all(0 <= reward <= 1 for reward in known):
+        return None
+    curve = calibration(known, [bool(attempt.correct) for attempt in attempts])
+    return Reliability(of, len(known), curve, reward_length_correlation(known, [sum(attempt.tokens) for attempt in attempts]))
+
+
+# The page
+
+
+def _page(runs: Sequence[Charted], title: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "number": _number}
+    problems = _problems(runs)
+    data = {
+        "runs": [{"name": run.name, "strategy": run.summary["strategy"]} for run in runs],
+        "againstN": [row for run in runs for row in run.against_n],
+        "againstCost": _with_fronts(runs),
+        "costs": COSTS,
+        "calibration": [_calibration_data(run) for run in runs if run.reliability],
+        "problems": [_index_entry(entry) for entry in problems],
+        "chunks": [_packed(_chunk(entry, runs)) for entry in problems],
+    }
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        made=time.strftime("%Y-%m-%d"),
+        runs=runs,
+        costs=COSTS,
+        points=_with_fronts(runs),
+        settings=_settings(runs),
+        mixed=any(len(entry) < len(runs) for entry in problems),
+        data=_script_safe(data),
+        nonce=secrets.token_urlsafe(16),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}" if abs(value) < 100 and value != int(value) else f"{value:,.0f}"
+
+
+def _script_safe(data: Any) -> Markup:
+    """JSON that cannot end the script element it stands in; ASCII, so that halves of surrogate pairs survive as well."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _settings(runs: Sequence[Charted]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
+    """Settings with a value for each run: those that differ, and those that are the same."""
+    flat = [_flat(run.run.settings) | {"started": run.run.started[:16].replace("T", " ")} for run in runs]
+    rows = [(name, [_setting(settings.get(name)) for settings in flat]) for name in dict.fromkeys(k for s in flat for k in s)]
+    return [row for row in rows if len(set(row[1])) > 1], [row for row in rows if len(set(row[1])) == 1]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        (inner if name == "options" else f"{name}.{inner}") if isinstance(value, dict) else name: item
+        for name, value in settings.items()
+        for inner, item in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+
+
+def _with_fronts(runs: Sequence[Charted]) -> list[Row]:
+    """Every point of accuracy against cost, with the costs for which it is on the front."""
+    rows = [row for run in runs for row in run.against_cost]
+    fronts: list[list[str]] = [[] for _ in rows]
+    for cost in COSTS:
+        known = [i for i, row in enumerate(rows) if row[cost] is not None]
+        for i, best in zip(known, pareto([(rows[i][cost], rows[i]["accuracy"]) for i in known]), strict=True):
+            if best:
+                fronts[i].append(cost)
+    return [row | {"front": front} for row, front in zip(rows, fronts, strict=True)]
+
+
+def _calibration_data(run: Charted) -> Row:
+    assert run.reliability is not None
+    return {"run": run.name, "of": run.reliability.of, "bins": [b._asdict() for b in run.reliability.curve.bins]}
+
+
+# The problems: an index that is searched, and for each a packed chunk that is read when it is opened
+
+Entry = list[tuple[int, Record]]
+"""One problem: the runs that tried it, by index, and what came of it."""
+
+
+def _problems(runs: Sequence[Charted]) -> list[Entry]:
+    entries: dict[tuple[str, str], Entry] = {}
+    for i, run in enumerate(runs):
+        for record in run.run.records:
+            entries.setdefault((record.id, record.problem), []).append((i, record))
+    return sorted(entries.values(), key=lambda entry: _natural(entry[0][1].id))
+
+
+def _natural(text: str) -> list[tuple[bool, int, str]]:
+    """Orders problem-9 before problem-10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _index_entry(entry: Entry) -> Row:
+    record = entry[0][1]
+    return {
+        "id": record.id,
+        "prompt": record.problem,
+        "reference": record.answer,
+        "results": [
+            {"run": i, "answer": tried.candidates[tried.choice].answer if tried.choice is not None else None,
+             "outcome": _outcome(tried), "missed": tried.correct is False and any(a.correct for a in tried.candidates)}
+            for i, tried in entry
+        ],
+    }  # fmt: skip
+
+
+def _outcome(record: Record) -> str:
+    if record.error is not None:
+        return "failed"
+    return {True: "right", False: "wrong", None: "ungraded"}[record.correct]
+
+
+def _chunk(entry: Entry, runs: Sequence[Charted]) -> Row:
+    """Everything that was tried on one problem. A text stands once in `texts`; steps and branches point there."""
+    texts: dict[str, int] = {}
+
+    def place(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    def candidate(index: int, attempt: Attempt, over: Any) -> Row:
+        thinking, response = rated_steps(attempt, over)
+        return {
+            "index": index,
+            "thinking": [place(step.text) for step in thinking],
+            "response": [place(step.text) for step in response],
+            "rewards": [_short(step.reward) for step in (*thinking, *response)],
+            "score": _short(attempt.score),
+            "final": _short(attempt.final),
+            "answer": attempt.answer,
+            "correct": attempt.correct,
+            "finish": attempt.finish,
+            "tokens": sum(attempt.tokens),
+        }
+
+    tries = [
+        {
+            "run": i,
+            "choice": record.choice,
+            "error": record.error,
+            "generated": record.usage.generated,
+            "scored": record.usage.scored,
+            "candidates": [
+                candidate(index, record.candidates[index], runs[i].run.settings.get("score_over"))
+                for index in ranking(record)
+            ],
+            "tree": [
+                {"parent": twig.parent, "text": place(twig.branch.text.strip()), "tokens": twig.branch.tokens,
+                 "reward": _short(twig.branch.reward), "fate": twig.branch.fate, "copies": twig.copies, "chosen": twig.chosen}
+                for twig in twigs(record)
+            ],
+        }
+        for i, record in entry
+    ]  # fmt: skip
+    return {"texts": list(texts), "tries": tries}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _packed(chunk: Row) -> str:
+    return base64.b64encode(zlib.compress(json.dumps(chunk, separators=(",", ":")).encode(), 9)).decode()
+
+
+# The numbers and the plots
+
+
+def _write_numbers(runs: Sequence[Charted], folder: Path) -> None:
+    _write_csv(folder / "runs.csv", (_run_row(run) for run in runs))
+    _write_csv(folder / "accuracy-n.csv", (row for run in runs for row in run.against_n))
+    points = ({**row, "front": " ".join(row["front"])} for row in _with_fronts(runs))
+    _write_csv(folder / "accuracy-cost.csv", points)
+    _write_csv(
+        folder / "calibration.csv",
+        ({"run": run.name, "of": r.of, **b._asdict(), "ece": r.curve.error} for run in runs if (r := run.reliability)
+         for b in r.curve.bins),
+    )  # fmt: skip
+    _write_csv(folder / "problems.csv", (_problem_row(run, record) for run in runs for record in run.run.records))
+
+
+def _run_row(run: Charted) -> Row:
+    s = run.summary
+    low, high = s["ci"] or (None, None)
+    return {
+        "run": run.name, "strategy": s["strategy"], "n": run.n, "benchmark": s["benchmark"],
+        "problems": s["problems"], "graded": s["graded"], "failed": s["failed"], "accuracy": s["accuracy"], "low": low,
+        "high": high, "pass@1": s["pass@1"], "majority": s["majority"], "pass@n": s["pass@n"],
+        "candidates": s["n"], "truncated": s["truncated"], **s["usage"], "seconds": s["seconds"]["total"],
+    }  # fmt: skip
+
+
+def _problem_row(run: Charted, record: Record) -> Row:
+    answers = Counter(attempt.correct for attempt in record.candidates)
+    return {
+        "run": run.name, "id": record.id, "outcome": _outcome(record), "reference": record.answer,
+        "answer": record.candidates[record.choice].answer if record.choice is not None else None,
+        "candidates": len(record.candidates), "right": answers[True], "generated": record.usage.generated,
+        "scored": record.usage.scored,
+    }  # fmt: skip
+
+
+def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+    listed = list(rows)
+    with path.open("w", encoding="utf-8", errors=ESCAPE, newline="") as file:
+        if listed:
+            writer = csv.DictWriter(file, listed[0])
+            writer.writeheader()
+            writer.writerows({name: _cell(value) for name, value in row.items()} for row in listed)
+
+
+def _cell(value: Any) -> Any:
+    """A model's words must not become a formula in a spreadsheet."""
+    risky = isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) and not re.fullmatch(r"[+-]?[\d.]+", value)
+    return f"'{value}" if risky else value
+
+
+def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
+    """False where matplotlib is not installed."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    except ImportError:
+        return False
+    styles = [{"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "label": run.name} for i, run in enumerate(runs)]
+
+    def draw(name: str, x: str, y: str, lines: Callable[[Any], None]) -> None:
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        lines(axes)
+        axes.set(xlabel=x, ylabel=y)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        for kind in ("png", "svg"):
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(folder / f"{name}.{kind}", dpi=160, metadata=metadata)
+
+    def against(key: str, rows: Callable[[Charted], tuple[Row, ...]]) -> Callable[[Any], None]:
+        def lines(axes: Any) -> None:
+            for run, style in zip(runs, styles, strict=True):
+                points = [row for row in rows(run) if row[key]]  # 0 has no logarithm
+                xs, ys = [p[key] for p in points], [p["accuracy"] for p in points]
+                axes.errorbar(xs, ys, [[y - p["low"] for y, p in zip(ys, points, strict=True)],
+                                       [p["high"] - y for y, p in zip(ys, points, strict=True)]],
+                              elinewidth=1, capsize=2, **style)  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+
+        return lines
+
+    def reliability(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+        for run, style in zip(runs, styles, strict=True):
+            if run.reliability:
+                bins = run.reliability.curve.bins
+                axes.plot([b.reward for b in bins], [b.right for b in bins], **style)
+
+    # `$` in a run's name is no formula
+    with matplotlib.rc_context({"svg.hashsalt": "tts", "text.parse_math": False, "font.size": 10}):
+        if any(run.against_n for run in runs):
+            draw("accuracy-n", "N", "accuracy", against("n", lambda run: run.against_n))
+            draw("accuracy-cost", COSTS["generated"], "accuracy", against("generated", lambda run: run.against_cost))
+        if any(run.reliability for run in runs):
+            draw("calibration", "reward", "right", reliability)
+    return True

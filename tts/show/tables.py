@@ -1,0 +1,70 @@
+"""Sweeps and comparisons as a person reads them."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tts.evals.compare import Comparison
+from tts.evals.summary import Estimate
+from tts.runs.sweep import Sweep
+
+BAR = 24
+"""Width of a whole bar, in characters."""
+
+
+def show_sweep(sweep: Sweep) -> RenderableType:
+    """A row for each strategy and N: accuracy, what it cost, and a bar."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("strategy", "N", "accuracy", "95 % interval", "", "tokens", "scored"):
+        table.add_column(heading, justify="left" if heading in ("strategy", "") else "right")
+    last = ""
+    for row in sweep.rows:
+        if last and row.strategy != last:
+            table.add_row()
+        bar = ProgressBar(total=1, completed=row.accuracy.value, width=BAR, complete_style="green", finished_style="green")
+        name = Text("" if row.strategy == last else row.strategy, "bold")
+        drawn = f" ± {row.error:.1%}" if row.error else ""
+        value = f"{row.accuracy.value:.1%}{drawn}"
+        table.add_row(name, str(row.n), value, _range(row.accuracy), bar, f"{row.generated:,.0f}", f"{row.scored:,.0f}")
+        last = row.strategy
+    notes = [Text(f"\nleft out: {reason}", "yellow") for reason in sweep.skipped]
+    if any(row.error for row in sweep.rows):
+        notes.append(Text("\n± is the standard error of drawing subsets where there are too many to take all", "dim"))
+    about = Text(
+        "\ntokens generated and scored, each for a problem; smaller N of strategies that only sample are estimated from", "dim"
+    )
+    about.append(f" the largest\nfolder  {sweep.folder}")
+    return Group(table, *notes, about)
+
+
+def show_comparison(comparison: Comparison) -> RenderableType:
+    """Both accuracies, their difference, and what else differs."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("", "accuracy", "95 % interval"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, estimate in zip(comparison.runs, (comparison.first, comparison.second), strict=True):
+        table.add_row(Text(name, "bold"), f"{estimate.value:.1%}", _range(estimate))
+    difference = comparison.difference
+    low, high = 100 * difference.low, 100 * difference.high
+    table.add_row(Text("difference, paired"), f"{100 * difference.value:+.1f} points", f"{low:+.1f} – {high:+.1f}")
+    better = (
+        "the second is better" if difference.low > 0 else "the first is better" if difference.high < 0 else "it may be chance"
+    )
+    facts = f"\n{comparison.problems} problems in both; the first is right more often on {comparison.only_first}, the second on"
+    facts += f" {comparison.only_second}: {better}"
+    if comparison.left_out:
+        facts += f"\n{comparison.left_out} rows left out: in one run only, failed, or without a reference answer"
+    settings = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in ("settings that differ", "first", "second"):
+        settings.add_column(heading, overflow="fold")
+    for name, (one, other) in comparison.settings.items():
+        settings.add_row(name, Text(str(one)), Text(str(other)))
+    shown: list[RenderableType] = [Text(), settings] if comparison.settings else []
+    return Group(table, Text(facts), *shown)
+
+
+def _range(estimate: Estimate) -> str:
+    return f"{estimate.low:.1%} – {estimate.high:.1%}"

@@ -1,0 +1,261 @@
+"""One problem's view of an engine and of a scorer: what a strategy calls, and the bill it runs up."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, TypeVar
+
+from tts.grading.pool import Grader
+from tts.solving.budget import Budget
+from tts.solving.clock import Clock
+from tts.solving.segment import Segmenter
+from tts.trajectory import BOUNDARY, OPEN
+from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
+
+T = TypeVar("T")
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 62 bits that is a pure function of what it is for, so that scheduling cannot change a sample."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+class Generator:
+    """Draws steps and completions of one problem's candidates, and owns the count of what they cost.
+
+    `seed` is the run's. The k-th continuation ever drawn from a prefix has a seed of its own, made of the run's seed,
+    the problem, the prefix and k: the first 16 of 64 samples are the samples of n = 16.
+
+    A candidate ends as `length` when it has `sampling.max_tokens`, where the context ends, when `budget` is spent, and at
+    `deadline` (of time.perf_counter).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        problem: Problem,
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        usage: Usage | None = None,
+        clock: Clock | None = None,
+        grader: Grader | None = None,
+        budget: Budget | None = None,
+        deadline: float | None = None,
+        boundary: str = BOUNDARY,
+    ) -> None:
+        self.engine, self.problem, self.sampling, self.seed = engine, problem, sampling, seed
+        self.usage, self.clock, self.grader = usage if usage is not None else Usage(), clock or Clock(), grader or Grader()
+        self.budget, self.deadline = budget or Budget(), deadline
+        self._prompt, self._opener = cut_opener(engine, engine.encode(problem))
+        self._boundary = boundary
+        self._segmenter = Segmenter(engine.decode, (boundary,))
+        self._drawn: Counter[tuple[int, ...]] = Counter()
+
+    async def step(
+        self,
+        candidate: Candidate,
+        n: int = 1,
+        *,
+        temperature: float | None = None,
+        stop: str | tuple[str, ...] | None = None,
+        max_tokens: int | None = None,
+        logprobs: bool = False,
+    ) -> list[Candidate]:
+        """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is,
+        and so does, cut off, one for which nothing is left."""
+        stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
+        return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
+
+    async def finish(
+        self,
+        candidate: Candidate,
+        n: int = 1,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        logprobs: bool = False,
+    ) -> list[Candidate]:
+        """Extend a candidate to its end, n ways, cut into steps. One that is done comes back as it is.
+
+        Fewer come back where the budget ends before the last of them has begun, but at least one.
+        """
+        candidate = self.opened(candidate)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs)
+        if self.deadline is None or not await self.engine.tells_steps():
+            ends = await self._extend(candidate, n, sampling)
+        else:  # step by step, so that there is something to return at the deadline
+            ends = await self.together(self._by_steps(candidate, sampling) for _ in range(n))
+        undrawn = candidate.cut_off()
+        return [end for end in ends if end != undrawn] or ends[:1]
+
+    def opened(self, candidate: Candidate) -> Candidate:
+        """The candidate, begun with what the chat template itself opens, if anything."""
+        return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
+
+    def append(self, candidate: Candidate, text: str) -> Candidate:
+        """The candidate with a step that nobody drew, such as the "Wait" of budget forcing."""
+        return self.opened(candidate) + Step(text, self.engine.tokenize(text), "step")
+
+    def about(self, prompt: str, *which: object) -> Generator:
+        """Another prompt for the same problem (a request to revise, say), on the same bill, budget and deadline.
+
+        `which` tells askings of an equal prompt apart: each has samples of its own.
+        """
+        return Generator(
+            self.engine, replace(self.problem, prompt=prompt), self.sampling,
+            seed=derive_seed(self.seed, "about", *which), usage=self.usage, clock=self.clock, grader=self.grader,
+            budget=self.budget, deadline=self.deadline, boundary=self._boundary,
+        )  # fmt: skip
+
+    async def together(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Results of several pieces of work, in order; where one fails the others are given up.
+
+        They overlap, except under a token budget: there, who gets its last tokens must not depend on timing.
+        """
+        if self.budget.limited:
+            return [await piece for piece in work]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(piece) for piece in work]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def groups(self, candidates: Sequence[Candidate]) -> list[int | None]:
+        """Equal numbers for equivalent final answers (`1/2`, `0.5`), None for a candidate without one."""
+        return [verdict.group for verdict in await self.grader.judge(candidates)]
+
+    @property
+    def out_of_time(self) -> bool:
+        return self.deadline is not None and perf_counter() >= self.deadline
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing more can be drawn: the budget is used up, or the time."""
+        return self.budget.spent or self.out_of_time
+
+    def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
+        return replace(
+            self.sampling,
+            temperature=self.sampling.temperature if temperature is None else temperature,
+            max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
+            stop=stop,
+            logprobs=logprobs or self.sampling.logprobs,
+        )
+
+    async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
+        left = sampling.max_tokens
+        while not candidate.done:
+            before = len(candidate.token_ids)
+            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=(self._boundary,), max_tokens=left))
+            left -= len(candidate.token_ids) - before
+        return candidate
+
+    async def _extend(self, candidate: Candidate, n: int, sampling: Sampling) -> list[Candidate]:
+        if candidate.done:
+            return [candidate] * n
+        prefix = (*self._prompt, *candidate.token_ids)
+        first = self._drawn[prefix]
+        self._drawn[prefix] += n
+        written = len(candidate.token_ids) - (len(self._opener.token_ids) if self._opener is not None else 0)
+        most = min(sampling.max_tokens, self.sampling.max_tokens - written)
+        if written and self.engine.context is not None:  # a prompt that is too long is the engine's to refuse
+            most = min(most, self.engine.context - len(prefix))
+        drawn: list[Candidate] = []
+        while len(drawn) < n and most > 0 and not self.out_of_time:
+            seed = derive_seed(self.seed, candidate.problem.id, *prefix) + first + len(drawn)
+            try:
+                async with asyncio.timeout(self._seconds_left), self.budget.reserve(n - len(drawn), most) as grant:
+                    if not grant.count:
+                        break
+                    grant.used = grant.count * grant.each  # what is lost halfway counts as spent
+                    generation = await self._ask(prefix, grant.count, replace(sampling, max_tokens=grant.each, seed=seed))
+                    grant.used = _generated(generation)
+            except TimeoutError:
+                if not self.out_of_time:
+                    raise
+                break
+            for step in generation.steps:
+                drawn.append(replace(candidate, steps=(*candidate.steps, *self._cut(step, sampling.stop))))
+        return drawn + [candidate.cut_off()] * (n - len(drawn))
+
+    @property
+    def _seconds_left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - perf_counter()
+
+    async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation:
+        """The engine's answer, billed."""
+        with self.clock("generation"):
+            generation = await self.engine.generate(prefix, n, sampling)
+        self.clock.add("waiting", generation.waited)
+        self.usage.calls += 1
+        self.usage.prompt += generation.prompt_tokens
+        self.usage.cached += generation.cached_tokens
+        self.usage.generated += _generated(generation)
+        return generation
+
+    def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
+        """A continuation drawn in one go as the steps in which it would have been drawn one by one."""
+        if stops:
+            return [step]
+        if not step.token_ids:  # a server that speaks text, or nothing was generated
+            texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
+            return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
+        pieces = list(self._segmenter.split(step.token_ids))
+        steps, start = [], 0
+        for piece in pieces:
+            logprobs = step.logprobs[start : start + len(piece)] if step.logprobs is not None else None
+            steps.append(Step(self.engine.decode(piece), piece, "step", logprobs))
+            start += len(piece)
+        return [*steps[:-1], replace(steps[-1], finish=step.finish)]
+
+
+def _generated(generation: Generation) -> int:
+    counted = generation.generated_tokens
+    return sum(len(step.token_ids) for step in generation.steps) if counted is None else counted
+
+
+def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
+    """A chat template that opens `<think>` writes the first step itself: here it goes from the prompt to the candidate.
+
+    Without it, a trace that is cut off while it thinks would read as a response.
+    """
+    for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
+        text = engine.decode(prompt[start:])
+        if OPEN in text:
+            return (prompt[:start], Step(text, prompt[start:], "step")) if text.strip() == OPEN else (prompt, None)
+    return prompt, None
+
+
+class MeteredScorer:
+    """A scorer that bills one problem, asks once for equal texts, and stamps rewards with the run's alpha and aggregate."""
+
+    def __init__(
+        self, scorer: Scorer, *, usage: Usage, clock: Clock, alpha: float = 1.0, aggregate: Aggregate = "mean"
+    ) -> None:
+        self.scorer, self.usage, self.clock, self.alpha, self.aggregate = scorer, usage, clock, alpha, aggregate
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        if getattr(self.scorer, "compares", False):  # equal texts are votes of their own
+            return await self._score(candidates)
+        distinct = {candidate.text: candidate for candidate in candidates}
+        rewards = await self._score(list(distinct.values()))
+        by_text = dict(zip(distinct, rewards, strict=True))
+        return [by_text[candidate.text] for candidate in candidates]
+
+    async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        with self.clock("scoring"):
+            rewards = await self.scorer.score(candidates)
+        self.usage.scored += sum(reward.tokens for reward in rewards)
+        if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
+            raise ValueError("the reward model returned a number that is not finite; try another precision or model")
+        return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

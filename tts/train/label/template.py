@@ -1,0 +1,68 @@
+"""r_final, the template-guided trajectory reward: does the way of thinking generalise? (arXiv 2506.18896, section 3.2)"""
+
+from __future__ import annotations
+
+from tts.errors import InputError
+from tts.grading.pool import Grader
+from tts.models.templates import fill
+from tts.solving.generator import Generator, derive_seed
+from tts.train.label.cache import Cache
+from tts.train.label.quality import share_correct
+from tts.trajectory import CLOSE
+from tts.types import Candidate, Engine, Problem, Sampling
+
+EXTRACT = """\
+Here are a problem and a solution to it. Extract the reasoning template: the plan of the solution as a short list of steps, in \
+general terms, so that somebody could solve this problem by following it. Leave out numbers that were computed on the way, and \
+the final answer.
+
+Problem:
+{problem}
+
+Solution:
+{solution}
+
+Template:"""
+
+GUIDED = """\
+{problem}
+
+Solve the problem by following this template:
+{template}"""
+
+LONGEST = 1024
+"""Tokens of a template, at most."""
+
+
+class Guide:
+    """An expert extracts the template of a trace; the policy answers `n` times under it; the share that is right is r_final."""
+
+    def __init__(
+        self, expert: Engine, policy: Engine, grader: Grader, cache: Cache, *, n: int = 8, max_tokens: int = 2048,
+        temperature: float = 1.0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.expert, self.policy, self.grader, self.cache = expert, policy, grader, cache
+        self.n, self.max_tokens, self.temperature, self.seed = n, max_tokens, temperature, seed
+
+    async def reward(self, candidate: Candidate) -> tuple[str, float]:
+        """The template, and r_final in [0, 1]. Raises InputError where no template comes."""
+        problem = candidate.problem
+        asked = fill(EXTRACT, problem=problem.prompt, solution=candidate.text)
+        template = str(await self.cache.get(lambda: self._extract(asked), "template", self.seed, asked))
+        prompt = fill(GUIDED, problem=problem.prompt, template=template)
+        about = (self.n, self.max_tokens, self.temperature, self.seed, problem.answer, problem.grader)
+        return template, float(await self.cache.get(lambda: self._answer(problem, prompt), "guided", *about, prompt))
+
+    async def _extract(self, prompt: str) -> str:
+        sampling = Sampling(0, max_tokens=LONGEST, seed=derive_seed(self.seed, "template"))
+        [step] = (await self.expert.generate(self.expert.encode(Problem("template", prompt)), 1, sampling)).steps
+        template = step.text.rpartition(CLOSE)[2].strip()
+        if not template:
+            raise InputError("the expert wrote no template; try another --expert")
+        return template
+
+    async def _answer(self, problem: Problem, prompt: str) -> float:
+        guided = Problem("guided", prompt, problem.answer, problem.grader)
+        sampling = Sampling(self.temperature, max_tokens=self.max_tokens)
+        generator = Generator(self.policy, guided, sampling, seed=derive_seed(self.seed, "guided"), grader=self.grader)
+        return await share_correct(generator, Candidate(guided), self.n, self.max_tokens)

@@ -1,0 +1,1 @@
+"""`tts sft` and `tts rl`: a policy fine-tuned and reinforced."""

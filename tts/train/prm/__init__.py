@@ -1,0 +1,1 @@
+"""`tts train-prm`: a process reward model trained on labelled traces."""

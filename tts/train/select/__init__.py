@@ -1,0 +1,1 @@
+"""`tts select`: the best traces of a pool."""
