@@ -26,7 +26,7 @@ from tts.registry import get_strategy
 from tts.runs.runner import Settings
 from tts.show.browse import list_runs, plain, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
-from tts.types import Branch, Reward, Usage
+from tts.types import REPEATS, Branch, Reward, Usage
 
 HOSTILE = [
     "<script>alert(1)</script>", "</textarea><img src=x onerror=alert(2)>", "</script><script>alert(3)</script>", "{{7*7}}",
@@ -60,8 +60,8 @@ def searched(i):
     steps = ["first\n\n", "second\n\n", "end"]
     tree = (
         Branch(None, 0, steps[0], 3, "step", 0.9, "kept"),
-        Branch(None, 0, steps[0], 3, "step", None, "pruned: repeats a sibling"),
-        Branch(None, 0, "astray\n\n", 3, "step", 0.1, "pruned: not among the best"),
+        Branch(None, 0, steps[0], 3, "step", None, "pruned", REPEATS),
+        Branch(None, 0, "astray\n\n", 3, "step", 0.1, "pruned", "not among the best"),
         Branch(0, 1, steps[1], 3, "step", 1.6, "kept"),
         Branch(3, 2, steps[2], 3, "stop", 1.8, "returned"),
     )
@@ -95,7 +95,7 @@ def hostile():
     records = [
         Record(f"id {text}", text, text,
                (attempt([f"<think>{text}\n\n", f"{text}</think>\n\n", f"so {text}"], rewards=(0.1, 0.5, 0.9), answer=text),),
-               0, True, Usage(generated=9, calls=1), tree=(Branch(None, 0, text, 3, "stop", 0.5, f"pruned: {text}"),))
+               0, True, Usage(generated=9, calls=1), tree=(Branch(None, 0, text, 3, "stop", 0.5, "pruned", text),))
         for text in HOSTILE
     ]  # fmt: skip
     broken = Record("broken", "p", "1", (), None, None, Usage(), f"ValueError: {HOSTILE[0]}")

@@ -108,9 +108,9 @@ def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
     assert tally.rejected == 12
     assert [row["line"] for row in rejected] == [*range(1, 13)]
     expected = [
-        "not valid JSON", "not a JSON object", "no text under 'problem'", "nothing to score", "the trace is empty",
+        "not valid JSON", "not a JSON object", "no string under 'problem'", "the line has no trace", "the trace is empty",
         "'steps' is \"a\"; expected a list", "'steps' holds a <think>", "a trace of 4011 tokens is longer than the 1024",
-        "the id is [1]", "candidate 0 has no list of texts", "not valid JSON: NaN", "not valid JSON: nested too deeply",
+        "the id is [1]", "candidate 0 has no list of strings", "not valid JSON: NaN", "not valid JSON: nested too deeply",
     ]  # fmt: skip
     assert all(row["error"].startswith(start) for row, start in zip(rejected, expected, strict=True))
     assert rejected[0]["row"] == "nonsense"
@@ -153,11 +153,11 @@ def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
 def test_a_file_goes_on_only_under_its_settings(tmp_path, prm):
     path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a"})
     score(path, prm=prm)
-    with pytest.raises(InputError, match=r"out\.jsonl exists; go on with it by --resume"):
+    with pytest.raises(InputError, match=r"out\.jsonl exists; continue it with --resume"):
         score(path, prm=prm)
-    with pytest.raises(InputError, match=r"was begun with alpha = 1\.0, not 0\.5"):
+    with pytest.raises(InputError, match=r"was started with alpha = 1\.0, not 0\.5"):
         score_file(ScoreSettings(path, alpha=0.5), out=Path("out.jsonl"), resume=True, scorer_instance=prm)
-    with pytest.raises(InputError, match="was not begun by tts score"):
+    with pytest.raises(InputError, match="was not started by tts score"):
         score_file(ScoreSettings(path), out=Path("other.jsonl"), resume=True, scorer_instance=prm)
 
 

@@ -326,7 +326,7 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
     assert 0 < torn.count(b"\n") < 1499
     assert not Path("out.jsonl").exists()
     settings = {"pool": pool, "out": Path("out.jsonl"), "top": "50"}
-    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; go on with it by --resume"):
+    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; continue it with --resume"):
         select_file(Select(**settings), scorer_instance=prm)
     scored.write_bytes(torn[:-30])
     selection = select_file(Select(**settings, resume=True), scorer_instance=prm)

@@ -217,11 +217,60 @@ async def test_compute_optimal_spends_by_difficulty(reward, kind, candidates):
     assert bool(result.tree) == (kind == "beam")
 
 
+MINE = """
+from dataclasses import dataclass
+from tts import Candidate, Result, Strategy
+from tts.strategies.bon import BestOfN
+from tts.strategies.beam import Beam
+
+@dataclass(frozen=True)
+class Twice(Strategy):
+    "Two samples, however large n is."
+    async def solve(self, problem, generator, scorer):
+        samples = await generator.finish(Candidate(problem), 2)
+        return Result(samples, await scorer.score(samples))
+
+class Worst(BestOfN):
+    def rank(self, rewards, groups):
+        return [-reward.total for reward in rewards]
+
+@dataclass(frozen=True)
+class Narrow(Beam):
+    width: int = 2
+    async def solve(self, problem, generator, scorer):
+        assert (self.n, self.width) == (4, 2)
+        return await super().solve(problem, generator, scorer)
+
+class Worded(Narrow):
+    "Ranks by something else than the reward."
+    async def solve(self, problem, generator, scorer):
+        found = await super().solve(problem, generator, scorer)
+        return Result(found.candidates, found.rewards, [len(c.text) for c in found.candidates], found.tree)
+"""
+
+
+@pytest.mark.parametrize(("arm", "candidates"), [("Twice", 2), ("Worst", 8), ("Narrow", 2 + 4), ("Worded", 2)])
+async def test_compute_optimal_takes_strategies_of_your_own(arm, candidates):
+    Path("mine.py").write_text(MINE)
+    strategy = ComputeOptimal(n=8, pilot=4, medium=f"mine.py:{arm}")
+    texts = []
+
+    def rate(text):
+        texts.append(text)
+        return 0.5 + len(texts) / 1000
+
+    result = await solve_with(strategy, ScriptedEngine(lambda _, seed: f"{seed}\n\n\\boxed{{1}}"), rate)
+    assert len(result.candidates) == candidates
+    if arm == "Worst":  # it ranks the pilot's samples with the new ones
+        assert result.best.text == texts[0]
+    assert bool(result.tree) == (arm in ("Narrow", "Worded"))
+
+
 def test_compute_optimal_knows_its_strategies():
     for options, message in (
         ({"medium": "baem"}, "no strategy named 'baem'. Did you mean 'beam'"),
         ({"easy": "compute-optimal"}, "cannot choose itself"),
-        ({"hard_below": 0.9}, "--hard-below is 0.9, above --easy-above 0.8"),
+        ({"hard_below": 0.9}, "--hard-below is 0.9; it should be at most --easy-above, 0.8"),
     ):
         with pytest.raises(InputError, match=message):
             build(ComputeOptimal, options)

@@ -18,6 +18,7 @@ from tts.cli import entry
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
 from tts.evals.summary import at_k, estimate
+from tts.strategies.majority import Majority
 from tts.strategies.weighted import Weighted
 from tts.types import Reward, Usage
 
@@ -205,6 +206,16 @@ def test_parameters_and_flops_are_those_of_the_model(prm, engine):
     shape = Shape(parameters=1000, layers=2, width=8)
     assert shape.flops(10, context=5) == 2 * 1000 * 10 + 4 * 2 * 8 * 5 * 10
     assert flops_of([], Usage(generated=10, calls=1), "nobody/knows", None).generator is None
+
+
+def test_a_strategy_that_counts_votes_is_exact_at_every_size(swept):
+    class Counting(Weighted):
+        counts_votes = True
+
+    record = tts.load_run(value(swept, "bon", 8).runs[0]).records[0]
+    [counted, voted] = [at_k(strategy, record, 4, lambda attempt: Reward(())) for strategy in (Counting(), Majority())]
+    assert counted == voted
+    assert counted.error == 0
 
 
 def test_votes_over_a_whole_pool_are_the_strategys_own_choice(swept):

@@ -170,7 +170,7 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
     if not strategy.uses_answers:  # a candidate's score is its own, whatever the others are
         scores = strategy.rank(rewards, [])
         return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
-    if isinstance(strategy, Majority) and k < len(groups):
+    if strategy.counts_votes and k < len(groups):
         return Sampled(majority_of_k(groups, correct, k))
 
     def choose(subset: list[int]) -> int:

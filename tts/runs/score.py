@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tts.data.stream import Done, Files, Lines, Rejected, Sink, Tally, work_through
+from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
 from tts.scorers import PLAIN, load_scorer
@@ -35,7 +35,7 @@ class ScoreSettings:
     """Leave the traces' own fields out."""
 
 
-Scored = Done[Reward]
+Scored = Processed[Reward]
 
 
 def score_file(
@@ -63,9 +63,9 @@ def score_file(
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
     if settings.scorer == "agreement":
         raise InputError("the scorer agreement compares solutions of one problem; tts score reads traces one by one")
-    sink: Sink = Lines(write, complain)
+    sink: Sink = CallbackSink(write, complain)
     if out is not None:
-        sink = Files.open(out, asdict(settings), resume=resume, command="tts score")
+        sink = FileSink.open(out, asdict(settings), resume=resume, command="tts score")
     tally.resumed, tally.total_bytes = sink.done, source.stat().st_size
     tally.stage = f"loading {settings.scorer}"
     scorer = scorer_instance or _load(settings, url)
@@ -81,7 +81,7 @@ def score_file(
                 source, score, names=settings.names, first_line=sink.first_line, limit=limit, tally=tally
             )  # fmt: skip
             async for chunk in chunks:
-                scored = [item for item in chunk if isinstance(item, Done)]
+                scored = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(scored)
                 tally.rejected += len(refused)

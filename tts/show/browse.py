@@ -19,10 +19,7 @@ from tts.errors import InputError
 from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
 from tts.show.terminal import reward_style
 from tts.trajectory import parse
-from tts.types import Branch, Part
-
-REPEAT = "pruned: repeats a sibling"
-"""The fate of a branch that was drawn before; `twigs` counts it there."""
+from tts.types import REPEATS, Branch, Part
 
 
 class Rated(NamedTuple):
@@ -83,7 +80,7 @@ def twigs(record: Record) -> list[Twig]:
         path = (paths[branch.parent] if branch.parent is not None else "") + branch.text
         paths.append(path)
         first = known.get((parent, branch.text))
-        if branch.fate == REPEAT and first is not None:
+        if branch.reason == REPEATS and first is not None:
             found[first] = found[first]._replace(copies=found[first].copies + 1)
             place.append(first)
             continue
@@ -204,11 +201,11 @@ def _tree(record: Record) -> Tree:
     for twig in found:
         branch = twig.branch
         reward = None if branch.reward is None else (branch.reward - low) / (high - low)
-        style = "dim" if branch.fate.startswith("pruned") else reward_style(reward)
+        style = "dim" if branch.fate == "pruned" else reward_style(reward)
         label = Text.assemble(
             (f"{branch.reward:.3f}  " if branch.reward is not None else "", reward_style(reward)),
             (" ".join(plain(branch.text).split()), style),
-            (f"  {plain(branch.fate)}", "dim" if branch.fate != "returned" else "bold green"),
+            (f"  {plain(branch.outcome)}", "dim" if branch.fate != "returned" else "bold green"),
             ("  chosen" if twig.chosen else "", "bold green"),
             (f"  drawn {twig.copies} times" if twig.copies > 1 else "", "dim"),
         )

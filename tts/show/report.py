@@ -321,7 +321,8 @@ def _chunk(entry: Entry, runs: Sequence[Charted]) -> Row:
             ],
             "tree": [
                 {"parent": twig.parent, "text": place(twig.branch.text.strip()), "tokens": twig.branch.tokens,
-                 "reward": _short(twig.branch.reward), "fate": twig.branch.fate, "copies": twig.copies, "chosen": twig.chosen}
+                 "reward": _short(twig.branch.reward), "fate": twig.branch.fate, "outcome": twig.branch.outcome,
+                 "copies": twig.copies, "chosen": twig.chosen}
                 for twig in twigs(record)
             ],
         }

@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from tts.data.labelled import Labelled, trl_row
-from tts.data.stream import Done, Files, Rejected, Tally, rejected_of, work_through
+from tts.data.labelled import LabelledTrace, trl_row
+from tts.data.stream import FileSink, Processed, Rejected, Tally, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
 from tts.engines import load_engine
 from tts.errors import InputError
@@ -82,7 +82,7 @@ def label_file(
     names = field_names(settings.field)
     get_grader(settings.grader)
     kept = {name: value for name, value in asdict(settings).items() if name not in ("out", "resume", "limit", "cache")}
-    sink = Files.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
+    sink = FileSink.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
     tally.resumed, tally.total_bytes = sink.done, settings.traces.stat().st_size
 
     async def work() -> None:
@@ -94,7 +94,7 @@ def label_file(
                 chunk=CHUNK,
             )  # fmt: skip
             async for chunk in chunks:
-                done = [item for item in chunk if isinstance(item, Done)]
+                done = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(done)
                 tally.rejected += len(refused)
@@ -271,12 +271,12 @@ def _graded_by(problem: Problem, grader: str) -> Problem:
     return Problem(problem.id, problem.prompt, problem.answer, grader)
 
 
-def _row(item: Done[Labels], settings: Label) -> dict[str, Any]:
+def _row(item: Processed[Labels], settings: Label) -> dict[str, Any]:
     """The trace, its targets, the terms that they are made of, and what else its row held."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
     if settings.layout == "trl":
-        columns = trl_row(Labelled(item.trace, tuple(labels.steps), labels.final), settings.threshold)
+        columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
     row = {
         **own,
