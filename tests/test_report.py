@@ -184,7 +184,7 @@ def test_runs_that_cannot_be_reported_say_so(runs):
     with pytest.raises(InputError, match="--resume bon-run"):
         write_report(runs, Path("r.html"))
     (runs[1] / "results.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(InputError, match="no result"):
+    with pytest.raises(InputError, match="a row that cannot be read"):
         write_report(runs[1:], Path("r.html"))
 
 
