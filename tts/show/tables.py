@@ -32,7 +32,7 @@ def show_sweep(sweep: Sweep) -> RenderableType:
         last = row.strategy
     notes = [Text(f"\nskipped: {reason}", "yellow") for reason in sweep.skipped]
     if any(row.error for row in sweep.rows):
-        notes.append(Text("\n± is the standard error from sampling subsets of the pool where there are too many to take all", "dim"))
+        notes.append(Text("\n± is the standard error from sampling subsets, where there are too many to take all", "dim"))
     about = Text(
         "\nTokens generated and scored are per problem. For strategies that sample and rank, a smaller N is estimated from the"
         f" samples\nof the largest N.\nfolder  {sweep.folder}",

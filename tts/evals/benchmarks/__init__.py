@@ -12,8 +12,8 @@ from pathlib import Path
 from tts.demo import arith
 from tts.errors import InputError
 from tts.evals.benchmarks.published import PUBLISHED
-from tts.evals.benchmarks.rows import Row, from_file, from_hub
-from tts.evals.benchmarks.source import Source, plain
+from tts.evals.benchmarks.rows import DataRow, from_file, from_hub
+from tts.evals.benchmarks.source import Source, verbatim
 from tts.grading.rules import get_grader
 from tts.types import Problem
 
@@ -80,7 +80,7 @@ def _arith(split: arith.Split, number: int) -> list[Problem]:
     return [Problem(f"arith-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take(split, number))]
 
 
-def _find(name: str, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[Row]]:
+def _find(name: str, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[DataRow]]:
     """A short name, how a row becomes a problem, and the rows."""
     path = Path(name).expanduser()
     if name in PUBLISHED:
@@ -105,7 +105,7 @@ def _find(name: str, split: str | None, data_dir: str | None) -> tuple[str, Sour
     return title, source, from_hub(source, Path(data_dir).expanduser() if data_dir is not None else None)
 
 
-def _unique(found: Iterable[tuple[Row, Problem]]) -> list[Problem]:
+def _unique(found: Iterable[tuple[DataRow, Problem]]) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for row, problem in found:
         if problem.id in problems:
@@ -128,4 +128,4 @@ def _repeated(problems: list[Problem], times: int) -> list[Problem]:
     return problems + again
 
 
-__all__ = ["ARITH", "ARITH_PROBLEMS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "plain", "problem_of"]
+__all__ = ["ARITH", "ARITH_PROBLEMS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "problem_of", "verbatim"]
