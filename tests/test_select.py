@@ -447,7 +447,7 @@ def test_a_stop_leaves_no_half_of_a_file():
         (["--by", "response", "--aggregate", "final"], "--by response needs rewards of the response's steps"),
         (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would write over the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),

@@ -495,7 +495,7 @@ def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 are longer than the 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, and"),
         ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
-        ({}, {"field": ["prompt=question"]}, "--field prompt is no field of a trace"),
+        ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "named like a PRM of another format (math-shepherd)"),
         ({}, {"eval": Path("none.jsonl")}, "cannot read none.jsonl: No such file"),

@@ -1,4 +1,4 @@
-"""What the commands share: reading key=value options, showing progress, saying what is wrong."""
+"""Helpers shared by the commands: parsing key=value options, showing progress, printing warnings and tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from tts.errors import InputError
 
 
 def key_values(option: str, pairs: list[str]) -> dict[str, Any]:
-    """`["a=1", "b=x"]` as {"a": 1, "b": "x"}: a value is JSON where it can be."""
+    """Parse `["a=1", "b=x"]` into {"a": 1, "b": "x"}. A value is parsed as JSON if it is JSON, otherwise it is a string.
+
+    Raises InputError, which names `option`, for an entry of another form.
+    """
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise InputError(f"{option} is {pair!r}; it should look like dtype=bfloat16")
+            raise InputError(f"{option} is {pair!r}; expected key=value, as in dtype=bfloat16")
         try:
             values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
         except ValueError:
@@ -24,17 +27,17 @@ def key_values(option: str, pairs: list[str]) -> dict[str, Any]:
 
 
 def field_names(pairs: list[str]) -> dict[str, str]:
-    """--field problem=question as {"problem": "question"}. Raises InputError for what is no field of a trace."""
+    """Parse the values of --field, as in problem=question. Raises InputError if a key is not a field of a trace."""
     from tts.data.traces import FIELDS
 
     names = {name: str(value) for name, value in key_values("--field", pairs).items()}
     if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
+        raise InputError(f"--field {unknown[0]} is not a field of a trace; the fields are: {', '.join(FIELDS)}")
     return names
 
 
 def watched(solve: Any, view: Any, *, hidden: bool) -> Any:
-    """Call `solve`, with a live view where a person is looking."""
+    """Call `solve`, with a live view if standard error is a terminal and the view is not hidden."""
     if hidden or not sys.stderr.isatty():
         return solve()
     from rich.console import Console
@@ -44,12 +47,12 @@ def watched(solve: Any, view: Any, *, hidden: bool) -> Any:
 
 
 def warn(message: str) -> None:
-    """One line on stderr."""
+    """Print one line to standard error."""
     print(f"tts: {message}", file=sys.stderr)
 
 
 def print_rich(what: Any) -> None:
-    """A table, a text or a tree on standard output."""
+    """Print a table, a text or a tree of rich to standard output."""
     from rich.console import Console
 
     Console(highlight=False).print(what)
