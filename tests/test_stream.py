@@ -1,4 +1,4 @@
-"""Files of rows: what resuming them checks."""
+"""Files of rows: what is checked and dropped when they are resumed."""
 
 from __future__ import annotations
 
