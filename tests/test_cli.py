@@ -58,8 +58,8 @@ def refused(monkeypatch, capsys):
         ("--benchmark empty.jsonl", "empty.jsonl has no problems"),
         ("--benchmark torn.jsonl", "torn.jsonl, line 2: not valid JSON"),
         ("--benchmark twice.jsonl", "twice.jsonl, line 3: the id 'a' has been used before"),
-        ("--benchmark wordless.jsonl", "wordless.jsonl, line 1: no text under `problem`"),
-        ("--benchmark listed.jsonl", "listed.jsonl, line 1: the answer is [1]; expected a text or a number"),
+        ("--benchmark wordless.jsonl", "wordless.jsonl, line 1: no string under `problem`"),
+        ("--benchmark listed.jsonl", "listed.jsonl, line 1: the answer is [1]; expected a string or a number"),
         ("--model empty", "the model folder empty has no config.json"),
         ("--model tokenless", "the model folder tokenless has no tokenizer"),
         ("--model arith-prm", "'arith-prm' is a reward model, not a policy"),
@@ -79,7 +79,7 @@ def refused(monkeypatch, capsys):
         ("--run-budget 0", "--run-budget is 0; it should be at least 1"),
         ("--seconds 0", "--seconds is 0.0; it should be above 0"),
         ("--max-tokens 0", "--max-tokens is 0; it should be at least 1"),
-        ("--strategy beam --n 4 --width 8", "--width is 8, more than --n 4; a round would not fit into its budget"),
+        ("--strategy beam --n 4 --width 8", "--width is 8; it should be at most --n, which is 4"),
         ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be 'all', 'think' or 'response'"),
         ("--strategy lookahead --k -1", "--k is '-1'; it should be greater than or equal to 0"),
         ("--adapter nowhere", "no adapter at 'nowhere': expected a folder that peft's save_pretrained wrote, or a hub id"),
@@ -118,7 +118,7 @@ def test_a_run_folder_of_other_settings_is_refused(refused, capsys):
     assert "r is a run with options = {'n': 2}, not {'n': 8}" in refused("run", "--resume", "r", "--n", "8")
     assert "r is a run with seed = 0, not 1" in refused("run", "--resume", "r", "--seed", "1")
     assert "r is a run with strategy = 'bon', not 'weighted'" in refused("run", "--resume", "r", "--strategy", "weighted")
-    assert "r already holds a run; go on with it by --resume r" in refused("run", "--out", "r")
+    assert "r already contains a run; continue it with --resume r" in refused("run", "--out", "r")
     assert tts("run", "--resume", "r", "--n", "2", "--quiet").stdout == "r\n"
 
 

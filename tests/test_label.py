@@ -423,7 +423,7 @@ def test_one_problem_has_nothing_to_be_compared_with(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is no field"),
+        ({"field": ["x=y"]}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],
@@ -461,7 +461,7 @@ def test_a_killed_labelling_goes_on_to_the_same_rows(tmp_path):
         [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "was begun with tau = 0.1, not 0.3" in other.stderr
+    assert "was started with tau = 0.1, not 0.3" in other.stderr
 
 
 def rows_of_whole_lines(path):
@@ -537,12 +537,12 @@ def test_prm800ks_rows_come_in_with_every_rated_completion():
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
         ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected numbers, true or false, or null"),
-        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is no number of JSON's"),
+        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is not a JSON number"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),
-        ({"problem": "x", "text": "a"}, "no targets in it"),
-        ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of texts"),
+        ({"problem": "x", "text": "a"}, "the line has no targets"),
+        ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of strings"),
         ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no completions with a text"),
-        ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no text under 'problem'"),
+        ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no string under 'problem'"),
     ],
 )
 def test_rows_that_are_no_labels_are_said_with_their_line(tmp_path, row, message):

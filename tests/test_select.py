@@ -328,7 +328,7 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
     assert 0 < torn.count(b"\n") < 1499
     assert not Path("out.jsonl").exists()
     settings = {"pool": pool, "out": Path("out.jsonl"), "top": "50"}
-    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; go on with it by --resume"):
+    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; continue it with --resume"):
         select_file(SelectSettings(**settings), scorer_instance=prm)
     scored.write_bytes(torn[:-30])
     selection = select_file(SelectSettings(**settings, resume=True), scorer_instance=prm)
@@ -449,7 +449,7 @@ def test_a_stop_leaves_no_half_of_a_file():
         (["--by", "response", "--aggregate", "final"], "--by response needs rewards of the response's steps"),
         (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would write over the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),

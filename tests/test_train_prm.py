@@ -489,13 +489,13 @@ def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ({"step_targets": [1]}, {}, "data.jsonl, line 2: 1 labels for 3 steps; there should be one for every thinking step"),
+        ({"step_targets": [1]}, {}, "data.jsonl, line 2: 1 labels for 3 steps; expected one for every thinking step"),
         ({"step_targets": [1, 1, 1.5]}, {}, "trace 2: a target of 1.5; expected 0 to 1, as rewards are"),
         ({"final_target": -1}, {}, "trace 2: a target of -1; expected 0 to 1"),
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 are longer than the 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, and"),
         ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
-        ({}, {"field": ["prompt=question"]}, "--field prompt is no field of a trace"),
+        ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "named like a PRM of another format (math-shepherd)"),
         ({}, {"eval": Path("none.jsonl")}, "cannot read none.jsonl: No such file"),
@@ -521,7 +521,7 @@ def test_data_without_what_a_head_needs(policy):
         ([finals], "both", "no targets of steps, which --head both trains a head on; use --head trace"),
         ([steps], "trace", "none of the 1 traces of data.jsonl can be used: 1 have no targets for --head trace"),
         ([{**steps, "step_targets": [None] * 3}], "step", "1 have no targets for --head step"),
-        ([{"problem": "p", "text": "t"}], "step", "line 1: no targets in it; expected what `tts label` writes"),
+        ([{"problem": "p", "text": "t"}], "step", "line 1: the line has no targets; expected the columns of `tts label`"),
     ):
         with pytest.raises(InputError, match=message):  # a folder in which nothing began is no obstacle
             train_prm(settings_of(policy, rows=rows, head=head))

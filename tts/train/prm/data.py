@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tts.data.labelled import Labelled, read_labelled
+from tts.data.labelled import LabelledTrace, read_labelled
 from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
@@ -90,7 +90,7 @@ def read_examples(path: Path, settings: TrainPRMSettings, text: Text, longest: i
     return examples
 
 
-def _check_range(labelled: Labelled, path: Path) -> None:
+def _check_range(labelled: LabelledTrace, path: Path) -> None:
     for target in (*labelled.steps, labelled.final):
         if target is not None and not 0 <= target <= 1:
             raise InputError(
@@ -99,7 +99,7 @@ def _check_range(labelled: Labelled, path: Path) -> None:
             )
 
 
-def _readings(labelled: Labelled, settings: TrainPRMSettings, text: Text) -> tuple[Reading, ...]:
+def _readings(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) -> tuple[Reading, ...]:
     """What PRM would read of the trace, with a target for every reward."""
     candidate = labelled.trace.candidate
     steps = part_of(candidate.trajectory, settings.over)
