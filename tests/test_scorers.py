@@ -255,4 +255,4 @@ async def test_a_search_scores_each_token_of_its_tree_once(engine, problems):
     prm.reader.read = noted
     strategy = tts.get_strategy("beam")(n=8, width=4)
     await strategy.solve(problems[0], Generator(engine, problems[0], Sampling(seed=2, max_tokens=200)), prm)
-    assert prm.reader.forest.forwarded == len(seen)
+    assert prm.reader.model.forest.forwarded == len(seen)

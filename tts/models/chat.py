@@ -33,7 +33,7 @@ class Template(str):
     __slots__ = ()
 
 
-Part = str | int | Mark
+Fragment = str | int | Mark
 """A text, a control token's id, or a mark."""
 
 
@@ -41,7 +41,7 @@ class Turn(NamedTuple):
     """One message; its parts are joined as they are."""
 
     role: str
-    parts: Sequence[Part]
+    parts: Sequence[Fragment]
 
 
 class Encoded(NamedTuple):
@@ -55,13 +55,13 @@ _PLACE = "\ue000{}\ue001"  # private-use characters: what a template does to a m
 _PLACED = re.compile("\ue000(\\d+)\ue001")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool) -> list[Part]:
+def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool) -> list[Fragment]:
     """A conversation in the model's chat template; `open_turn` ends it where the assistant begins to speak."""
     if not tokenizer.chat_template:
         raise InputError(f"{tokenizer.name_or_path} has no chat template, and a conversation was to be encoded")
     messages = [{"role": turn.role, "content": _PLACE.format(i)} for i, turn in enumerate(turns)]
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
-    parts: list[Part] = []
+    parts: list[Fragment] = []
     for i, literal_or_index in enumerate(_PLACED.split(rendered)):
         if i % 2 == 0:
             parts.append(Template(literal_or_index))
@@ -70,7 +70,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_tu
     return parts
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part]) -> Encoded:
+def encode(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Fragment]) -> Encoded:
     """Token ids of parts, and where they are to be read.
 
     Texts that follow each other are tokenised together, as the official code of a model tokenises a string that it has put

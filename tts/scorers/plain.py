@@ -58,7 +58,7 @@ class Likelihood:
     confidence: the mean over positions of minus the mean log-probability of the 20 likeliest tokens (arXiv 2508.15260).
 
     logprob takes what the engine reported where it did; else the policy reads the trace once more, in this process, with
-    prefixes kept as for a PRM. Options are those of `tts.scorers.reader.LocalReader`, and `system`, the system prompt.
+    prefixes kept as for a PRM. Options are those of `tts.scorers.local.LocalReader`, and `system`, the system prompt.
     """
 
     TOP = 20
@@ -122,12 +122,12 @@ class Likelihood:
     def _load(self) -> None:
         if self._forest is not None:
             return
-        from tts.scorers.heads import implicit
-        from tts.scorers.reader import forest_of
+        from tts.scorers.heads import language_model
+        from tts.scorers.local import forest_of
 
         options = dict(self._options)
         sizes = {name: options.pop(name) for name in ("cache_gib", "batch_tokens")}
-        body, self._logits = implicit(self.policy, self.prompter.tokenizer, **options)
+        body, self._logits = language_model(self.policy, **options)
         self._forest = forest_of(self.policy, body, **sizes)
 
     def _read(self, sequences: list[tuple[tuple[int, ...], int]]) -> list[float]:
