@@ -191,7 +191,7 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
         (["t.jsonl", "--scorer-format", "qwen"], "--scorer-format is 'qwen'; known formats: qwen-math, reasonflux"),
         (["t.jsonl", "--scorer-arg", "batch_tokens=many"], "batch_tokens is 'many'; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "cache_gib=-1"], "cache_gib is -1; it should be a number, at least 0"),
-        (["t.jsonl", "--scorer-arg", "window=yes"], "window is 'yes'; expected true or false"),
+        (["t.jsonl", "--scorer-arg", "window=yes"], "window is 'yes'; it should be true or false"),
         (["t.jsonl", "--scorer", "judge", "--scorer-arg", "draws=0"], "draws is 0; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "wings=2"], "does not accept 'wings'"),
         (["t.jsonl", "--scorer-arg", "dtype=int3"], "dtype is 'int3'; expected one of auto, float32"),

@@ -152,7 +152,7 @@ def test_a_language_model_is_not_a_scorer():
 def test_a_reward_model_is_not_a_policy():
     from tts.engines.transformers import TransformersEngine
 
-    with pytest.raises(InputError, match="is a reward model, not a policy: give it as --scorer"):
+    with pytest.raises(InputError, match="is a reward model, not a policy: pass it as --scorer"):
         TransformersEngine("arith-prm")
 
 

@@ -156,7 +156,7 @@ async def test_a_judge_that_says_neither_knows_nothing():
 
 def test_a_template_without_a_place_for_the_step_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("Is it right?")
-    with pytest.raises(InputError, match=r"has no \{step\} in it"):
+    with pytest.raises(InputError, match=r"does not contain the field \{step\}"):
         Judge(Verdicts(lambda prompt: 0.5), template=str(tmp_path / "t.txt"))
     with pytest.raises(InputError, match="cannot read the judge's template"):
         Judge(Verdicts(lambda prompt: 0.5), template="nowhere.txt")

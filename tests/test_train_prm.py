@@ -494,7 +494,7 @@ def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
         ({"final_target": -1}, {}, "trace 2: a target of -1; expected 0 to 1"),
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 are longer than the 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, and"),
-        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
+        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
         ({}, {"field": ["prompt=question"]}, "--field prompt is no field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "named like a PRM of another format (math-shepherd)"),

@@ -58,7 +58,7 @@ class PRM:
         self.format = formats.format_of(model, format)
         self.over = _part(model, over)
         if not isinstance(window, bool):
-            raise InputError(f"--scorer-arg window is {window!r}; expected true or false")
+            raise InputError(f"--scorer-arg window is {window!r}; it should be true or false")
         if not (self.format.by_step or final):
             raise InputError(f"{model!r} rates only whole traces; with --alpha 0 no reward would be left")
         self.text = formats.Text(checkpoints.load_tokenizer(model))
