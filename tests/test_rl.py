@@ -24,7 +24,7 @@ from tts.train.policy.rl import check_batch, load_problems, make_grpo_trainer, r
 from tts.train.policy.rollouts import Rollouts, merged_weights
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import RLSettings
-from tts.types import Candidate, Problem, Reward, Sampling, Step
+from tts.types import Scorer, Candidate, Problem, Reward, Sampling, Step
 
 
 def settings(tmp_path, **more):
@@ -35,7 +35,7 @@ def settings(tmp_path, **more):
     return RLSettings(**{**given, **more})
 
 
-class Scripted:
+class Scripted(Scorer):
     """A reward model that is a function of the candidate."""
 
     def __init__(self, rate):

@@ -13,7 +13,7 @@ from tests.scripted import ScriptedEngine
 from tts.options import configure
 from tts.solving.generator import Generator, MeteredScorer, derive_seed
 from tts.strategies import get_strategy
-from tts.types import Problem, Reward, Sampling, Usage
+from tts.types import Scorer, Problem, Reward, Sampling, Usage
 
 TRIALS = 400
 P = 0.4
@@ -37,7 +37,7 @@ def right(text):
     return [int(number) < P * 10**6 for number in re.findall(r"(\d+)\n\n", text)]
 
 
-class Oracle:
+class Oracle(Scorer):
     async def score(self, candidates):
         return [Reward(tuple(map(float, right(candidate.text))), tokens=1) for candidate in candidates]
 
@@ -164,7 +164,7 @@ class SureWhenRight(Answers):
         return replace(generation, steps=tuple(steps))
 
 
-class Rewarding:
+class Rewarding(Scorer):
     """1 for the right answer, else 0."""
 
     async def score(self, candidates):

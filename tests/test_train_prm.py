@@ -495,7 +495,7 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
         ({"final_target": -1}, {}, "trace 2: a target is -1, but targets must be between 0 and 1"),
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, but"),
-        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
+        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
         ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "would be loaded as a PRM of the format math-shepherd"),
@@ -600,6 +600,6 @@ def test_a_loss_that_is_not_finite_ends_training(policy, monkeypatch):
 
 def test_vllm_refuses_a_trace_head(policy):
     train_prm(settings_of(policy, rows=[ROW], head="both", max_steps=1))
-    with pytest.raises(InputError, match=r"rates a trace by reward_head\.pt, which vLLM does not compute"):
+    with pytest.raises(InputError, match=r"rates a trace with reward_head\.pt, which vLLM cannot compute"):
         PRM("out", backend="server", url="http://127.0.0.1:1")
     PRM("out", backend="server", url="http://127.0.0.1:1", final=False)
