@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tts.types import Scorer, Candidate, Generation, Problem, Reward, Sampling, Step
+from tts.types import Candidate, Generation, Problem, Reward, Sampling, Scorer, Step
 
 END = 0
 

@@ -24,7 +24,7 @@ from tts.train.policy.rl import check_batch, load_problems, make_grpo_trainer, r
 from tts.train.policy.rollouts import Rollouts, merged_weights
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import RLSettings
-from tts.types import Scorer, Candidate, Problem, Reward, Sampling, Step
+from tts.types import Candidate, Problem, Reward, Sampling, Scorer, Step
 
 
 def settings(tmp_path, **more):

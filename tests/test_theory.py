@@ -13,7 +13,7 @@ from tests.scripted import ScriptedEngine
 from tts.options import configure
 from tts.solving.generator import Generator, MeteredScorer, derive_seed
 from tts.strategies import get_strategy
-from tts.types import Scorer, Problem, Reward, Sampling, Usage
+from tts.types import Problem, Reward, Sampling, Scorer, Usage
 
 TRIALS = 400
 P = 0.4
