@@ -441,7 +441,7 @@ def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is not a field"),
+        ({"fields": ["x=y"]}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],

@@ -21,8 +21,8 @@ from tts.errors import InputError
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
-from tts.options import configure
-from tts.runs.runner import Settings
+from tts.options import configure, kept
+from tts.runs.settings import RunSettings
 from tts.show.browse import list_runs, printable, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
 from tts.strategies import get_strategy
@@ -71,7 +71,7 @@ def searched(i):
 
 def make_run(folder, records, strategy="bon", **options):
     store = RunStore.create(
-        Path(folder), {**vars(Settings()), "strategy": strategy, "options": options}, {"started": "2026-01-02T03:04:05+0000"}
+        Path(folder), {**kept(RunSettings()), "strategy": strategy, "options": options}, {"started": "2026-01-02T03:04:05+0000"}
     )
     for record in records:
         store.append(record, {"id": record.id})

@@ -468,7 +468,7 @@ def test_other_layouts_and_field_names_are_read(policy):
         {"question": ROW["problem"], "text": ROW["text"], "step_targets": [1, 1, 1]},
         {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
     )
-    trained = train_prm(settings_of(policy, max_steps=1, field=["problem=question"]))
+    trained = train_prm(settings_of(policy, max_steps=1, fields=["problem=question"]))
     assert trained.traces == 2
 
 
@@ -496,7 +496,7 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, but"),
         ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
-        ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
+        ({}, {"fields": ["prompt=question"]}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "would be loaded as a PRM of the format math-shepherd"),
         ({}, {"eval": Path("none.jsonl")}, "cannot read none.jsonl: No such file"),
