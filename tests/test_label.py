@@ -29,7 +29,7 @@ from tts.train.label.labeller import label_file
 from tts.train.label.quality import Check, Judge, Rollout, prefixes_of
 from tts.train.label.targets import alignment, coherence, combine, step_target
 from tts.train.label.template import Guide
-from tts.train.settings import Label
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Problem, Step
 
 TEXT = "<think>\none\n\ntwo\n</think>\n\nthree\n\nIt is \\boxed{4}"
@@ -309,7 +309,7 @@ def test_the_policy_answers_under_the_template_that_the_expert_extracts():
 
 def test_every_term_stands_beside_the_target_that_it_is_part_of(tmp_path):
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
+    label_file(LabelSettings(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
     rows = rows_of(out)
     assert len(rows) == 6
     for row, labelled in zip(rows, read_labelled(out), strict=True):
@@ -331,7 +331,7 @@ def test_terms_of_a_trace_are_those_of_its_steps_embeddings(tmp_path):
     """Negatives are steps of other problems; the first step follows the problem."""
     out = tmp_path / "labelled.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 2), out=out, quality="check", final="none", negatives=1000, tau=0.5
         )
     )
@@ -367,7 +367,9 @@ def test_rollouts_of_the_bundled_policy_see_an_error_where_it_is_made(tmp_path):
         for steps in (right, wrong)
     ]
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150))
+    label_file(
+        LabelSettings(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150)
+    )
     good, bad = rows_of(out)
     last = len(right) - 1
     assert good["step_targets"][last] > 0.8
@@ -386,7 +388,7 @@ def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
     ]  # fmt: skip
     traces.write_text("no json\n" + fine + "".join(json.dumps(row) + "\n" for row in hostile))
     out = tmp_path / "labelled.jsonl"
-    tally = label_file(Label(traces=traces, out=out, quality="check", final="outcome"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", final="outcome"))
     assert (tally.done, tally.rejected) == (3, 5)
     reasons = [row["error"] for row in rows_of(tmp_path / "labelled.rejected.jsonl")]
     for reason, expected in zip(
@@ -402,7 +404,7 @@ def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
     ):
         assert expected in reason
     out = tmp_path / "hard.jsonl"  # hard labels compare nothing
-    tally = label_file(Label(traces=traces, out=out, quality="check", targets="hard", final="none"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", targets="hard", final="none"))
     assert (tally.done, tally.rejected) == (6, 2)
     assert {value for row in rows_of(out) for value in row["step_targets"]} <= {0.0, 1.0}
 
@@ -410,7 +412,7 @@ def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
 def test_one_problem_has_nothing_to_be_compared_with(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 1)
     with pytest.raises(InputError, match="one problem at most"):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +433,7 @@ def test_bad_settings_are_said(tmp_path, options, message):
 
     traces = Path(options.pop("traces", arith_traces(tmp_path / "traces.jsonl", 2)))
     with pytest.raises(InputError, match=message):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", **options))
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", **options))
 
 
 def test_a_killed_labelling_goes_on_to_the_same_rows(tmp_path):
@@ -479,7 +481,7 @@ def test_trls_columns_come_in_and_go_out(tmp_path):
     assert trl_row(labelled) == {"prompt": "2 + 2 = ?", "completions": ["one", "two\nthree"], "labels": [True, False]}
     out = tmp_path / "trl.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 3),
             out=out,
             quality="check",

@@ -23,7 +23,7 @@ from tts.train.policy.rewards import Parts, Rewards, mix
 from tts.train.policy.rl import build, check_batch, load_problems, rl
 from tts.train.policy.rollouts import Rollouts, weights
 from tts.train.policy.shared import Prompts
-from tts.train.settings import RL
+from tts.train.settings import RLSettings
 from tts.types import Candidate, Problem, Reward, Sampling, Step
 
 
@@ -32,7 +32,7 @@ def settings(tmp_path, **more):
         "out": tmp_path / "out", "limit": 8, "batch_size": 8, "group": 4, "max_tokens": 24, "max_steps": 2, "lr": 1e-4,
         "device": "cpu",
     }  # fmt: skip
-    return RL(**{**given, **more})
+    return RLSettings(**{**given, **more})
 
 
 class Scripted:
@@ -301,12 +301,12 @@ def test_the_guard_ends_a_training_that_learns_to_please(tmp_path, capsys):
 
 
 def test_the_papers_settings_are_a_preset_that_options_override(tmp_path):
-    plain, paper = RL(out=tmp_path), RL(out=tmp_path, preset="paper")
+    plain, paper = RLSettings(out=tmp_path), RLSettings(out=tmp_path, preset="paper")
     assert (plain.beta, plain.group, plain.loss_type) == (0.5, 8, "grpo")
     assert (paper.beta, paper.group, paper.lr, paper.kl, paper.loss_type) == (0.75, 6, 1e-6, 0.001, "grpo")
     assert (paper.max_prompt, paper.max_tokens, paper.epochs) == (512, 16384, 1.0)
     check_batch(paper)
-    own = RL(out=tmp_path, preset="paper", beta=0.2, group=3)
+    own = RLSettings(out=tmp_path, preset="paper", beta=0.2, group=3)
     assert (own.beta, own.group, own.max_tokens) == (0.2, 3, 16384)
 
 

@@ -188,7 +188,7 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
         (["nothing.jsonl"], "no file nothing.jsonl"),
         (["t.jsonl", "--scorer", "agreement"], "agreement compares solutions of one problem"),
         (["t.jsonl", "--resume"], "say which with --out"),
-        (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
+        (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
         (["t.jsonl", "--scorer-format", "qwen"], "--scorer-format is 'qwen'; known formats: qwen-math, reasonflux"),
         (["t.jsonl", "--scorer-arg", "batch_tokens=many"], "batch_tokens is 'many'; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "cache_gib=-1"], "cache_gib is -1; it should be a number, at least 0"),

@@ -17,10 +17,10 @@ from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
 from tts.data.store import Record, RunStore
 from tts.errors import InputError
-from tts.options import build
-from tts.registry import get_strategy, known_strategies
+from tts.options import configure
 from tts.solving.budget import Budget
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.search import share
 from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Usage
 
@@ -71,7 +71,7 @@ async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline
     engine, usage, sampling = engine or TreeEngine(), usage or Usage(), sampling or Sampling()
     generator = Generator(engine, PROBLEM, sampling, seed=seed, usage=usage, budget=Budget(budget), deadline=deadline)
     metered = MeteredScorer(scorer or DigitScorer(), usage=usage, clock=generator.clock)
-    return await build(get_strategy(name), options).solve(PROBLEM, generator, metered)
+    return await configure(get_strategy(name), options).solve(PROBLEM, generator, metered)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -370,7 +370,7 @@ def test_on_the_bundled_models_rows_do_not_depend_on_concurrency(name, engine, p
 
 def test_a_width_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="--width is 8; it should be at most --n, which is 4"):
-        build(get_strategy("beam"), {"n": 4, "width": 8})
+        configure(get_strategy("beam"), {"n": 4, "width": 8})
 
 
 def test_in_a_row_a_fate_has_its_reason_after_a_colon():
@@ -404,12 +404,12 @@ async def test_a_forced_step_belongs_to_the_candidate_but_is_not_counted_as_gene
     assert usage.generated == len(start.token_ids)
 
 
-@pytest.mark.parametrize("name", [name for name in known_strategies() if name != "compute-optimal"])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "compute-optimal"])
 async def test_without_any_budget_one_empty_solution_is_returned(name):
     spent = Budget(0)
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=Budget(within=spent))
     scorer = MeteredScorer(DigitScorer(), usage=Usage(), clock=generator.clock)
-    result = await build(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
+    result = await configure(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
     await generator.grader.close()
     assert [candidate.finish for candidate in result.candidates] == ["length"]
     assert generator.usage.generated == 0

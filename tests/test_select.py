@@ -19,7 +19,7 @@ from tts.errors import InputError
 from tts.runs.score import ScoreSettings, score_file
 from tts.train.select.pipeline import select_file
 from tts.train.select.selection import Histogram
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward
 
 PROMPT = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
@@ -44,7 +44,9 @@ def choose(rows, out="out.jsonl", scorer_instance=None, complain=None, **setting
     """The chosen rows of a pool of rows, or of a file."""
     pool = rows if isinstance(rows, Path) else write("pool.jsonl", *rows)
     Path(out).unlink(missing_ok=True)
-    selection = select_file(Select(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain)
+    selection = select_file(
+        SelectSettings(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain
+    )
     return selection, read(out)
 
 
@@ -327,9 +329,9 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
     assert not Path("out.jsonl").exists()
     settings = {"pool": pool, "out": Path("out.jsonl"), "top": "50"}
     with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; continue it with --resume"):
-        select_file(Select(**settings), scorer_instance=prm)
+        select_file(SelectSettings(**settings), scorer_instance=prm)
     scored.write_bytes(torn[:-30])
-    selection = select_file(Select(**settings, resume=True), scorer_instance=prm)
+    selection = select_file(SelectSettings(**settings, resume=True), scorer_instance=prm)
     chosen = read("out.jsonl")
     assert texts(chosen) == texts(whole)
     assert scores(chosen) == pytest.approx(scores(whole), abs=1e-5)
@@ -340,15 +342,15 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
 def test_resume_begins_where_nothing_was_begun_and_makes_the_same_file_again(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}"} for i in range(5)])
     settings = {"pool": pool, "out": Path("out.jsonl"), "resume": True}
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     first = Path("out.jsonl").read_bytes()
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     assert Path("out.jsonl").read_bytes() == first
     with pytest.raises(InputError, match=r"out\.jsonl was made with top = None, not '2'; choose another --out"):
-        select_file(Select(**settings, top="2"), scorer_instance=prm)
+        select_file(SelectSettings(**settings, top="2"), scorer_instance=prm)
     write("mine.jsonl", "precious")
     with pytest.raises(InputError, match=r"mine\.jsonl was not made by tts select"):
-        select_file(Select(pool=pool, out=Path("mine.jsonl"), resume=True))
+        select_file(SelectSettings(pool=pool, out=Path("mine.jsonl"), resume=True))
     assert Path("mine.jsonl").read_text() == "precious\n"
 
 
@@ -447,7 +449,7 @@ def test_a_stop_leaves_no_half_of_a_file():
         (["--by", "response", "--aggregate", "final"], "--by response needs rewards of the response's steps"),
         (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
+        (["--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would write over the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),
@@ -471,7 +473,7 @@ def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, m
 def test_a_rejected_file_that_is_the_pool_is_not_written_over():
     pool = write("out.rejected.jsonl", trace())
     with pytest.raises(InputError, match="would write over the pool"):
-        select_file(Select(pool=pool, out=Path("out.jsonl")))
+        select_file(SelectSettings(pool=pool, out=Path("out.jsonl")))
 
 
 def test_without_matplotlib_it_is_said_before_anything_is_done(monkeypatch):

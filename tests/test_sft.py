@@ -20,7 +20,7 @@ from tts.models import checkpoints
 from tts.train.policy import shared
 from tts.train.policy.sft import Collator, build, encode, end_of_turn, read_rows, sft
 from tts.train.policy.shared import Prompts
-from tts.train.settings import SFT
+from tts.train.settings import SFTSettings
 from tts.types import Problem, Sampling
 
 
@@ -48,7 +48,7 @@ def trace(problem, text):
 
 def settings(file, tmp_path, **more):
     given = {"out": tmp_path / "out", "traces": file, "batch_size": 4, "log_steps": 1, "lr": 1e-3, "device": "cpu"}
-    return SFT(**{**given, **more})
+    return SFTSettings(**{**given, **more})
 
 
 async def test_what_the_policy_says_is_encoded_as_it_drew_it(engine, prompts, problems):

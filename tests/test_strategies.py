@@ -9,13 +9,13 @@ import pytest
 
 import tts.strategies
 from tests.scripted import ScriptedEngine, ScriptedScorer
-from tts import registry
-from tts.cli import app
+from tts.cli import main
 from tts.errors import InputError
-from tts.options import build, options_of, paper
-from tts.registry import get_strategy, known_strategies
+from tts.options import configure, options_of
+from tts.show.listing import address
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.bon import BestOfN
 from tts.strategies.budget_forcing import BudgetForcing
 from tts.strategies.compute_optimal import ComputeOptimal
@@ -273,7 +273,7 @@ def test_compute_optimal_refuses_strategies_that_it_cannot_use():
         ({"hard_below": 0.9}, "--hard-below is 0.9; it should be at most --easy-above, 0.8"),
     ):
         with pytest.raises(InputError, match=message):
-            build(ComputeOptimal, options)
+            configure(ComputeOptimal, options)
 
 
 def test_every_strategy_is_a_short_file_that_knows_no_engine():
@@ -287,15 +287,15 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
 
 
 def test_strategies_are_listed_and_explained(capsys):
-    app(["strategies"], standalone_mode=False)
+    assert main(["strategies"]) == 0
     listed = capsys.readouterr().out
-    for name, cls in known_strategies().items():
+    for name, cls in STRATEGIES.all().items():
         assert re.search(rf"^{name} ", listed, re.MULTILINE)
-        assert all(option.help and option.type for option in options_of(cls)), name
-        assert name == "single" or paper(cls).startswith("https://")
-    app(["strategies", "show", "lookahead"], standalone_mode=False)
+        assert all(option.help and option.takes for option in options_of(cls)), name
+        assert name == "single" or address(cls).startswith("https://")
+    assert main(["strategies", "show", "lookahead"]) == 0
     shown = capsys.readouterr().out
-    for word in ("--k", "whole number ≥ 0", "Steps of the roll-out.", "--search-over", "all | think | response"):
+    for word in ("--k", "whole number", "Steps of the roll-out.", "--search-over", "all, think or response"):
         assert word in " ".join(shown.split())
 
 
@@ -303,11 +303,10 @@ def test_an_installed_packages_strategy_is_found(monkeypatch):
     from importlib.metadata import EntryPoint
 
     entry = EntryPoint("borrowed", "tests.test_strategies:Borrowed", "tts.strategies")
-    monkeypatch.setattr("tts.registry.entry_points", lambda group: [entry] if group == "tts.strategies" else [])
-    try:
-        assert build(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
-    finally:
-        registry._strategies.pop("borrowed")
+    found = {"tts.strategies": [entry]}
+    monkeypatch.setattr("tts.plugins.entry_points", lambda group, name="borrowed": found[group] if name == "borrowed" else [])
+    assert configure(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
+    assert "borrowed" in STRATEGIES
 
 
 @dataclass(frozen=True)

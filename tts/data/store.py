@@ -192,6 +192,10 @@ class RunStore:
             raise InputError(f"cannot read the run's settings from {self.folder / 'run.json'}: {error}") from error
         return run
 
+    def solved(self) -> int:
+        """Problems that have a row without an error."""
+        return sum(record.error is None for record in self.records())
+
     def records(self) -> list[Record]:
         """All complete rows, in the order in which the problems were solved."""
         return [Record.from_json(line) for line in _whole_lines(self.results)]

@@ -17,6 +17,7 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 from tts.data.store import ESCAPE
 from tts.data.traces import BadRowError, Trace, parse_line, read_json, read_lines
 from tts.errors import InputError
+from tts.options import check_resumable, kept
 
 CHUNK = 128
 """Traces per chunk. Two chunks are in progress at a time, so that one is read while the other is computed."""
@@ -42,6 +43,15 @@ class Tally:
     bytes: int = 0
     """Bytes of the input that have been processed."""
     total_bytes: int = 0
+
+    def to_json(self, out: Path | None) -> dict[str, Any]:
+        """The object that `--json` prints at the end."""
+        return {"out": str(out), "done": self.done, "rejected": self.rejected, "resumed": self.resumed, "tokens": self.tokens}
+
+    def summary(self, done: str, out: Path) -> str:
+        """The closing line of a command; `done` is "scored" or "labelled"."""
+        before = f", {self.resumed} before" if self.resumed else ""
+        return f"{self.done} {'trace' if self.done == 1 else 'traces'} {done}{before}: {out}"
 
 
 @dataclass(frozen=True)
@@ -194,23 +204,24 @@ class FileSink:
         self._rejected: IO[str] | None = None
 
     @classmethod
-    def open(cls, out: Path, settings: dict[str, Any], *, resume: bool, command: str) -> FileSink:
-        """Create `out`, or open it to resume under the settings it was started with. `command` names the program in messages.
+    def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
+        """Create `out`, or open it to resume under the settings (a dataclass) that it was started with.
 
-        Raises InputError if the file exists (or, to resume, was not written by `command` with these settings).
+        `command` names the program in messages. Raises InputError if the file exists, or if one to resume was not written by
+        `command` with the same settings.
         """
         meta = out.with_name(out.name + ".settings.json")
         try:
             if resume:
                 if not meta.is_file():
                     raise InputError(f"{out} was not started by {command} (there is no {meta.name}); omit --resume")
-                _check_settings(out, read_json(meta.read_text(encoding="utf-8")), settings)
+                check_resumable(out, _read_settings(meta), settings)
                 return cls(out, *_recover(out))
             if out.exists():
                 raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
             out.parent.mkdir(parents=True, exist_ok=True)
             rejected_of(out).unlink(missing_ok=True)
-            meta.write_text(json.dumps(settings, indent=2) + "\n")
+            meta.write_text(json.dumps(kept(settings), indent=2) + "\n")
             return cls(out, 1, 0)
         except BadRowError as error:
             raise InputError(f"cannot resume {out}: {meta.name} is {error}; choose another --out") from error
@@ -235,6 +246,15 @@ class FileSink:
                 file.close()
 
 
+def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
+    """The line that an interrupted command prints; `done` is "scored" or "labelled"."""
+    if out is None:
+        return f"interrupted with {tally.done} traces {done}"
+    if not out.exists():
+        return f"interrupted before anything was {done}; nothing was written"
+    return f"interrupted with {tally.done} traces {done}; resume with the same command and --resume ({out})"
+
+
 def to_line(row: dict[str, Any]) -> str:
     """A row as one line of JSON. Raises ValueError for NaN and infinities, which JSON does not have."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -245,15 +265,11 @@ def rejected_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
-def _check_settings(out: Path, kept: Any, asked: dict[str, Any]) -> None:
-    """Raise InputError if a file was started with other settings; a setting that one side lacks counts as None."""
-    kept = kept if isinstance(kept, dict) else {}
-    for name in dict.fromkeys((*asked, *kept)):
-        if kept.get(name) != asked.get(name):
-            raise InputError(
-                f"{out} was started with {name} = {kept.get(name)!r}, not {asked.get(name)!r};"
-                " resume it with that setting, or choose another --out"
-            )
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise BadRowError("not a JSON object")
+    return settings
 
 
 def _recover(out: Path) -> tuple[int, int]:

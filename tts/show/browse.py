@@ -17,7 +17,7 @@ from rich.tree import Tree
 from tts.data.store import Attempt, Record
 from tts.errors import InputError
 from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
-from tts.show.terminal import reward_style
+from tts.show.style import reward_style
 from tts.trajectory import parse
 from tts.types import REPEATS, Branch, Part
 
@@ -129,9 +129,7 @@ def list_runs(root: Path) -> RenderableType:
 
     Raises InputError if there is no such folder.
     """
-    if not root.is_dir():
-        raise InputError(f"no folder {root}; tts run creates runs in runs/ by default; for another folder, tts runs FOLDER")
-    folders = [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+    folders = _folders(root)
     if not folders:
         return Text(f"no runs in {root}; create one with tts run")
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
@@ -147,6 +145,33 @@ def list_runs(root: Path) -> RenderableType:
     for _, (name, *cells) in sorted(lines, reverse=True):
         table.add_row(Text(name, "bold"), *map(Text, cells))
     return Group(*([table] if lines else []), *errors)
+
+
+def runs_of(root: Path) -> list[dict[str, Any]]:
+    """The runs in a folder as JSON objects, newest first; a run that cannot be read has an `error`.
+
+    Raises InputError if there is no such folder.
+    """
+    rows = []
+    for folder in _folders(root):
+        try:
+            started, (_, strategy, n, benchmark, model, *_) = _run_line(folder)
+            row = {"strategy": strategy, "n": int(n) if n else None, "benchmark": benchmark, "model": model, "started": started}
+            rows.append({"run": str(folder), **row, "summary": read_summary(folder)})
+        except InputError as error:
+            rows.append({"run": str(folder), "started": "", "error": str(error)})
+    return sorted(rows, key=lambda row: row["started"], reverse=True)
+
+
+def find_problem(folder: Path, problem_id: str) -> Record:
+    """The record of a problem of a run. Raises InputError if there is no such run or problem."""
+    return _find(load_run(folder), problem_id)
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; tts run creates runs in runs/ by default; for another folder, tts runs FOLDER")
+    return [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
 
 
 def printable(text: str) -> str:

@@ -266,7 +266,7 @@ def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...]
     return prompt, None
 
 
-class MeteredScorer:
+class MeteredScorer(Scorer):
     """A scorer that counts the usage of one problem, scores equal texts once, and sets alpha and aggregate of the rewards.
 
     Args:
@@ -281,10 +281,11 @@ class MeteredScorer:
         self, scorer: Scorer, *, usage: Usage, clock: Clock, alpha: float = 1.0, aggregate: Aggregate = "mean"
     ) -> None:
         self.scorer, self.usage, self.clock, self.alpha, self.aggregate = scorer, usage, clock, alpha, aggregate
+        self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """One reward per candidate, in order. Raises ValueError if the scorer returns a reward that is not finite."""
-        if getattr(self.scorer, "compares", False):  # each of several equal texts is a vote
+        if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
         rewards = await self._score(list(distinct.values()))

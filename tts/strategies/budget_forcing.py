@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.majority import Majority
 from tts.trajectory import BOUNDARY, CLOSE, OPEN
 from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy
 
 
-@strategy("budget-forcing")
 @dataclass(frozen=True)
 class BudgetForcing(Strategy):
     """Control the length of thinking: write "Wait" in place of an early `</think>`, and write `</think>` at a maximum.

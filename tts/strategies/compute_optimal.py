@@ -8,13 +8,12 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from tts.errors import InputError
-from tts.options import build
-from tts.registry import get_strategy, strategy
+from tts.options import configure
 from tts.solving.generator import Generator
+from tts.strategies import get_strategy
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
-@strategy("compute-optimal")
 @dataclass(frozen=True)
 class ComputeOptimal(Strategy):
     """Estimate the difficulty of a problem from a few samples, then solve it with the strategy for that difficulty.
@@ -61,4 +60,4 @@ class ComputeOptimal(Strategy):
         cls = get_strategy(name)
         if issubclass(cls, ComputeOptimal):
             raise InputError("compute-optimal cannot choose itself; name another strategy")
-        return build(cls, cls.options_for(n, self.pilot))
+        return configure(cls, cls.options_for(n, self.pilot))

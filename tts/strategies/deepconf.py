@@ -10,12 +10,10 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
-@strategy("deepconf")
 @dataclass(frozen=True)
 class DeepConf(Strategy):
     """Take a vote among the solutions in which the policy is most confident, and stop solutions of low confidence early.

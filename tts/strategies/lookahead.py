@@ -8,13 +8,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.strategies.beam import Beam
 from tts.strategies.search import Node, Search
 from tts.types import Candidate
 
 
-@strategy("lookahead")
 @dataclass(frozen=True)
 class Lookahead(Beam):
     """Beam search that rates a step by the reward at the end of a roll-out of k further steps; k = 0 is beam search."""

@@ -9,13 +9,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, best
 from tts.types import Count, Problem, Result, Scorer
 
 
-@strategy("mcts")
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
     """Monte Carlo tree search: descend by PUCT to a leaf, draw `width` next steps, and back up the best one's reward.

@@ -84,6 +84,11 @@ class Source:
     strict: bool = False
     """Whether every row must have a field with an answer; if not, a problem without one is solved but not graded."""
 
+    @property
+    def about(self) -> str:
+        """Where its rows are, in a line."""
+        return f"{self.hub}{f':{self.config}' if self.config else ''}, split {self.split}, grader {self.grader}"
+
     def with_fields(self, *, question: str | None, answer: str | None, id: str | None) -> Source:
         """The same source with fields that a user has named; each of them must then be in every row."""
         return replace(

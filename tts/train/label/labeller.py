@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tts.data.labelled import LabelledTrace, trl_row
-from tts.data.stream import FileSink, Processed, Rejected, Tally, rejected_of, work_through
+from tts.data.stream import FileSink, Processed, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.engines import load_engine
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.grading.pool import Grader
 from tts.grading.rules import get_grader
+from tts.interrupts import on_interrupt
 from tts.models import checkpoints
 from tts.models.templates import read_template
-from tts.show.console import field_names, key_values, warn, watched
+from tts.show.console import Output, warn
 from tts.solving.generator import derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.encoder import Encoder
 from tts.train.label.quality import JUDGE, Check, Judge, Quality, Rollout
 from tts.train.label.targets import Array, alignment, coherence, step_target
 from tts.train.label.template import Guide
-from tts.train.settings import Label
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Engine, Problem
 
 CHUNK = 16
@@ -51,25 +49,22 @@ class Labels:
     template: str | None = None
 
 
-def label(settings: Label) -> None:
-    """The command: a live view, and what became of it in a line."""
-    from tts.show.terminal import FileView
+def label(settings: LabelSettings, output: Output) -> int:
+    """The command."""
+    from tts.show.live import FileView
 
-    tally = Tally()
-    try:
-        watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console), hidden=False)
-    except KeyboardInterrupt:
-        warn(f"interrupted with {tally.done} traces labelled; go on by the same command with --resume ({settings.out})")
-        raise typer.Exit(130) from None
-    before = f", {tally.resumed} before" if tally.resumed else ""
-    print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} labelled{before}: {settings.out}")
+    tally, out = Tally(), settings.out
+    with on_interrupt(lambda: how_to_resume(tally, "labelled", out)):
+        output.watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console))
+    output.result(table=lambda: tally.summary("labelled", out), data=lambda: tally.to_json(out), brief=out)
     if tally.rejected:
-        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(settings.out)}")
-        raise typer.Exit(1)
+        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(out)}")
+        return Exit.FAILURES
+    return Exit.OK
 
 
 def label_file(
-    settings: Label, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
+    settings: LabelSettings, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
 ) -> Tally:
     """Write a row of labels for every trace of a file; the same as `tts label`.
 
@@ -79,10 +74,9 @@ def label_file(
     tally = tally or Tally()
     if not settings.traces.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    names = field_names(settings.field)
+    names = settings.names
     get_grader(settings.grader)
-    kept = {name: value for name, value in asdict(settings).items() if name not in ("out", "resume", "limit", "cache")}
-    sink = FileSink.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
+    sink = FileSink.open(settings.out, settings, resume=settings.resume, command="tts label")
     tally.resumed, tally.total_bytes = sink.done, settings.traces.stat().st_size
 
     async def work() -> None:
@@ -113,7 +107,7 @@ def label_file(
 class Labeller:
     """What labels traces: the terms of the paper's reward, and those who know them."""
 
-    settings: Label
+    settings: LabelSettings
     grader: Grader
     quality: Quality
     encoder: Encoder | None
@@ -186,22 +180,27 @@ class Labeller:
 
 
 async def _load(
-    settings: Label, names: dict[str, str], stack: AsyncExitStack, tally: Tally, policy: Engine | None, expert: Engine | None
+    settings: LabelSettings,
+    names: dict[str, str],
+    stack: AsyncExitStack,
+    tally: Tally,
+    policy: Engine | None,
+    expert: Engine | None,
 ) -> Labeller:
     """Everything that the settings ask for, loaded; `stack` lets go of it."""
 
-    def engine(name: str, model: str, url: str | None, arguments: list[str], option: str) -> Engine:
+    def engine(model: str, load: Callable[[], Engine]) -> Engine:
         tally.stage = f"loading {model}"
-        loaded = load_engine(name, model, url=url, options=key_values(option, arguments))
+        loaded = load()
         stack.push_async_callback(loaded.close)
         return loaded
 
     uses_policy = settings.quality == "rollout" or settings.final == "template"
     uses_expert = settings.quality == "judge" or settings.final == "template"
     if policy is None and (uses_policy or (uses_expert and settings.expert is None)):
-        policy = engine(settings.engine, settings.model, settings.url, settings.engine_arg, "--engine-arg")
+        policy = engine(settings.model, settings.load_engine)
     if expert is None and uses_expert and settings.expert is not None:
-        expert = engine(settings.expert_engine, settings.expert, settings.expert_url, settings.expert_arg, "--expert-arg")
+        expert = engine(settings.expert, settings.load_expert)
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
@@ -271,7 +270,7 @@ def _graded_by(problem: Problem, grader: str) -> Problem:
     return Problem(problem.id, problem.prompt, problem.answer, grader)
 
 
-def _row(item: Processed[Labels], settings: Label) -> dict[str, Any]:
+def _row(item: Processed[Labels], settings: LabelSettings) -> dict[str, Any]:
     """The trace, its targets, the terms that they are made of, and what else its row held."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
@@ -288,5 +287,5 @@ def _row(item: Processed[Labels], settings: Label) -> dict[str, Any]:
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *key_values("--field", settings.field).values()}  # `text` holds these
+    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` holds these
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

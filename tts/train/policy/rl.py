@@ -8,29 +8,26 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import typer
-
-from tts.errors import InputError
-from tts.evals.benchmarks import ARITH, PUBLISHED, load_benchmark
+from tts.errors import Exit, InputError
+from tts.evals.benchmarks import BENCHMARKS, load_benchmark
 from tts.models import checkpoints
-from tts.scorers import load_scorer
-from tts.show.console import key_values
+from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.guard import Guard, readings
 from tts.train.policy.rewards import Rewards
 from tts.train.policy.shared import Prompts
-from tts.train.settings import RL
+from tts.train.settings import RLSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
-from tts.types import Problem, Sampling, Scorer, counts_final
+from tts.types import Problem, Sampling, Scorer
 
 LARGE_BETA = 0.8
 """From here on a policy is known to learn to please the reward model instead of being right."""
 
 
-def rl(settings: RL, scorer: Scorer | None = None) -> None:
-    """Train, write the policy into `settings.out`, and print what came of it; exit code 1 where the guard ended it.
+def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | None = None) -> int:
+    """Train, write the policy into `settings.out`, and report. Returns an exit code, 1 where the guard stopped the training.
 
-    `scorer` takes the place of what `settings` names. Raises InputError.
+    `scorer` takes the place of the one that `settings` names. Raises InputError.
     """
     shared.require_trl()
     check_batch(settings)
@@ -53,15 +50,20 @@ def rl(settings: RL, scorer: Scorer | None = None) -> None:
     finally:
         trainer.close()
     if shared.is_first():
-        print(_summary(settings, trainer, len(problems), len(held_out)))
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, len(problems), len(held_out)),
+            data=lambda: shared.summary(settings.out, trainer, problems=len(problems), stopped=guard.verdict),
+            brief=settings.out,
+        )
     if guard.verdict is not None:
         if shared.is_first():
             shared.note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
-        raise typer.Exit(1)
+        return Exit.FAILURES
+    return Exit.OK
 
 
-def check_batch(settings: RL) -> None:
+def check_batch(settings: RLSettings) -> None:
     """Raise InputError where the completions of a step are no whole number of groups."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     each = settings.accumulate * processes
@@ -76,21 +78,18 @@ def check_batch(settings: RL) -> None:
         )
 
 
-def load_problems(settings: RL, prompts: Prompts) -> tuple[list[Problem], list[Problem]]:
+def load_problems(settings: RLSettings, prompts: Prompts) -> tuple[list[Problem], list[Problem]]:
     """What is learnt on, without prompts that are too long, and what is held out. Raises InputError."""
-    fields: dict[str, Any] = {
-        "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
-    }  # fmt: skip
-    data_dir = str(settings.data_dir) if settings.data_dir is not None else None
-    problems = load_benchmark(
-        settings.benchmark, settings.limit, split=settings.split, data_dir=data_dir, grader=settings.grader, **fields
-    ).problems
+    problems = settings.load_benchmark().problems
     problems = _with_short_prompts(settings, prompts, problems)
     if settings.beta < 1:
         _check_answers(settings.benchmark, problems, "the outcome reward compares with it")
     held_out: list[Problem] = []
     if settings.eval_benchmark is not None:
-        own = settings.eval_benchmark in ARITH or settings.eval_benchmark in PUBLISHED  # their fields have names already
+        own = settings.eval_benchmark in BENCHMARKS  # its fields have names already
+        fields: dict[str, Any] = {
+            "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
+        }  # fmt: skip
         held_out = load_benchmark(
             settings.eval_benchmark, settings.eval_limit, split=settings.eval_split, grader=settings.grader,
             **({} if own else fields),
@@ -106,7 +105,7 @@ def load_problems(settings: RL, prompts: Prompts) -> tuple[list[Problem], list[P
     return problems, held_out
 
 
-def _with_short_prompts(settings: RL, prompts: Prompts, problems: list[Problem]) -> list[Problem]:
+def _with_short_prompts(settings: RLSettings, prompts: Prompts, problems: list[Problem]) -> list[Problem]:
     room = prompts.context - settings.max_tokens
     most = min(room, settings.max_prompt or room)
     lengths = [len(prompts.encode(problem)) for problem in problems]
@@ -128,15 +127,13 @@ def _check_answers(name: str, problems: Sequence[Problem], why: str) -> None:
         raise InputError(f"problem {lacking.id!r} of {name} has no answer, and {why}; give it one, or see --answer-field")
 
 
-def _load_scorer(settings: RL) -> Scorer:
-    return load_scorer(
-        settings.scorer, format=settings.scorer_format, over=settings.score_over,
-        final=counts_final(settings.alpha, settings.aggregate), engine=settings.scorer_engine, url=settings.scorer_url,
-        policy=settings.model, system=settings.system, options=key_values("--scorer-arg", settings.scorer_arg),
-    )  # fmt: skip
+def _load_scorer(settings: RLSettings) -> Scorer:
+    return settings.load_scorer(policy=settings.model, system=settings.system)
 
 
-def build(settings: RL, prompts: Prompts, problems: Sequence[Problem], held_out: Sequence[Problem], rewards: Rewards) -> Any:
+def build(
+    settings: RLSettings, prompts: Prompts, problems: Sequence[Problem], held_out: Sequence[Problem], rewards: Rewards
+) -> Any:
     """TRL's trainer, ready to fit. Raises InputError."""
     from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
@@ -177,7 +174,7 @@ def build(settings: RL, prompts: Prompts, problems: Sequence[Problem], held_out:
     )  # fmt: skip
 
 
-def _vllm(settings: RL, prompts: Prompts) -> dict[str, Any]:
+def _vllm(settings: RLSettings, prompts: Prompts) -> dict[str, Any]:
     if not settings.rollouts.startswith("vllm"):
         return {}
     if find_spec("vllm") is None:
@@ -190,7 +187,7 @@ def _vllm(settings: RL, prompts: Prompts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(settings: RL, trainer: Any, problems: int, held_out: int) -> str:
+def _summary(settings: RLSettings, trainer: Any, problems: int, held_out: int) -> str:
     steps = trainer.state.global_step
     lines = [f"{problems} problems, {steps} steps of {settings.group} completions a problem"]
     for name, about in (("reward", "reward"), ("rewards/outcome/mean", "right"), ("rewards/prm/mean", "r_hat")):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import chat
-from tts.show.console import field_names
+from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.shared import Prompts
-from tts.train.settings import SFT
+from tts.train.settings import SFTSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 from tts.trajectory import CLOSE, OPEN
 
@@ -25,23 +25,28 @@ Row = dict[str, list[int]]
 """`input_ids` and `labels`, of one length."""
 
 
-def sft(settings: SFT) -> None:
-    """Train, write the policy into `settings.out`, and print what came of it. Raises InputError."""
+def sft(settings: SFTSettings, output: Output | None = None) -> int:
+    """Train, write the policy into `settings.out`, and report. Returns an exit code; raises InputError."""
     shared.require_trl()
     prompts = Prompts(settings.model, settings.system)
     most = min(settings.max_length or prompts.context, prompts.context)
-    rows = read_rows(settings.traces, prompts, most, field_names(settings.field))
-    held_out = read_rows(settings.eval, prompts, most, field_names(settings.field)) if settings.eval is not None else None
+    rows = read_rows(settings.traces, prompts, most, settings.names)
+    held_out = read_rows(settings.eval, prompts, most, settings.names) if settings.eval is not None else None
     open_folder(settings)
     trainer = build(settings, prompts, rows, held_out)
     with stoppable(settings):
         fit(trainer, settings)
     shared.save(trainer, settings, settings.model)
     if shared.is_first():
-        print(_summary(settings, trainer, len(rows)))
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, len(rows)),
+            data=lambda: shared.summary(settings.out, trainer, traces=len(rows)),
+            brief=settings.out,
+        )
+    return Exit.OK
 
 
-def build(settings: SFT, prompts: Prompts, rows: Sequence[Row], held_out: Sequence[Row] | None) -> Any:
+def build(settings: SFTSettings, prompts: Prompts, rows: Sequence[Row], held_out: Sequence[Row] | None) -> Any:
     """TRL's trainer on rows of token ids; with packing, of up to --max-length or the longest trace's tokens a row."""
     from datasets import Dataset, disable_progress_bars
     from trl.data_utils import pack_dataset
@@ -171,7 +176,7 @@ def end_of_turn(prompts: Prompts) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _summary(settings: SFT, trainer: Any, traces: int) -> str:
+def _summary(settings: SFTSettings, trainer: Any, traces: int) -> str:
     lines = [f"{traces} traces, {trainer.state.global_step} steps"]
     for name, about in (("loss", "loss"), ("eval_loss", "held-out loss")):
         if values := shared.history(trainer, name):

@@ -15,7 +15,7 @@ from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
-from tts.train.settings import Training
+from tts.train.settings import TrainingSettings
 from tts.train.trainer import SETTINGS, lora_config
 from tts.types import Problem
 
@@ -59,14 +59,14 @@ def load(model: str) -> Any:
     return policy.train()
 
 
-def adapters(settings: Training) -> Any:
+def adapters(settings: TrainingSettings) -> Any:
     """PEFT's configuration for a policy, or None for all weights. Raises InputError."""
     if settings.lora is not None and settings.optimizer == "muon":
         raise InputError("--optimizer muon moves whole matrices, of which --lora trains none; leave one of the two away")
     return lora_config(settings, task_type="CAUSAL_LM")
 
 
-def save(trainer: Trainer, settings: Training, model: str) -> None:
+def save(trainer: Trainer, settings: TrainingSettings, model: str) -> None:
     """Write the folder that `tts run --model` takes: weights in the precision that they came in, tokenizer, chat template.
 
     Adapters are kept in ADAPTER and merged into a fresh copy of the policy. Every process of a training calls it.
@@ -109,3 +109,9 @@ def say(text: str) -> None:
     """A warning from one process of many."""
     if is_first():
         warn(text)
+
+
+def summary(out: Path, trainer: Any, **more: Any) -> dict[str, Any]:
+    """What a training reports as JSON: its folder, its steps, and the last of everything that was logged."""
+    last = {name: value for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")}
+    return {"out": str(out), "steps": trainer.state.global_step, **more, "last": last}

@@ -16,11 +16,11 @@ from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
 from tts.scorers.prm import part_of
-from tts.show.console import field_names, warn
+from tts.show.console import warn
 from tts.trajectory import BOUNDARY
 
 if TYPE_CHECKING:
-    from tts.train.settings import TrainPRM
+    from tts.train.settings import TrainPRMSettings
 
 Targets = tuple[float | None, ...]
 """None where nothing is known."""
@@ -52,18 +52,18 @@ class Example:
         return sum(len(reading.ids) for reading in self.readings)
 
 
-def format_of(settings: TrainPRM) -> formats.Format:
+def format_of(settings: TrainPRMSettings) -> formats.Format:
     """How the head that is trained is shown a trace."""
     return FORMATS["reasonflux-trace" if settings.head == "trace" else "reasonflux"]
 
 
-def read_examples(path: Path, settings: TrainPRM, text: Text, longest: int, *, train: bool) -> list[Example]:
+def read_examples(path: Path, settings: TrainPRMSettings, text: Text, longest: int, *, train: bool) -> list[Example]:
     """The traces of a file that have targets for what is trained and at most `longest` tokens; a warning counts the others.
 
     To train on, only readings with targets are kept; to evaluate on, all. Raises InputError for a row that is none, and where
     none is left.
     """
-    names = field_names(settings.field)
+    names = settings.names
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for labelled in read_labelled(path, names):
@@ -99,7 +99,7 @@ def _check_range(labelled: LabelledTrace, path: Path) -> None:
             )
 
 
-def _readings(labelled: LabelledTrace, settings: TrainPRM, text: Text) -> tuple[Reading, ...]:
+def _readings(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) -> tuple[Reading, ...]:
     """What PRM would read of the trace, with a target for every reward."""
     candidate = labelled.trace.candidate
     steps = part_of(candidate.trajectory, settings.over)
@@ -118,7 +118,9 @@ def _readings(labelled: LabelledTrace, settings: TrainPRM, text: Text) -> tuple[
     )
 
 
-def _reading(settings: TrainPRM, text: Text, prompt: str, steps: Sequence[str], targets: Targets, *, whole: bool) -> Reading:
+def _reading(
+    settings: TrainPRMSettings, text: Text, prompt: str, steps: Sequence[str], targets: Targets, *, whole: bool
+) -> Reading:
     ids, positions = formats.encode(format_of(settings), text, prompt, steps)
     assert len(positions) == len(steps) == len(targets)
     return Reading(torch.tensor(ids, dtype=torch.int32), tuple(positions), targets, whole)

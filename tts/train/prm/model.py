@@ -20,7 +20,7 @@ from tts.train.trainer import lora_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tts.train.settings import TrainPRM
+    from tts.train.settings import TrainPRMSettings
 
 SEPARATOR = "<extra_0>"
 
@@ -77,7 +77,7 @@ class RewardModel(nn.Module):
         self.base.save_pretrained(out)
 
 
-def check_architecture(settings: TrainPRM) -> dict[str, Any]:
+def check_architecture(settings: TrainPRMSettings) -> dict[str, Any]:
     """config.json of the model to start from. Raises InputError where it has no layout for the head."""
     config = checkpoints.load_config(settings.model)
     kind = ", ".join(config.get("architectures") or ["an unnamed architecture"])
@@ -94,7 +94,7 @@ def check_architecture(settings: TrainPRM) -> dict[str, Any]:
     return config
 
 
-def load_tokenizer(settings: TrainPRM) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: TrainPRMSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the token that steps are read at."""
     tokenizer = checkpoints.load_tokenizer(settings.model)
     if settings.head != "trace" and SEPARATOR not in tokenizer.get_vocab():
@@ -102,7 +102,7 @@ def load_tokenizer(settings: TrainPRM) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(settings: TrainPRM, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+def load_model(settings: TrainPRMSettings, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
     """Body and heads, in float32 on the CPU; new heads are drawn from torch's generator. Raises InputError."""
     adapters = lora_config(settings)
     base = _load_base(settings)
@@ -121,7 +121,7 @@ def load_model(settings: TrainPRM, tokenizer: PreTrainedTokenizerBase) -> Reward
     return model
 
 
-def _load_base(settings: TrainPRM) -> Any:
+def _load_base(settings: TrainPRMSettings) -> Any:
     options: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
     if settings.head == "trace":
         return checkpoints.load_weights(AutoModelForCausalLM, settings.model, **options)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import checkpoints
 from tts.scorers.formats import FORMATS, Text
-from tts.show.console import warn
+from tts.show.console import Output, warn
 from tts.train.prm import model as prm_model
 from tts.train.prm.data import Example, format_of, read_examples
-from tts.train.settings import TrainPRM
+from tts.train.settings import TrainPRMSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 
 
@@ -33,8 +34,11 @@ class TrainedPRM:
     metrics: dict[str, float]
     """Of the evaluation then."""
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"out": str(self.out)}
 
-def train_prm(settings: TrainPRM) -> TrainedPRM:
+
+def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
     """Train a PRM and write the folder that `--scorer` loads: config.json, weights and tokenizer, checkpoints beside them.
 
     Raises InputError for settings, data or models that cannot be used, before anything is trained.
@@ -67,8 +71,15 @@ def train_prm(settings: TrainPRM) -> TrainedPRM:
     if trainer.is_world_process_zero():
         model.merge_adapters()
         model.save(settings.out, text.tokenizer)
-        print(show(trained))
     return trained
+
+
+def train(settings: TrainPRMSettings, output: Output) -> int:
+    """The command."""
+    trained = train_prm(settings)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes of `accelerate launch`, the first one reports
+        output.result(table=lambda: show(trained), data=trained.to_json, brief=trained.out)
+    return Exit.OK
 
 
 _NEEDS = {
@@ -78,7 +89,7 @@ _NEEDS = {
 }
 
 
-def _arguments(settings: TrainPRM) -> Any:
+def _arguments(settings: TrainPRMSettings) -> Any:
     more: dict[str, Any] = {
         "remove_unused_columns": False, "logging_first_step": True, "ddp_find_unused_parameters": False
     }  # fmt: skip
@@ -93,7 +104,7 @@ def _arguments(settings: TrainPRM) -> Any:
     return arguments(settings, **more)
 
 
-def _longest(settings: TrainPRM, config: dict[str, Any]) -> int:
+def _longest(settings: TrainPRMSettings, config: dict[str, Any]) -> int:
     context = checkpoints.context_length(config)
     if settings.max_length is None and context is None:
         raise InputError(f"config.json of {settings.model!r} does not say how long a text it can read; say it by --max-length")
@@ -102,16 +113,16 @@ def _longest(settings: TrainPRM, config: dict[str, Any]) -> int:
     return settings.max_length or context or 0
 
 
-def _check_name(settings: TrainPRM) -> None:
+def _check_name(settings: TrainPRMSettings) -> None:
     """A folder's name tells scorers how a checkpoint reads a trace: it must not tell them something else."""
     wanted = format_of(settings)
     name = settings.out.resolve().name
-    other = next((key for key, format in FORMATS.items() if re.search(format.matches, name)), None)
+    other = next((key for key, format in FORMATS.all().items() if re.search(format.matches, name)), None)
     if other is not None and FORMATS[other] is not wanted:
         raise InputError(f"--out {name} is named like a PRM of another format ({other}), and would be read as one; rename it")
 
 
-def _check_targets(settings: TrainPRM, train: list[Example]) -> None:
+def _check_targets(settings: TrainPRMSettings, train: list[Example]) -> None:
     """Every head must be trained on something."""
     known = {reading.whole for example in train for reading in example.readings}
     if settings.head == "both" and len(known) < 2:
@@ -126,7 +137,7 @@ def _blank(example: Example) -> tuple[tuple[float, ...], float | None]:
     return (0.5,) * len(steps[0] if steps else ()), 0.5
 
 
-def _summary(settings: TrainPRM, trainer: Any, traces: int) -> TrainedPRM:
+def _summary(settings: TrainPRMSettings, trainer: Any, traces: int) -> TrainedPRM:
     state = trainer.state
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     evaluated = {row["step"]: row for row in state.log_history if "eval_loss" in row}

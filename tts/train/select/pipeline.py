@@ -8,55 +8,48 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
 
 from tts.data.store import ESCAPE
 from tts.data.stream import Tally, rejected_of
-from tts.errors import InputError
-from tts.runs.score import ScoreSettings, score_file
-from tts.show.console import field_names, key_values, print_rich, warn, watched
+from tts.errors import Exit, InputError
+from tts.interrupts import on_interrupt
+from tts.options import check_resumable, kept, options_of
+from tts.runs.score import score_file
+from tts.runs.settings import ScorerOptions, ScoreSettings
+from tts.show.console import Output, warn
 from tts.train.select.pool import REWARDED, UNSCORED, Pool, Rows, lacks_rewards, read_pool
 from tts.train.select.selection import Histogram, Selection, Stage, draw
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Scorer
 
 Indices = npt.NDArray[np.intp]
 
 
-def select(settings: Select) -> None:
-    """The command: a live view, then a table with histograms, or JSON."""
-    from tts.show.terminal import FileView
+def select(settings: SelectSettings, output: Output) -> int:
+    """The command."""
+    from tts.show.live import FileView
 
-    tally = Tally()
-    try:
-        selection = watched(
-            lambda: select_file(settings, tally, complain=warn),
-            lambda console: FileView(tally, console),
-            hidden=settings.as_json,
+    tally, out = Tally(), settings.out
+    with on_interrupt(lambda: f"interrupted before {out} was written; resume with the same command and --resume"):
+        selection = output.watched(
+            lambda: select_file(settings, tally, complain=warn), lambda console: FileView(tally, console)
         )
-    except KeyboardInterrupt:
-        warn(f"interrupted before {settings.out} was written; the same command with --resume goes on with what was scored")
-        raise typer.Exit(130) from None
-    if settings.as_json:
-        print(json.dumps(selection.to_json()))
-    else:
-        print_rich(selection.show())
+    output.result(table=selection.show, data=selection.to_json, brief=out)
     if selection.set_aside:
         where = " and ".join(map(str, selection.rejected))
         warn(f"{selection.set_aside} of {selection.pool} rows could not be ranked; see {where}")
-        raise typer.Exit(1)
+        return Exit.FAILURES
+    return Exit.OK
 
 
 def select_file(
-    settings: Select,
+    settings: SelectSettings,
     tally: Tally | None = None,
     *,
     complain: Callable[[str], object] | None = None,
@@ -68,15 +61,15 @@ def select_file(
     goes to OUT's `.rejected.jsonl`; `complain` hears what a person should know. Raises InputError for bad input as a whole.
     """
     tally, complain = tally or Tally(), complain or (lambda message: None)
-    names = field_names(settings.field)
+    names = settings.names
     _check_files(settings)
     out, scorer, scored = settings.out, settings.scorer, None
     if scorer is None and settings.by in REWARDED and lacks_rewards(settings.pool, names):
-        scorer = "arith-prm"
+        scorer = ScorerOptions.scorer
         complain(f"no rewards in {settings.pool}; it is scored by {scorer} first (--scorer names another)")
     if scorer is not None:
         scored = _scored_of(out)
-        _score(settings, scorer, scored, names, tally, scorer_instance)
+        _score(settings, scorer, scored, tally, scorer_instance)
     tally.stage, tally.running = "ranking", scored is None  # a bar that was full does not begin again
     pool = read_pool(settings, scored or settings.pool, names, rejected_of(out), tally)
     rejected = [path for path in ([rejected_of(scored)] if scored else []) + [rejected_of(out)] if path.exists()]
@@ -95,7 +88,7 @@ def select_file(
     return selection
 
 
-def choose(rows: Rows, settings: Select) -> tuple[list[Stage], Indices]:
+def choose(rows: Rows, settings: SelectSettings) -> tuple[list[Stage], Indices]:
     """What is left after each filter, and the indices of the chosen traces, best first. Raises InputError."""
     left = np.argsort(-rows["score"], kind="stable")  # at equal scores the earlier row goes first
     stages: list[Stage] = []
@@ -158,7 +151,7 @@ def _stage(name: str, rows: Rows, *, scored: bool) -> Stage:
 # Files
 
 
-def _check_files(settings: Select) -> None:
+def _check_files(settings: SelectSettings) -> None:
     """Everything that can be said of the files before anything is read. Raises InputError."""
     pool, out = settings.pool, settings.out
     if not pool.is_file():
@@ -177,7 +170,7 @@ def _check_files(settings: Select) -> None:
             raise InputError(f"cannot write to {file}: {error.strerror or error}; choose another place") from error
 
 
-def _check_same(settings: Select) -> None:
+def _check_same(settings: SelectSettings) -> None:
     """Raise InputError unless OUT, which exists, is to be made again by the settings that made it."""
     out, beside = settings.out, _settings_of(settings.out)
     if not settings.resume:
@@ -186,15 +179,7 @@ def _check_same(settings: Select) -> None:
         begun = json.loads(beside.read_text())
     except (OSError, ValueError):
         raise InputError(f"{out} was not made by tts select (no {beside.name} beside it); choose another --out") from None
-    for name, value in _kept(settings).items():
-        if begun.get(name) != value:
-            raise InputError(f"{out} was made with {name} = {begun.get(name)!r}, not {value!r}; choose another --out")
-
-
-def _kept(settings: Select) -> dict[str, Any]:
-    """The settings that the chosen traces depend on."""
-    beside = ("out", "resume", "plot", "as_json", "scorer_url")
-    return {name: value for name, value in asdict(settings).items() if name not in beside} | {"pool": str(settings.pool)}
+    check_resumable(out, begun, settings)
 
 
 def _scored_of(out: Path) -> Path:
@@ -214,18 +199,15 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _score(
-    settings: Select, scorer: str, out: Path, names: dict[str, str], tally: Tally, scorer_instance: Scorer | None
-) -> None:
-    """Rewards for the pool, in a file that a killed scoring goes on with."""
+def _score(settings: SelectSettings, scorer: str, out: Path, tally: Tally, scorer_instance: Scorer | None) -> None:
+    """Score the pool into a file that a killed scoring can be resumed from."""
+    shared = {option.name: getattr(settings, option.name) for option in options_of(ScorerOptions)}
     score_file(
         ScoreSettings(
-            str(settings.pool), scorer, settings.scorer_format, settings.scorer_engine,
-            key_values("--scorer-arg", settings.scorer_arg), settings.score_over, settings.model, settings.alpha,
-            settings.aggregate, names,
+            **{**shared, "scorer": scorer}, traces=settings.pool, model=settings.model, fields=settings.fields, out=out,
+            resume=settings.resume and _settings_of(out).exists(),
         ),
-        out=out, resume=settings.resume and _settings_of(out).exists(), url=settings.scorer_url, tally=tally,
-        scorer_instance=scorer_instance,
+        tally=tally, scorer_instance=scorer_instance,
     )  # fmt: skip
 
 
@@ -240,7 +222,7 @@ def _refuse(pool: Path, set_aside: int, rejected: list[Path]) -> None:
     )
 
 
-def _write(settings: Select, selection: Selection, pool: Pool, chosen: Indices) -> None:
+def _write(settings: SelectSettings, selection: Selection, pool: Pool, chosen: Indices) -> None:
     """The chosen rows and their picture; OUT comes last and whole."""
     out, by, part = settings.out, settings.by, _part_of(settings.out)
     try:
@@ -254,7 +236,7 @@ def _write(settings: Select, selection: Selection, pool: Pool, chosen: Indices) 
         if settings.plot is not None:
             fine = {name: Histogram.of(pool.rows[name], chosen, bins=24, log=name != "score") for name in selection.histograms}
             draw(selection, fine, settings.plot)
-        _settings_of(out).write_text(json.dumps(_kept(settings), indent=2) + "\n")
+        _settings_of(out).write_text(json.dumps(kept(settings), indent=2) + "\n")
         part.replace(out)
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or out}: {error.strerror or error}; choose another place") from error

@@ -18,7 +18,7 @@ from tts.data.store import ESCAPE
 from tts.data.stream import Tally
 from tts.data.traces import BadRowError, Trace, parse_line
 from tts.errors import InputError
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward, counts_final
 
 ROW = np.dtype(
@@ -70,7 +70,7 @@ class Pool:
         row: Mapping[str, Any] = parse_line(_decode(file.readline(), line), line, self.names)[candidate].row
         return row
 
-    def check(self, settings: Select, complain: Callable[[str], object]) -> None:
+    def check(self, settings: SelectSettings, complain: Callable[[str], object]) -> None:
         """Raise InputError unless every trace has a score, and all scores are of one kind."""
         total, by, line = len(self.rows), settings.by, self.first_unscored[0]
         here = f"of {total} traces in {self.path} have no"
@@ -99,7 +99,7 @@ class Pool:
         complain(f"no trace has a final reward; r_hat is the {settings.aggregate} of the step rewards alone")
 
 
-def read_pool(settings: Select, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> Pool:
+def read_pool(settings: SelectSettings, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> Pool:
     """Read a pool once; what cannot be ranked goes to `rejected`, as `tts score` writes it. Raises InputError."""
     pool = Pool(path, names, np.empty(0, ROW))
     chunks: list[Rows] = []
@@ -170,7 +170,7 @@ def _decode(line: bytes, number: int) -> str:
     return line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
 
 
-def _numbers(trace: Trace, line: int, settings: Select, pool: Pool) -> tuple[float, int, int, int, int, int]:
+def _numbers(trace: Trace, line: int, settings: SelectSettings, pool: Pool) -> tuple[float, int, int, int, int, int]:
     """A trace as the rest of a ROW. Raises BadRowError."""
     thinking, response = trace.candidate.trajectory
     if not thinking and not response:
@@ -209,7 +209,7 @@ def _rewards(row: Mapping[str, Any]) -> tuple[tuple[float, ...], float | None] |
     return tuple(map(float, steps)), _number(final)
 
 
-def _score(steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: Select) -> float:
+def _score(steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: SelectSettings) -> float:
     """r_hat, or the same aggregate of the response's steps alone. Raises BadRowError."""
     try:
         if settings.by == "r_hat":
