@@ -83,7 +83,7 @@ def refused(monkeypatch, capsys):
         ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be 'all', 'think' or 'response'"),
         ("--strategy lookahead --k -1", "--k is '-1'; it should be greater than or equal to 0"),
         ("--adapter nowhere", "no adapter at 'nowhere': expected a folder that peft's save_pretrained wrote, or a hub id"),
-        ("--engine-arg device=toaster", "device is 'toaster'; expected auto or one that is here"),
+        ("--engine-arg device=toaster", "device is 'toaster'; expected auto or a device of this machine"),
         ("--engine-arg dtype=int8", "dtype is 'int8'; expected one of auto, float32, bfloat16, float16"),
         ("--engine server --url http://127.0.0.1:9 --adapter x", "--adapter is for engines in this process"),
         ("--strategy gone.py:Mine", "no file gone.py to load the strategy Mine from"),

@@ -404,7 +404,7 @@ async def test_a_forced_step_belongs_to_the_candidate_but_is_not_counted_as_gene
     assert usage.generated == len(start.token_ids)
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "compute-optimal"])
+@pytest.mark.parametrize("name", [name for name in STRATEGIES.all() if name != "compute-optimal"])
 async def test_without_any_budget_one_empty_solution_is_returned(name):
     spent = Budget(0)
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=Budget(within=spent))

@@ -205,7 +205,7 @@ class FileSink:
 
     @classmethod
     def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
-        """Create `out`, or open it to resume under the settings (a dataclass) that it was started with.
+        """Create `out`, or open it to resume under the settings (a dataclass) it was started with.
 
         `command` names the program in messages. Raises InputError if the file exists, or if one to resume was not written by
         `command` with the same settings.

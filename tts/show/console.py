@@ -50,12 +50,12 @@ class Output:
 
 
 def warn(message: str) -> None:
-    """Print one line on standard error."""
+    """Print one line to standard error."""
     print(f"tts: {message}", file=sys.stderr)
 
 
 def print_rich(what: Any) -> None:
-    """Print a table, a text or a tree on standard output."""
+    """Print a table, a text or a tree of rich to standard output."""
     from rich.console import Console
 
     Console(highlight=False).print(what)
