@@ -191,7 +191,9 @@ def _accept(found: Any) -> Rules | None:
     """Rules, or a function (answer, reference) -> bool, which is given what is boxed or else the last line."""
     if isinstance(found, Rules):
         return found
-    return Rules(_last_line, found, operator.eq) if callable(found) and not isinstance(found, type) else None
+    if not callable(found) or isinstance(found, type):
+        return None
+    return Rules(_last_line, found, operator.eq, (found.__doc__ or "").strip().partition("\n")[0].rstrip("."))
 
 
 GRADERS: Registry[Rules] = Registry(
