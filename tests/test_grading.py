@@ -138,7 +138,7 @@ async def test_a_custom_grader_that_hangs_loses_one_answer_and_one_that_fails_is
         ("mth", "no grader named 'mth'. Did you mean 'math'? Known: math, letter, numeric, exact."),
         ("gone.py:f", "no file gone.py to load the grader f from"),
         ("no.such.module:f", "cannot import no.such.module for the grader f"),
-        ("math:nothing", "math has no function 'nothing'; a grader is one: def nothing"),
+        ("math:nothing", "math has no grader 'nothing' (a function (answer, reference) -> bool, or Rules); it has: acos"),
     ],
 )
 def test_an_unknown_grader_is_refused(name, complaint):
