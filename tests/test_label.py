@@ -29,7 +29,7 @@ from tts.train.label.labeller import label_file
 from tts.train.label.quality import CheckerQuality, JudgeQuality, RolloutQuality, prefixes_of
 from tts.train.label.targets import alignment, coherence, combine, step_target
 from tts.train.label.template import TemplateReward
-from tts.train.settings import Label
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Problem, Step
 
 TEXT = "<think>\none\n\ntwo\n</think>\n\nthree\n\nIt is \\boxed{4}"
@@ -284,7 +284,7 @@ def test_a_checker_that_fails_on_a_trace_rejects_that_trace_alone(tmp_path):
     out = tmp_path / "labelled.jsonl"
     checker = f"{tmp_path}/own.py:rate"
     traces = write(tmp_path / "traces.jsonl", rows)
-    tally = label_file(Label(traces=traces, out=out, quality=checker, targets="quality", final="none"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality=checker, targets="quality", final="none"))
     assert (tally.done, tally.rejected) == (1, 2)
     errors = [row["error"] for row in rows_of(tmp_path / "labelled.rejected.jsonl")]
     assert errors[0] == f"--quality {checker} failed: KeyError: 'four'"
@@ -327,7 +327,7 @@ def test_the_policy_solves_the_problem_by_the_template_that_the_expert_extracts(
 
 def test_a_row_holds_every_term_beside_the_target_made_of_it(tmp_path):
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
+    label_file(LabelSettings(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
     rows = rows_of(out)
     assert len(rows) == 6
     for row, labelled in zip(rows, read_labelled(out), strict=True):
@@ -349,7 +349,7 @@ def test_coherence_is_computed_from_the_embeddings_of_the_steps(tmp_path):
     """The negatives are steps of other problems; the step before the first one is the problem."""
     out = tmp_path / "labelled.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 2), out=out, quality="check", final="none", negatives=1000, tau=0.5
         )
     )
@@ -385,7 +385,9 @@ def test_rollouts_of_the_bundled_policy_find_the_wrong_step(tmp_path):
         for steps in (right, wrong)
     ]
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150))
+    label_file(
+        LabelSettings(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150)
+    )
     good, bad = rows_of(out)
     last = len(right) - 1
     assert good["step_targets"][last] > 0.8
@@ -404,7 +406,7 @@ def test_rows_that_cannot_be_labelled_are_rejected_with_the_reason(tmp_path):
     ]  # fmt: skip
     traces.write_text("no json\n" + fine + "".join(json.dumps(row) + "\n" for row in hostile))
     out = tmp_path / "labelled.jsonl"
-    tally = label_file(Label(traces=traces, out=out, quality="check", final="outcome"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", final="outcome"))
     assert (tally.done, tally.rejected) == (3, 5)
     reasons = [row["error"] for row in rows_of(tmp_path / "labelled.rejected.jsonl")]
     for reason, expected in zip(
@@ -420,7 +422,7 @@ def test_rows_that_cannot_be_labelled_are_rejected_with_the_reason(tmp_path):
     ):
         assert expected in reason
     out = tmp_path / "hard.jsonl"  # hard labels need no comparison with the response
-    tally = label_file(Label(traces=traces, out=out, quality="check", targets="hard", final="none"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", targets="hard", final="none"))
     assert (tally.done, tally.rejected) == (6, 2)
     assert {value for row in rows_of(out) for value in row["step_targets"]} <= {0.0, 1.0}
 
@@ -428,7 +430,7 @@ def test_rows_that_cannot_be_labelled_are_rejected_with_the_reason(tmp_path):
 def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 1)
     with pytest.raises(InputError, match="at most one problem"):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
 
 
 @pytest.mark.parametrize(
@@ -439,7 +441,7 @@ def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is no field"),
+        ({"fields": {"x": "y"}}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],
@@ -449,7 +451,7 @@ def test_bad_settings_are_reported(tmp_path, options, message):
 
     traces = Path(options.pop("traces", arith_traces(tmp_path / "traces.jsonl", 2)))
     with pytest.raises(InputError, match=message):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", **options))
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", **options))
 
 
 def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
@@ -477,7 +479,7 @@ def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
         [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "was begun with tau = 0.1, not 0.3" in other.stderr
+    assert "was started with --tau 0.1, not 0.3" in other.stderr
 
 
 def rows_of_whole_lines(path):
@@ -497,7 +499,7 @@ def test_trl_columns_are_read_and_written(tmp_path):
     assert trl_row(labelled) == {"prompt": "2 + 2 = ?", "completions": ["one", "two\nthree"], "labels": [True, False]}
     out = tmp_path / "trl.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 3),
             out=out,
             quality="check",

@@ -21,11 +21,11 @@ from tts.errors import InputError
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.runs.runner import Settings
 from tts.show.browse import list_runs, plain, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
+from tts.strategies import get_strategy
 from tts.types import Branch, Reward, Usage
 
 HOSTILE = [
@@ -76,7 +76,7 @@ def make_run(folder, records, strategy="bon", **options):
     for record in records:
         store.append(record, {"id": record.id})
     summary = summarize(
-        records, build(get_strategy(strategy), options), name=strategy, benchmark="b", cached=0,
+        records, configure(get_strategy(strategy), options), name=strategy, benchmark="b", cached=0,
         seconds=Seconds(2.0, 1.5, 0.5), run=str(folder), reward=lambda a: Reward(a.rewards or (), a.final),
     )  # fmt: skip
     store.write_summary(summary.to_json())

@@ -17,10 +17,10 @@ from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
 from tts.data.store import RunStore
 from tts.errors import InputError
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.solving.budget import Budget
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import get_strategy
 from tts.strategies.search import share
 from tts.types import Candidate, Problem, Reward, Sampling, Usage
 
@@ -71,7 +71,7 @@ async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline
     engine, usage, sampling = engine or TreeEngine(), usage or Usage(), sampling or Sampling()
     generator = Generator(engine, PROBLEM, sampling, seed=seed, usage=usage, budget=Budget(budget), deadline=deadline)
     metered = MeteredScorer(scorer or DigitScorer(), usage=usage, clock=generator.clock)
-    return await build(get_strategy(name), options).solve(PROBLEM, generator, metered)
+    return await configure(get_strategy(name), options).solve(PROBLEM, generator, metered)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -370,7 +370,7 @@ def test_on_the_bundled_models_rows_do_not_depend_on_concurrency(name, engine, p
 
 def test_a_width_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="--width is 8, more than --n 4"):
-        build(get_strategy("beam"), {"n": 4, "width": 8})
+        configure(get_strategy("beam"), {"n": 4, "width": 8})
 
 
 def test_share():
@@ -397,7 +397,7 @@ async def test_where_nothing_is_left_from_the_start_one_empty_solution_is_return
     spent = Budget(0)
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=Budget(within=spent))
     scorer = MeteredScorer(DigitScorer(), usage=Usage(), clock=generator.clock)
-    result = await build(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
+    result = await configure(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
     await generator.grader.close()
     assert [candidate.finish for candidate in result.candidates] == ["length"]
     assert generator.usage.generated == 0

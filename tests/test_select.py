@@ -16,10 +16,11 @@ import pytest
 import tts
 from tts.cli import entry
 from tts.errors import InputError
-from tts.runs.score import ScoreSettings, score_file
+from tts.runs.score import score_file
+from tts.runs.settings import ScoreSettings
 from tts.train.select.pipeline import select_file
 from tts.train.select.selection import Histogram
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward
 
 PROMPT = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
@@ -44,7 +45,9 @@ def choose(rows, out="out.jsonl", scorer_instance=None, complain=None, **setting
     """The chosen rows of a pool of rows, or of a file."""
     pool = rows if isinstance(rows, Path) else write("pool.jsonl", *rows)
     Path(out).unlink(missing_ok=True)
-    selection = select_file(Select(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain)
+    selection = select_file(
+        SelectSettings(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain
+    )
     return selection, read(out)
 
 
@@ -282,7 +285,7 @@ def test_a_run_without_rewards_is_scored(engine, prm):
 
 def test_a_pool_is_scored_if_it_has_no_rewards_or_a_scorer_is_given(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}", "more": i} for i in range(10)], "nonsense")
-    score_file(ScoreSettings(str(pool)), out=Path("scores.jsonl"), scorer_instance=prm)
+    score_file(ScoreSettings(traces=pool, out=Path("scores.jsonl")), scorer_instance=prm)
     totals = {row["more"]: row["total"] for row in read("scores.jsonl")}
     best = sorted(totals, key=totals.get, reverse=True)
     selection, chosen = choose(pool, scorer_instance=prm, top="3")
@@ -326,10 +329,10 @@ def test_a_selection_resumed_after_a_kill_chooses_like_an_uninterrupted_one(prm)
     assert 0 < torn.count(b"\n") < 1499
     assert not Path("out.jsonl").exists()
     settings = {"pool": pool, "out": Path("out.jsonl"), "top": "50"}
-    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; go on with it by --resume"):
-        select_file(Select(**settings), scorer_instance=prm)
+    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; continue it with --resume"):
+        select_file(SelectSettings(**settings), scorer_instance=prm)
     scored.write_bytes(torn[:-30])
-    selection = select_file(Select(**settings, resume=True), scorer_instance=prm)
+    selection = select_file(SelectSettings(**settings, resume=True), scorer_instance=prm)
     chosen = read("out.jsonl")
     assert texts(chosen) == texts(whole)
     assert scores(chosen) == pytest.approx(scores(whole), abs=1e-5)
@@ -340,15 +343,15 @@ def test_a_selection_resumed_after_a_kill_chooses_like_an_uninterrupted_one(prm)
 def test_resume_also_starts_afresh_and_writes_the_same_file_again(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}"} for i in range(5)])
     settings = {"pool": pool, "out": Path("out.jsonl"), "resume": True}
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     first = Path("out.jsonl").read_bytes()
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     assert Path("out.jsonl").read_bytes() == first
-    with pytest.raises(InputError, match=r"out\.jsonl was made with top = None, not '2'; choose another --out"):
-        select_file(Select(**settings, top="2"), scorer_instance=prm)
+    with pytest.raises(InputError, match=r"out\.jsonl was started with --top null, not 2"):
+        select_file(SelectSettings(**settings, top="2"), scorer_instance=prm)
     write("mine.jsonl", "precious")
     with pytest.raises(InputError, match=r"mine\.jsonl was not made by tts select"):
-        select_file(Select(pool=pool, out=Path("mine.jsonl"), resume=True))
+        select_file(SelectSettings(pool=pool, out=Path("mine.jsonl"), resume=True))
     assert Path("mine.jsonl").read_text() == "precious\n"
 
 
@@ -386,7 +389,7 @@ def test_lone_surrogates_and_long_integers_are_kept():
 
 def test_fields_can_be_renamed():
     rows = [{"question": "p", "solution": f"{i}", "step_rewards": [i / 10]} for i in range(5)]
-    _, chosen = choose(rows, field=["problem=question", "text=solution"], top="2", alpha=0.0)
+    _, chosen = choose(rows, fields={"problem": "question", "text": "solution"}, top="2", alpha=0.0)
     assert [row["solution"] for row in chosen] == ["4", "3"]
 
 
@@ -439,16 +442,16 @@ def test_an_error_leaves_no_partial_output():
         (["--top", "101%"], "--top is 101%; it should be"),
         (["--top", "0%"], "--top is 0%; it should be"),
         (["--top", "many"], "--top is many; it should be"),
-        (["--per-problem", "0"], "--per-problem is 0; it should be at least 1"),
-        (["--alpha", "nan"], "--alpha is nan; it should be a finite number"),
-        (["--aggregate", "median"], "'median' is not one of"),
+        (["--per-problem", "0"], "--per-problem is '0'; it should be a whole number, at least 1"),
+        (["--alpha", "nan"], "--alpha is 'nan'; it should be a number"),
+        (["--aggregate", "median"], "--aggregate is 'median'; it should be mean, min,"),
         (["--plot", "hist.txt"], "--plot is hist.txt; it should be a file name that ends in .png"),
         (["--by", "random", "--threshold", "1"], "--by random gives no scores for --threshold to compare"),
-        (["--by", "all", "--scorer", "arith-prm"], "--by all needs no rewards; leave --scorer away"),
+        (["--by", "all", "--scorer", "arith-prm"], "--by all needs no rewards; omit --scorer"),
         (["--by", "response", "--aggregate", "final"], "--by response needs rewards of the response's steps"),
-        (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
+        (["--score-over", "response"], "--score-over is about a scorer; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would overwrite the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),
@@ -472,7 +475,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2(monkeypatch, capsys, argumen
 def test_a_pool_named_like_the_rejected_file_is_not_overwritten():
     pool = write("out.rejected.jsonl", trace())
     with pytest.raises(InputError, match="would overwrite the pool"):
-        select_file(Select(pool=pool, out=Path("out.jsonl")))
+        select_file(SelectSettings(pool=pool, out=Path("out.jsonl")))
 
 
 def test_missing_matplotlib_is_reported_before_scoring(monkeypatch):

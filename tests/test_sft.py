@@ -20,7 +20,7 @@ from tts.models import checkpoints
 from tts.train.policy import shared
 from tts.train.policy.sft import SFTCollator, end_of_turn, make_sft_trainer, read_traces, sft, tokenize_trace
 from tts.train.policy.shared import PolicyPrompts
-from tts.train.settings import SFT
+from tts.train.settings import SFTSettings
 from tts.types import Problem, Sampling
 
 
@@ -48,7 +48,7 @@ def trace(problem, text):
 
 def settings(file, tmp_path, **more):
     given = {"out": tmp_path / "out", "traces": file, "batch_size": 4, "log_steps": 1, "lr": 1e-3, "device": "cpu"}
-    return SFT(**{**given, **more})
+    return SFTSettings(**{**given, **more})
 
 
 async def test_a_trace_is_tokenized_as_the_policy_drew_it(engine, prompts, problems):
@@ -237,7 +237,7 @@ def test_bad_input_is_reported_in_one_line(file, tmp_path, monkeypatch):
         ({"traces": tmp_path / "none"}, "cannot read"),
         ({"model": "arith-prm"}, "reward model"),
         ({"device": "cuda"}, "cuda"),
-        ({"field": ["texts=x"]}, "no field of a trace"),
+        ({"fields": {"texts": "x"}}, "not a field of a trace"),
         ({"lora": 4, "optimizer": "muon"}, "omit one of the two"),
     ):
         with pytest.raises(InputError, match=words):

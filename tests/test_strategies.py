@@ -12,10 +12,10 @@ from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import registry
 from tts.cli import app
 from tts.errors import InputError
-from tts.options import build, options_of, paper
-from tts.registry import get_strategy, known_strategies
+from tts.options import configure, options_of, paper
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.bon import BestOfN
 from tts.strategies.budget_forcing import BudgetForcing
 from tts.strategies.compute_optimal import ComputeOptimal
@@ -224,7 +224,7 @@ def test_compute_optimal_knows_its_strategies():
         ({"hard_below": 0.9}, "--hard-below is 0.9, above --easy-above 0.8"),
     ):
         with pytest.raises(InputError, match=message):
-            build(ComputeOptimal, options)
+            configure(ComputeOptimal, options)
 
 
 def test_every_strategy_is_a_short_file_that_knows_no_engine():
@@ -240,7 +240,7 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
 def test_strategies_are_listed_and_explained(capsys):
     app(["strategies"], standalone_mode=False)
     listed = capsys.readouterr().out
-    for name, cls in known_strategies().items():
+    for name, cls in STRATEGIES.all().items():
         assert re.search(rf"^{name} ", listed, re.MULTILINE)
         assert all(option.help and option.type for option in options_of(cls)), name
         assert name == "single" or paper(cls).startswith("https://")
@@ -256,7 +256,7 @@ def test_an_installed_packages_strategy_is_found(monkeypatch):
     entry = EntryPoint("borrowed", "tests.test_strategies:Borrowed", "tts.strategies")
     monkeypatch.setattr("tts.registry.entry_points", lambda group: [entry] if group == "tts.strategies" else [])
     try:
-        assert build(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
+        assert configure(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
     finally:
         registry._strategies.pop("borrowed")
 

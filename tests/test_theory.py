@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.scripted import ScriptedEngine
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.solving.generator import Generator, MeteredScorer, derive_seed
+from tts.strategies import get_strategy
 from tts.types import Problem, Reward, Sampling, Usage
 
 TRIALS = 400
@@ -44,7 +44,7 @@ class Oracle:
 
 async def success(name, steps, **options):
     """The share of problems that the strategy solves, each with numbers of its own."""
-    solver, solved = build(get_strategy(name), options), 0
+    solver, solved = configure(get_strategy(name), options), 0
     for trial in range(TRIALS):
         problem = Problem(str(trial), "?")
         generator = Generator(Coin(steps), problem, Sampling())
@@ -104,7 +104,7 @@ def draw_answer(u):
 
 
 async def votes(name, trials, **options):
-    solver, solved, samples = build(get_strategy(name), options), 0, 0
+    solver, solved, samples = configure(get_strategy(name), options), 0, 0
     generator = None
     for trial in range(trials):
         problem = Problem(str(trial), "?")
@@ -172,7 +172,7 @@ class Rewarding:
 
 
 async def answered(name, engine, scorer, trials, **options):
-    solver, solved, generator = build(get_strategy(name), options), 0, None
+    solver, solved, generator = configure(get_strategy(name), options), 0, None
     for trial in range(trials):
         problem = Problem(str(trial), "?")
         generator = Generator(engine, problem, Sampling(), grader=generator.grader if generator else None)

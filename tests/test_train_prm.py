@@ -27,7 +27,7 @@ from tts.train.prm.data import PRMCollator, read_examples
 from tts.train.prm.reward_model import load_prm_tokenizer, load_reward_model
 from tts.train.prm.trainer import PRMTrainer, ScoredExample, auc, metrics
 from tts.train.prm.training import TrainedPRM, _arguments, train_prm
-from tts.train.settings import TrainPRM
+from tts.train.settings import TrainPRMSettings
 from tts.train.trainer import optimizers
 from tts.trajectory import parse
 from tts.types import Candidate, Problem, Step
@@ -83,7 +83,7 @@ def settings_of(policy, name="data.jsonl", rows=None, **changes):
     given = {
         "data": Path(name), "out": Path("out"), "model": policy, "device": "cpu", "batch_size": 4, "lr": 1e-3, "log_steps": 1,
     }  # fmt: skip
-    return TrainPRM(**{**given, **changes})
+    return TrainPRMSettings(**{**given, **changes})
 
 
 def trainer_of(settings, dev=()):

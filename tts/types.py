@@ -124,16 +124,23 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A backend that continues token sequences."""
+    """A backend that continues token sequences.
 
-    @property
-    def context(self) -> int | None:
-        """Tokens that prefix and continuation may have together; None where that is not known."""
-        ...
+    A class of your own subclasses this and is called as `cls(model, **options)`: `model` is what --model names, its keyword
+    parameters are its options (--engine-arg name=value).
+    """
+
+    requires: ClassVar[str | None] = None
+    """The package that it runs on, if not one of this project's own; also the extra of tts-toolkit that installs it."""
+    address: ClassVar[Literal["none", "optional", "required"]] = "none"
+    """Whether it can or must be a server's client, at `--url`; `url` is then a keyword parameter of its class."""
+
+    context: int | None = None
+    """Tokens that prefix and continuation may have together; None where that is not known."""
 
     async def tells_steps(self) -> bool:
-        """Whether it stops at stop strings and says so, which growing step by step needs."""
-        ...
+        """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
+        return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, chat template applied."""
@@ -152,8 +159,8 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of processes and connections; the engine is not used again."""
-        ...
+        """Release processes and connections; the engine is not used again."""
+        return
 
 
 def counts_final(alpha: float, how: Aggregate) -> bool:
@@ -207,11 +214,28 @@ class Reward:
 
 
 class Scorer(Protocol):
-    """A process reward model, or anything else that judges candidates."""
+    """A process reward model, or anything else that rates candidates.
+
+    A class of your own subclasses this and defines `score`; its fields, or the keyword parameters of its `__init__`, are its
+    options (--scorer-arg name=value). Parameters named `model` and `system` get the run's policy and system prompt.
+    """
+
+    by_step: bool = True
+    """Whether its rewards have one entry per step; False where it rates a trace as a whole only."""
+    compares: bool = False
+    """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
+    logprobs: bool = False
+    """Whether it reads `Step.logprobs`, which the engine then reports."""
+    over: Part = "all"
+    """The part of a trajectory whose steps its rewards are of."""
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """One reward per candidate, in order; higher is better."""
         ...
+
+    async def close(self) -> None:
+        """Release processes and connections; the scorer is not used again."""
+        return
 
 
 @dataclass(slots=True)

@@ -155,6 +155,10 @@ class RunStore:
             raise InputError(f"{self.folder / 'run.json'} cannot be read as a run's settings: {error}") from error
         return run
 
+    def solved(self) -> int:
+        """Problems that have a row without an error."""
+        return sum(record.error is None for record in self.records())
+
     def records(self) -> list[Record]:
         """Every whole row, in the order of completion."""
         return [Record.from_json(line) for line in _whole_lines(self.results)]

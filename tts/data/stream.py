@@ -17,6 +17,7 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 from tts.data.store import ESCAPE
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
 from tts.errors import InputError
+from tts.options import check_resumable, kept
 
 CHUNK = 128
 """Traces worked on together; two such chunks are under way at a time, so that one is prepared while the other is computed."""
@@ -37,6 +38,15 @@ class Tally:
     tokens: int = 0
     bytes: int = 0
     total_bytes: int = 0
+
+    def to_json(self, out: Path | None) -> dict[str, Any]:
+        """What `--json` prints in the end."""
+        return {"out": str(out), "done": self.done, "rejected": self.rejected, "resumed": self.resumed, "tokens": self.tokens}
+
+    def summary(self, done: str, out: Path) -> str:
+        """The line that a command ends with, `done` being "scored" or "labelled"."""
+        before = f", {self.resumed} before" if self.resumed else ""
+        return f"{self.done} {'trace' if self.done == 1 else 'traces'} {done}{before}: {out}"
 
 
 @dataclass(frozen=True)
@@ -175,26 +185,20 @@ class Files:
         self._rejected: IO[str] | None = None
 
     @classmethod
-    def open(cls, out: Path, settings: dict[str, Any], *, resume: bool, command: str) -> Files:
-        """A new file, or one to go on with under the settings that it was begun with. Raises InputError."""
+    def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> Files:
+        """A new file, or one to continue under the settings (a dataclass) it was started with. Raises InputError."""
         meta = out.with_name(out.name + ".settings.json")
         try:
             if resume:
                 if not meta.is_file():
-                    raise InputError(f"{out} was not begun by {command} (no {meta.name} beside it); leave --resume away")
-                begun = json.loads(meta.read_text())
-                if begun != settings:
-                    different = next(name for name, value in settings.items() if begun.get(name) != value)
-                    raise InputError(
-                        f"{out} was begun with {different} = {begun.get(different)!r}, not {settings[different]!r};"
-                        " go on with that, or choose another --out"
-                    )
+                    raise InputError(f"{out} was not started by {command} (no {meta.name} beside it); omit --resume")
+                check_resumable(out, json.loads(meta.read_text()), settings)
                 return cls(out, *_recover(out))
             if out.exists():
-                raise InputError(f"{out} exists; go on with it by --resume, or choose another --out")
+                raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
             out.parent.mkdir(parents=True, exist_ok=True)
             rejected_of(out).unlink(missing_ok=True)
-            meta.write_text(json.dumps(settings, indent=2) + "\n")
+            meta.write_text(json.dumps(kept(settings), indent=2) + "\n")
             return cls(out, 1, 0)
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
@@ -215,6 +219,15 @@ class Files:
         for file in (self._out, self._rejected):
             if file is not None:
                 file.close()
+
+
+def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
+    """The line for an interrupted command, `done` being "scored" or "labelled"."""
+    if out is None:
+        return f"interrupted with {tally.done} traces {done}"
+    if not out.exists():
+        return f"interrupted before anything was {done}; nothing was written"
+    return f"interrupted with {tally.done} traces {done}; resume with the same command and --resume ({out})"
 
 
 def to_line(row: dict[str, Any]) -> str:

@@ -10,15 +10,17 @@ from tts.engines.http import JsonClient
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
-from tts.types import Finish, Generation, Sampling, Step
+from tts.types import Engine, Finish, Generation, Sampling, Step
 
 
-class SGLangEngine(Prompter):
+class SGLangEngine(Prompter, Engine):
     """With `url`, a running server; else an sglang.Engine, whose keyword arguments these then are (`tp_size`, `dtype`, …).
 
     SGLang's radix cache keeps what was computed of a prefix. It takes no seed for each sample (its deterministic mode, which
     would, does not run on every backend): results of two runs differ.
     """
+
+    requires, address = "sglang", "optional"
 
     def __init__(
         self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
@@ -26,7 +28,7 @@ class SGLangEngine(Prompter):
         config = checkpoints.load_policy_config(model)
         super().__init__(model, system)
         context = arguments.get("context_length") or checkpoints.context_length(config) or self.tokenizer.model_max_length
-        self.context = int(context) - 1  # SGLang keeps one position free
+        self.context: int = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None
         self.engine: Any = None
         self.lora: dict[str, str] = {}

@@ -22,10 +22,10 @@ from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.solving.segment import Segmenter
-from tts.types import Generation, Sampling, Step
+from tts.types import Engine, Generation, Sampling, Step
 
 
-class TransformersEngine(Prompter):
+class TransformersEngine(Prompter, Engine):
     """Continuous batching over a `transformers` causal language model.
 
     `device` and `dtype` are those of `tts.models.checkpoints.load_weights`; `adapter` is a LoRA folder or hub id, merged into
@@ -60,7 +60,7 @@ class TransformersEngine(Prompter):
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
-        self.context = context
+        self.context: int = context
         ends = self.model.generation_config.eos_token_id
         stops: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))

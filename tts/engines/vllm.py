@@ -11,18 +11,20 @@ from typing import Any
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
-from tts.types import Finish, Generation, Sampling, Step
+from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "1024")  # vLLM pauses behind each chunk for a web server's other work
 
 
-class VLLMEngine(Prompter):
+class VLLMEngine(Prompter, Engine):
     """An AsyncLLM. Keyword arguments are those of vLLM's AsyncEngineArgs (`tensor_parallel_size`, `dtype`, …).
 
     The siblings of a request are one vLLM request, whose i-th sample vLLM seeds with seed + i, as our own engine does.
     Serves one event loop in its life. Raises InputError where vLLM refuses the model or an argument.
     """
+
+    requires = "vllm"
 
     def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
         checkpoints.load_policy_config(model)

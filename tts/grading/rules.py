@@ -10,12 +10,10 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from tts.errors import InputError
-from tts.plugins import load_module
+from tts.plugins import Registry
 
 TOLERANCE = 1e-6
 """How far from the reference a `numeric` answer may be, relative to it."""
@@ -31,17 +29,13 @@ class Rules:
     """Whether an answer, given first, agrees with the reference."""
     same: Callable[[str, str], bool]
     """Whether two answers form one vote."""
+    about: str = ""
+    """What it does, in a line."""
 
 
 def get_grader(name: str) -> Rules:
-    """Look up `letter`, `package.module:function` or `path/to/file.py:function`; InputError where there is no such grader."""
-    if ":" in name:
-        return Rules(_last_line, _load(*name.rsplit(":", 1)), operator.eq)
-    if name not in GRADERS:
-        close = get_close_matches(name, GRADERS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"no grader named {name!r}.{hint} Known: {', '.join(GRADERS)}. For your own, give file.py:function.")
-    return GRADERS[name]
+    """Look up a grader: `letter`, `path/to/file.py:function`, `package.module:function`. Raises InputError."""
+    return GRADERS.get(name)
 
 
 # math: math-verify decides, which takes 1/2, 0.5 and \frac12 for the same, sets in any order, and drops units
@@ -192,17 +186,25 @@ def _same_text(answer: str, reference: str) -> bool:
     return answer.split() == reference.split()
 
 
-GRADERS: dict[str, Rules] = {
-    "math": Rules(_last_expression, _equivalent, _equivalent),
-    "letter": Rules(_letter, _same_letter, operator.eq),
-    "numeric": Rules(_number_text, _close, _close),
-    "exact": Rules(_last_line, _same_text, _same_text),
-}
+def _accept(found: Any) -> Rules | None:
+    """Rules, or a function (answer, reference) -> bool, which is given what is boxed or else the last line."""
+    if isinstance(found, Rules):
+        return found
+    return Rules(_last_line, found, operator.eq) if callable(found) and not isinstance(found, type) else None
 
 
-def _load(source: str, attribute: str) -> Callable[[str, str], bool]:
-    module = load_module(source, f"grader {attribute}")
-    function: Any = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(f"{source} has no function {attribute!r}; a grader is one: def {attribute}(answer, reference) -> bool")
-    return function  # type: ignore[no-any-return]
+GRADERS: Registry[Rules] = Registry(
+    "grader",
+    {
+        "math": Rules(
+            _last_expression, _equivalent, _equivalent, "math-verify: 1/2, 0.5 and \\frac12 are the same; sets in any order"
+        ),
+        "letter": Rules(_letter, _same_letter, operator.eq, "the letter of a choice, boxed or stated"),
+        "numeric": Rules(
+            _number_text, _close, _close, f"numbers within a relative tolerance of {TOLERANCE:g}; units are dropped"
+        ),
+        "exact": Rules(_last_line, _same_text, _same_text, "the same text, but for white space"),
+    },
+    accept=_accept,
+    expected="a function (answer, reference) -> bool, or Rules",
+)

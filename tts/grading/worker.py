@@ -25,7 +25,7 @@ MEMORY = 4 * 1024**3
 def loaded(name: str) -> Rules:
     """A grader that has been used once, so that what it imports late is not on an answer's time."""
     rules = get_grader(name)
-    if name in GRADERS:
+    if name in GRADERS.builtin:
         rules.same("\\frac12", "0.5")
     return rules
 
@@ -46,7 +46,7 @@ def judge(request: dict[str, Any]) -> Iterator[Any]:
             right = rules.right(answer, gold) if gold is not None else rules.same(answer, "0")
             number = next((i for i, first in enumerate(firsts) if rules.same(answer, first)), len(firsts))
         except Exception as error:
-            yield [None, None, False] if request["grader"] in GRADERS else {"error": f"{type(error).__name__}: {error}"}
+            yield [None, None, False] if request["grader"] in GRADERS.builtin else {"error": f"{type(error).__name__}: {error}"}
             continue
         if number == len(firsts):
             firsts.append(answer)

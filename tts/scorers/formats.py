@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tts.errors import InputError
 from tts.models import chat, checkpoints
 from tts.models.chat import Encoded, Mark, Part, Turn
+from tts.plugins import Registry
 from tts.trajectory import BOUNDARY
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def trl_lines(text: Text, problem: str, steps: Sequence[str]) -> list[Part]:
     return trl(text, problem, steps, "\n")
 
 
-FORMATS = {
+_BUILTIN = {
     "qwen-math": Format(
         "Qwen/Qwen2.5-Math-PRM-7B and -72B",
         r"Qwen2\.5-Math-(7B-)?PRM",
@@ -212,27 +213,31 @@ FORMATS = {
 }  # fmt: skip
 """In the order in which a checkpoint is compared with them."""
 
+FORMATS: Registry[Format] = Registry(
+    "format",
+    _BUILTIN,
+    accept=lambda found: found if isinstance(found, Format) else None,
+    expected="a tts.scorers.formats.Format",
+)
+
 
 def format_of(name: str, chosen: str | None = None) -> Format:
     """The format of a checkpoint, by its name, its config.json or its files; `chosen` overrides. Raises InputError."""
-    known = ", ".join(FORMATS)
     if chosen is not None:
-        if chosen not in FORMATS:
-            raise InputError(f"--scorer-format is {chosen!r}; known formats: {known}")
-        return FORMATS[chosen]
+        return FORMATS.get(chosen)
     config = checkpoints.load_config(name)
     architectures = config.get("architectures") or []
     own = name if checkpoints.locate(name) == name and name.count("/") == 1 else name.rstrip("/").rpartition("/")[2]
     signs = [own, *(f"architecture:{architecture}" for architecture in architectures)]
     signs += [f"file:{file.name}" for file in checkpoints.files(name) if file.name == "reward_head.pt"]
-    for format in FORMATS.values():
+    for format in FORMATS.all().values():
         if any(re.search(format.matches, sign) for sign in signs):
             return format
     kind = ", ".join(architectures) or "an unnamed architecture"
     raise InputError(
         f"{name!r} has no reward head that I know ({kind}): a language model is given as --model, and a process reward model"
         f" such as arith-prm or Gen-Verse/ReasonFlux-PRM-7B as --scorer; if it is one, say how it reads a trace by"
-        f" --scorer-format, one of {known}"
+        f" --scorer-format, one of {', '.join(FORMATS)}"
     )
 
 

@@ -11,10 +11,10 @@ from tts.models import checkpoints
 from tts.scorers import formats
 from tts.scorers.reader import ImplicitReader, LocalReader, Query, Reader
 from tts.trajectory import BOUNDARY, Trajectory
-from tts.types import Candidate, Part, Reward
+from tts.types import Candidate, Part, Reward, Scorer
 
 
-class PRM:
+class PRM(Scorer):
     """Scores every step of a candidate, and the candidate as a whole.
 
     How a trace is shown to the model and where its rewards are read is its format's (`tts.scorers.formats`), recognised from
@@ -43,6 +43,7 @@ class PRM:
     ) -> None:
         self.name, self.final, self.window = model, final, window
         self.format = formats.format_of(model, format)
+        self.by_step = self.format.by_step
         self.over: Part = over or checkpoints.load_config(model).get("score_over", "all")
         if self.over not in get_args(Part):
             raise InputError(

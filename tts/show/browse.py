@@ -17,7 +17,7 @@ from rich.tree import Tree
 from tts.data.store import Attempt, Record
 from tts.errors import InputError
 from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
-from tts.show.terminal import reward_style
+from tts.show.style import reward_style
 from tts.trajectory import parse
 from tts.types import Branch, Part
 
@@ -121,9 +121,7 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
 
 def list_runs(root: Path) -> RenderableType:
     """The runs in a folder, newest first; a broken one is a line that says what is wrong. Raises InputError."""
-    if not root.is_dir():
-        raise InputError(f"no folder {root}; tts run makes its runs under runs/, name another folder behind tts runs")
-    folders = [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+    folders = _folders(root)
     if not folders:
         return Text(f"no runs in {root}; make one with tts run")
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
@@ -139,6 +137,30 @@ def list_runs(root: Path) -> RenderableType:
     for _, (name, *cells) in sorted(lines, reverse=True):
         table.add_row(Text(name, "bold"), *map(Text, cells))
     return Group(*([table] if lines else []), *complaints)
+
+
+def runs_of(root: Path) -> list[dict[str, Any]]:
+    """The same as rows of JSON values; a broken run has an `error`. Raises InputError."""
+    rows = []
+    for folder in _folders(root):
+        try:
+            started, (_, strategy, n, benchmark, model, *_) = _run_line(folder)
+            row = {"strategy": strategy, "n": int(n) if n else None, "benchmark": benchmark, "model": model, "started": started}
+            rows.append({"run": str(folder), **row, "summary": read_summary(folder)})
+        except InputError as error:
+            rows.append({"run": str(folder), "started": "", "error": str(error)})
+    return sorted(rows, key=lambda row: row["started"], reverse=True)
+
+
+def find_problem(folder: Path, problem_id: str) -> Record:
+    """The row of a problem of a run. Raises InputError."""
+    return _find(load_run(folder), problem_id)
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; tts run makes its runs under runs/, name another folder after tts runs")
+    return [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
 
 
 def plain(text: str) -> str:

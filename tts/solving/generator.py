@@ -236,16 +236,17 @@ def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...]
     return prompt, None
 
 
-class MeteredScorer:
+class MeteredScorer(Scorer):
     """A scorer that bills one problem, asks once for equal texts, and stamps rewards with the run's alpha and aggregate."""
 
     def __init__(
         self, scorer: Scorer, *, usage: Usage, clock: Clock, alpha: float = 1.0, aggregate: Aggregate = "mean"
     ) -> None:
         self.scorer, self.usage, self.clock, self.alpha, self.aggregate = scorer, usage, clock, alpha, aggregate
+        self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        if getattr(self.scorer, "compares", False):  # equal texts are votes of their own
+        if self.compares:  # equal texts are votes of their own
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
         rewards = await self._score(list(distinct.values()))

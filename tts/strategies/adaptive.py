@@ -10,12 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from tts.registry import strategy
 from tts.solving.generator import Generator, derive_seed
 from tts.types import Candidate, Count, Problem, Result, Reward, Scorer, Strategy
 
 
-@strategy("adaptive")
 @dataclass(frozen=True)
 class Adaptive(Strategy):
     """Sample in rounds until the leading answer is settled, n at most.

@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, Search, best, share
 from tts.types import Problem, Result, Scorer
 
 
-@strategy("beam")
 @dataclass(frozen=True)
 class Beam(BranchingSearch):
     """Grow n solutions step by step; after each step keep the n / width best and branch them back to n.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts.registry import strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Reward
 
 
-@strategy("bon")
 @dataclass(frozen=True)
 class BestOfN(Parallel):
     """Sample n solutions; keep the one the reward model likes best."""

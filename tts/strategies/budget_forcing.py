@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.majority import Majority
 from tts.trajectory import BOUNDARY, CLOSE, OPEN
 from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy
 
 
-@strategy("budget-forcing")
 @dataclass(frozen=True)
 class BudgetForcing(Strategy):
     """Hold the end of thinking back with "Wait" until a budget is used; close thinking that goes past a maximum.

@@ -8,16 +8,15 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from tts.errors import InputError
-from tts.options import build
-from tts.registry import get_strategy, strategy
+from tts.options import configure
 from tts.solving.generator import Generator
+from tts.strategies import get_strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 SEARCHES = ("beam", "lookahead", "dvts", "mcts", "particle")
 
 
-@strategy("compute-optimal")
 @dataclass(frozen=True)
 class ComputeOptimal(Strategy):
     """Estimate from a few samples how hard the problem is, then spend n, or a quarter of it, in the way that suits.
@@ -76,4 +75,4 @@ class ComputeOptimal(Strategy):
             options["n"] = max(1, n - self.pilot)
         if name in SEARCHES and name != "particle":
             options["width"] = min(4, options["n"])
-        return build(get_strategy(name), options)
+        return configure(get_strategy(name), options)

@@ -10,12 +10,10 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
-@strategy("deepconf")
 @dataclass(frozen=True)
 class DeepConf(Strategy):
     """Let only the solutions vote that the policy itself was sure of, weighted by how sure; give up weak ones early.

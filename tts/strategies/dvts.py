@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, best, share
 from tts.types import Problem, Result, Scorer
 
 
-@strategy("dvts")
 @dataclass(frozen=True)
 class DVTS(BranchingSearch):
     """Grow n / width trees apart from each other, each greedily along its best of width steps; return the best of each."""

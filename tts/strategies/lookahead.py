@@ -8,13 +8,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.strategies.beam import Beam
 from tts.strategies.search import Node, Search
 from tts.types import Candidate
 
 
-@strategy("lookahead")
 @dataclass(frozen=True)
 class Lookahead(Beam):
     """Beam search that judges a step by the reward k steps further down one roll-out; k = 0 is beam search."""

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.registry import strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Reward
 
 
-@strategy("majority")
 @dataclass(frozen=True)
 class Majority(Parallel):
     """Sample n solutions; keep the answer that most of them give."""

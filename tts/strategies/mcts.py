@@ -9,13 +9,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, best
 from tts.types import Count, Problem, Result, Scorer
 
 
-@strategy("mcts")
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
     """Descend by PUCT to a step that was not tried on, try `width` continuations, let their rewards speak for the way.

@@ -11,13 +11,11 @@ from typing import Annotated
 
 from annotated_types import Gt, Le
 
-from tts.registry import strategy
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
 from tts.types import Count, Problem, Result, Scorer
 
 
-@strategy("particle")
 @dataclass(frozen=True)
 class Particle(StepSearch):
     """Grow n solutions together; after each step resample them by the softmax of their rewards.

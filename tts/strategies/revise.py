@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tts.errors import InputError
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.trajectory import BOUNDARY
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
@@ -19,7 +18,6 @@ Here is an earlier attempt at this problem:
 Check it step by step. If it is wrong, say where; then give a complete solution of your own, ending with the final answer."""
 
 
-@strategy("revise")
 @dataclass(frozen=True)
 class Revise(Strategy):
     """Solve, then solve again with the last attempt in view; the reward model chooses among all attempts."""

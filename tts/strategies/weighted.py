@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.registry import strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Reward
 
 
-@strategy("weighted")
 @dataclass(frozen=True)
 class Weighted(Parallel):
     """Sample n solutions; keep the answer whose solutions have the largest sum of rewards."""

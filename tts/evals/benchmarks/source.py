@@ -79,6 +79,11 @@ class Source:
     strict: bool = False
     """Whether every row must have the field of the answer; else one without it is solved but not graded."""
 
+    @property
+    def about(self) -> str:
+        """Where its rows are, in a line."""
+        return f"{self.hub}{f':{self.config}' if self.config else ''}, split {self.split}, grader {self.grader}"
+
     def with_fields(self, *, question: str | None, answer: str | None, id: str | None) -> Source:
         """The same with fields that a user named, each of which then has to be in every row."""
         return replace(

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tts.data.labelled import Labelled, trl_row
-from tts.data.stream import Done, Files, Rejected, Tally, rejected_of, work_through
+from tts.data.stream import Done, Files, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.engines import load_engine
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.grading.pool import Grader
 from tts.grading.rules import get_grader
+from tts.interrupts import on_interrupt
 from tts.models import checkpoints
 from tts.models.templates import read_template
-from tts.show.console import field_names, key_values, warn, watched
+from tts.show.console import Output, warn
 from tts.solving.generator import derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.encoder import Encoder
 from tts.train.label.quality import JUDGE, CheckerQuality, JudgeQuality, Quality, RolloutQuality
 from tts.train.label.targets import Array, alignment, coherence, step_target
 from tts.train.label.template import TemplateReward
-from tts.train.settings import Label
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Engine, Problem
 
 LABEL_CHUNK = 16
@@ -57,25 +55,22 @@ class TraceLabels:
     """The reasoning template that the expert extracted, with --final template."""
 
 
-def label(settings: Label) -> None:
-    """The command: a live view, and what became of it in a line."""
-    from tts.show.terminal import FileView
+def label(settings: LabelSettings, output: Output) -> int:
+    """The command."""
+    from tts.show.live import FileView
 
-    tally = Tally()
-    try:
-        watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console), hidden=False)
-    except KeyboardInterrupt:
-        warn(f"interrupted with {tally.done} traces labelled; go on by the same command with --resume ({settings.out})")
-        raise typer.Exit(130) from None
-    before = f", {tally.resumed} before" if tally.resumed else ""
-    print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} labelled{before}: {settings.out}")
+    tally, out = Tally(), settings.out
+    with on_interrupt(lambda: how_to_resume(tally, "labelled", out)):
+        output.watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console))
+    output.result(table=lambda: tally.summary("labelled", out), data=lambda: tally.to_json(out), brief=out)
     if tally.rejected:
-        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(settings.out)}")
-        raise typer.Exit(1)
+        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(out)}")
+        return Exit.FAILURES
+    return Exit.OK
 
 
 def label_file(
-    settings: Label, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
+    settings: LabelSettings, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
 ) -> Tally:
     """Label every trace of a file, as `tts label` does.
 
@@ -96,10 +91,9 @@ def label_file(
     tally = tally or Tally()
     if not settings.traces.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    names = field_names(settings.field)
+    names = settings.names
     get_grader(settings.grader)
-    kept = {name: value for name, value in asdict(settings).items() if name not in ("out", "resume", "limit", "cache")}
-    sink = Files.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
+    sink = Files.open(settings.out, settings, resume=settings.resume, command="tts label")
     tally.resumed, tally.total_bytes = sink.done, settings.traces.stat().st_size
 
     async def work() -> None:
@@ -132,7 +126,7 @@ def label_file(
 class Labeller:
     """Computes the labels of traces, with everything that the settings ask for already loaded."""
 
-    settings: Label
+    settings: LabelSettings
     grader: Grader
     quality: Quality
     encoder: Encoder | None
@@ -206,22 +200,27 @@ class Labeller:
 
 
 async def _load_labeller(
-    settings: Label, names: dict[str, str], stack: AsyncExitStack, tally: Tally, policy: Engine | None, expert: Engine | None
+    settings: LabelSettings,
+    names: dict[str, str],
+    stack: AsyncExitStack,
+    tally: Tally,
+    policy: Engine | None,
+    expert: Engine | None,
 ) -> Labeller:
     """Load everything that the settings ask for; `stack` closes it."""
 
-    def engine(name: str, model: str, url: str | None, arguments: list[str], option: str) -> Engine:
+    def engine(model: str, load: Callable[[], Engine]) -> Engine:
         tally.stage = f"loading {model}"
-        loaded = load_engine(name, model, url=url, options=key_values(option, arguments))
+        loaded = load()
         stack.push_async_callback(loaded.close)
         return loaded
 
     uses_policy = settings.quality == "rollout" or settings.final == "template"
     uses_expert = settings.quality == "judge" or settings.final == "template"
     if policy is None and (uses_policy or (uses_expert and settings.expert is None)):
-        policy = engine(settings.engine, settings.model, settings.url, settings.engine_arg, "--engine-arg")
+        policy = engine(settings.model, settings.load_engine)
     if expert is None and uses_expert and settings.expert is not None:
-        expert = engine(settings.expert_engine, settings.expert, settings.expert_url, settings.expert_arg, "--expert-arg")
+        expert = engine(settings.expert, settings.load_expert)
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
@@ -291,7 +290,7 @@ def _graded_by(problem: Problem, grader: str) -> Problem:
     return Problem(problem.id, problem.prompt, problem.answer, grader)
 
 
-def _row(item: Done[TraceLabels], settings: Label) -> dict[str, Any]:
+def _row(item: Done[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
     """Return the output row: the trace, its targets, their terms, and the other fields of the input row."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
@@ -308,5 +307,5 @@ def _row(item: Done[TraceLabels], settings: Label) -> dict[str, Any]:
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *key_values("--field", settings.field).values()}  # `text` has them all
+    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

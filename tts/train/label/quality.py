@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from tts.demo import arith
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models.templates import fill
-from tts.plugins import load_module
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
-from tts.trajectory import CLOSE, OPEN, Trajectory, parse
+from tts.train.label.checkers import CHECKERS
+from tts.trajectory import CLOSE, OPEN, parse
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -57,17 +55,17 @@ class Quality(Protocol):
 
 
 class CheckerQuality:
-    """The ratings of a function `(problem, thinking steps, response steps, answer) -> one rating in [0, 1] per step`.
+    """The ratings of a checker, a function that says of every step whether it is correct (`tts.train.label.checkers`).
 
     Args:
         name: "check" (default), the checker of the bundled arith benchmark, or your own function as file.py:function.
 
     Raises:
-        InputError: There is no such file or function.
+        InputError: There is no such checker.
     """
 
     def __init__(self, name: str = "check") -> None:
-        self.name, self._rate = name, _check_arith if name == "check" else _load_checker(name)
+        self.name, self._rate = name, CHECKERS.get(name)
 
     async def rate(self, candidate: Candidate) -> list[float]:
         trajectory, problem = candidate.trajectory, candidate.problem
@@ -83,23 +81,6 @@ class CheckerQuality:
                 " expected one number from 0 to 1 per step"
             )
         return ratings
-
-
-def _check_arith(problem: str, thinking: Sequence[str], response: Sequence[str], answer: str | None) -> list[int]:
-    chain = arith.read(problem)
-    if chain is None:
-        raise InputError(
-            "--quality check rates only problems of the arith benchmark; use rollout, judge, or your own file.py:function"
-        )
-    return arith.check(chain, Trajectory(tuple(thinking), tuple(response)))
-
-
-def _load_checker(name: str) -> Callable[..., Any]:
-    source, _, attribute = name.rpartition(":")
-    function = getattr(load_module(source, "checker"), attribute, None)
-    if not callable(function):
-        raise InputError(f"{source} has no function {attribute!r} for --quality")
-    return function  # type: ignore[no-any-return]
 
 
 class RolloutQuality:

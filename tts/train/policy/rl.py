@@ -8,31 +8,32 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import typer
-
-from tts.errors import InputError
-from tts.evals.benchmarks import ARITH, PUBLISHED, load_benchmark
+from tts.errors import Exit, InputError
+from tts.evals.benchmarks import BENCHMARKS, load_benchmark
 from tts.models import checkpoints
-from tts.scorers import load_scorer
-from tts.show.console import key_values
+from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.guard import Guard, evaluations
 from tts.train.policy.rewards import Rewards
 from tts.train.policy.shared import PolicyPrompts
-from tts.train.settings import RL
+from tts.train.settings import RLSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
-from tts.types import Problem, Sampling, Scorer, counts_final
+from tts.types import Problem, Sampling, Scorer
 
 LARGE_BETA = 0.8
 """Above this beta, policies are known to learn to please the reward model at the cost of correct answers."""
 
 
-def rl(settings: RL, scorer: Scorer | None = None) -> None:
-    """Train a policy, write it to `settings.out`, and print a summary. The exit code is 1 if the guard stopped the training.
+def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | None = None) -> int:
+    """Train a policy, as `tts rl` does: write it to `settings.out`, and report.
 
     Args:
         settings: The options of `tts rl`.
+        output: How to report. Default: a summary on standard output.
         scorer: A loaded reward model to use instead of the one that `settings` names.
+
+    Returns:
+        An exit code: 1 if the guard stopped the training, else 0.
 
     Raises:
         InputError: Settings, data or models cannot be used (raised before training starts), the loss is not finite, or the
@@ -59,15 +60,20 @@ def rl(settings: RL, scorer: Scorer | None = None) -> None:
     finally:
         trainer.close()
     if shared.is_first():
-        print(_summary(settings, trainer, len(problems), len(held_out)))
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, len(problems), len(held_out)),
+            data=lambda: shared.summary(settings.out, trainer, problems=len(problems), stopped=guard.verdict),
+            brief=settings.out,
+        )
     if guard.verdict is not None:
         if shared.is_first():
             shared.note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
-        raise typer.Exit(1)
+        return Exit.FAILURES
+    return Exit.OK
 
 
-def check_batch(settings: RL) -> None:
+def check_batch(settings: RLSettings) -> None:
     """Raise InputError unless the completions of an optimizer step make up whole groups."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     each = settings.accumulate * processes
@@ -82,25 +88,22 @@ def check_batch(settings: RL) -> None:
         )
 
 
-def load_problems(settings: RL, prompts: PolicyPrompts) -> tuple[list[Problem], list[Problem]]:
+def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Problem], list[Problem]]:
     """Return the problems to train on and the held-out problems, without those whose prompts are too long.
 
     Raises:
         InputError: A benchmark cannot be loaded, a problem lacks an answer that is needed, or too few problems are left.
     """
-    fields: dict[str, Any] = {
-        "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
-    }  # fmt: skip
-    data_dir = str(settings.data_dir) if settings.data_dir is not None else None
-    problems = load_benchmark(
-        settings.benchmark, settings.limit, split=settings.split, data_dir=data_dir, grader=settings.grader, **fields
-    ).problems
+    problems = settings.load_benchmark().problems
     problems = _with_short_prompts(settings, prompts, problems)
     if settings.beta < 1:
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
     held_out: list[Problem] = []
     if settings.eval_benchmark is not None:
-        own = settings.eval_benchmark in ARITH or settings.eval_benchmark in PUBLISHED  # field names are for a file of your own
+        own = settings.eval_benchmark in BENCHMARKS  # its fields have fixed names
+        fields: dict[str, Any] = {
+            "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
+        }  # fmt: skip
         held_out = load_benchmark(
             settings.eval_benchmark, settings.eval_limit, split=settings.eval_split, grader=settings.grader,
             **({} if own else fields),
@@ -120,7 +123,7 @@ def load_problems(settings: RL, prompts: PolicyPrompts) -> tuple[list[Problem], 
     return problems, held_out
 
 
-def _with_short_prompts(settings: RL, prompts: PolicyPrompts, problems: list[Problem]) -> list[Problem]:
+def _with_short_prompts(settings: RLSettings, prompts: PolicyPrompts, problems: list[Problem]) -> list[Problem]:
     room = prompts.context - settings.max_tokens
     most = min(room, settings.max_prompt or room)
     lengths = [len(prompts.encode(problem)) for problem in problems]
@@ -146,16 +149,12 @@ def _check_answers(name: str, problems: Sequence[Problem], why: str) -> None:
         )
 
 
-def _load_scorer(settings: RL) -> Scorer:
-    return load_scorer(
-        settings.scorer, format=settings.scorer_format, over=settings.score_over,
-        final=counts_final(settings.alpha, settings.aggregate), engine=settings.scorer_engine, url=settings.scorer_url,
-        policy=settings.model, system=settings.system, options=key_values("--scorer-arg", settings.scorer_arg),
-    )  # fmt: skip
+def _load_scorer(settings: RLSettings) -> Scorer:
+    return settings.load_scorer(policy=settings.model, system=settings.system)
 
 
 def make_grpo_trainer(
-    settings: RL, prompts: PolicyPrompts, problems: Sequence[Problem], held_out: Sequence[Problem], rewards: Rewards
+    settings: RLSettings, prompts: PolicyPrompts, problems: Sequence[Problem], held_out: Sequence[Problem], rewards: Rewards
 ) -> Any:
     """Return TRL's GRPOTrainer for these problems and rewards.
 
@@ -201,7 +200,7 @@ def make_grpo_trainer(
     )  # fmt: skip
 
 
-def _vllm(settings: RL, prompts: PolicyPrompts) -> dict[str, Any]:
+def _vllm(settings: RLSettings, prompts: PolicyPrompts) -> dict[str, Any]:
     if not settings.rollouts.startswith("vllm"):
         return {}
     if find_spec("vllm") is None:
@@ -214,7 +213,7 @@ def _vllm(settings: RL, prompts: PolicyPrompts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(settings: RL, trainer: Any, problems: int, held_out: int) -> str:
+def _summary(settings: RLSettings, trainer: Any, problems: int, held_out: int) -> str:
     steps = trainer.state.global_step
     lines = [f"{problems} problems, {steps} steps of {settings.group} completions per problem"]
     for name, about in (("reward", "reward"), ("rewards/outcome/mean", "correct"), ("rewards/prm/mean", "r_hat")):

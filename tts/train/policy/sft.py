@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import chat
-from tts.show.console import field_names
+from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.shared import PolicyPrompts
-from tts.train.settings import SFT
+from tts.train.settings import SFTSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 from tts.trajectory import CLOSE, OPEN
 
@@ -25,8 +25,15 @@ TokenizedTrace = dict[str, list[int]]
 """`input_ids` and `labels`, of equal length."""
 
 
-def sft(settings: SFT) -> None:
-    """Train a policy, write it to `settings.out`, and print a summary.
+def sft(settings: SFTSettings, output: Output | None = None) -> int:
+    """Train a policy, as `tts sft` does: write it to `settings.out`, and report.
+
+    Args:
+        settings: The options of `tts sft`.
+        output: How to report. Default: a summary on standard output.
+
+    Returns:
+        The exit code 0.
 
     Raises:
         InputError: Settings, data or model cannot be used (raised before training starts), the loss is not finite, or the
@@ -35,20 +42,24 @@ def sft(settings: SFT) -> None:
     shared.require_trl()
     prompts = PolicyPrompts(settings.model, settings.system)
     longest = min(settings.max_length or prompts.context, prompts.context)
-    names = field_names(settings.field)
-    traces = read_traces(settings.traces, prompts, longest, names)
-    held_out = read_traces(settings.eval, prompts, longest, names) if settings.eval is not None else None
+    traces = read_traces(settings.traces, prompts, longest, settings.names)
+    held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
     open_folder(settings)
     trainer = make_sft_trainer(settings, prompts, traces, held_out)
     with stoppable(settings):
         fit(trainer, settings)
     shared.save_policy(trainer, settings, settings.model)
     if shared.is_first():
-        print(_summary(settings, trainer, len(traces)))
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, len(traces)),
+            data=lambda: shared.summary(settings.out, trainer, traces=len(traces)),
+            brief=settings.out,
+        )
+    return Exit.OK
 
 
 def make_sft_trainer(
-    settings: SFT, prompts: PolicyPrompts, traces: Sequence[TokenizedTrace], held_out: Sequence[TokenizedTrace] | None
+    settings: SFTSettings, prompts: PolicyPrompts, traces: Sequence[TokenizedTrace], held_out: Sequence[TokenizedTrace] | None
 ) -> Any:
     """Return TRL's SFTTrainer for tokenized traces.
 
@@ -217,7 +228,7 @@ def end_of_turn(prompts: PolicyPrompts) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _summary(settings: SFT, trainer: Any, traces: int) -> str:
+def _summary(settings: SFTSettings, trainer: Any, traces: int) -> str:
     lines = [f"{traces} traces, {trainer.state.global_step} steps"]
     for name, about in (("loss", "loss"), ("eval_loss", "held-out loss")):
         if values := shared.history(trainer, name):

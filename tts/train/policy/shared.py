@@ -15,7 +15,7 @@ from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
-from tts.train.settings import Training
+from tts.train.settings import TrainingSettings
 from tts.train.trainer import SETTINGS, lora_config
 from tts.types import Problem
 
@@ -67,7 +67,7 @@ def load_policy(model: str) -> Any:
     return policy.train()
 
 
-def policy_adapters(settings: Training) -> Any:
+def policy_adapters(settings: TrainingSettings) -> Any:
     """Return PEFT's configuration for a policy, or None to train all weights.
 
     Raises InputError if --lora is given together with --optimizer muon, or peft is not installed.
@@ -77,7 +77,7 @@ def policy_adapters(settings: Training) -> Any:
     return lora_config(settings, task_type="CAUSAL_LM")
 
 
-def save_policy(trainer: Trainer, settings: Training, model: str) -> None:
+def save_policy(trainer: Trainer, settings: TrainingSettings, model: str) -> None:
     """Write a folder that `tts run --model` loads: weights in the dtype of the original, tokenizer and chat template.
 
     A LoRA adapter is saved in the subfolder ADAPTER, and merged into a fresh copy of the policy. In distributed training every
@@ -126,3 +126,9 @@ def say(text: str) -> None:
     """Warn on stderr, from the first process of a distributed training alone."""
     if is_first():
         warn(text)
+
+
+def summary(out: Path, trainer: Any, **more: Any) -> dict[str, Any]:
+    """Return what a training reports as JSON: its folder, its steps, `more`, and the last value of everything it logged."""
+    last = {name: value for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")}
+    return {"out": str(out), "steps": trainer.state.global_step, **more, "last": last}

@@ -16,11 +16,11 @@ from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
 from tts.scorers.prm import part_of
-from tts.show.console import field_names, warn
+from tts.show.console import warn
 from tts.trajectory import BOUNDARY
 
 if TYPE_CHECKING:
-    from tts.train.settings import TrainPRM
+    from tts.train.settings import TrainPRMSettings
 
 Targets = tuple[float | None, ...]
 """Targets in [0, 1]; None for a reward without a target, which is not trained."""
@@ -56,12 +56,12 @@ class Example:
         return sum(len(sequence.ids) for sequence in self.sequences)
 
 
-def training_format(settings: TrainPRM) -> formats.Format:
+def training_format(settings: TrainPRMSettings) -> formats.Format:
     """Return the format in which the trained heads read a trace."""
     return FORMATS["reasonflux-trace" if settings.head == "trace" else "reasonflux"]
 
 
-def read_examples(path: Path, settings: TrainPRM, text: Text, longest: int, *, train: bool) -> list[Example]:
+def read_examples(path: Path, settings: TrainPRMSettings, text: Text, longest: int, *, train: bool) -> list[Example]:
     """Read the traces of a file that can be used, and warn about the number of the others.
 
     A trace is skipped if no reward that is trained has a target, or if one of its sequences has more than `longest` tokens.
@@ -76,7 +76,7 @@ def read_examples(path: Path, settings: TrainPRM, text: Text, longest: int, *, t
     Raises:
         InputError: A row is not a labelled trace, a target is outside [0, 1], or no trace can be used.
     """
-    names = field_names(settings.field)
+    names = settings.names
     examples: list[Example] = []
     skipped: Counter[str] = Counter()
     for labelled in read_labelled(path, names):
@@ -112,7 +112,7 @@ def _check_range(labelled: Labelled, path: Path) -> None:
             )
 
 
-def _sequences(labelled: Labelled, settings: TrainPRM, text: Text) -> tuple[RewardSequence, ...]:
+def _sequences(labelled: Labelled, settings: TrainPRMSettings, text: Text) -> tuple[RewardSequence, ...]:
     """Return the sequences that `tts.scorers.prm.PRM` would read, with a target or None for every reward."""
     candidate = labelled.trace.candidate
     steps = part_of(candidate.trajectory, settings.over)
@@ -133,7 +133,7 @@ def _sequences(labelled: Labelled, settings: TrainPRM, text: Text) -> tuple[Rewa
 
 
 def _sequence(
-    settings: TrainPRM, text: Text, prompt: str, steps: Sequence[str], targets: Targets, *, whole: bool
+    settings: TrainPRMSettings, text: Text, prompt: str, steps: Sequence[str], targets: Targets, *, whole: bool
 ) -> RewardSequence:
     ids, positions = formats.encode(training_format(settings), text, prompt, steps)
     assert len(positions) == len(steps) == len(targets)

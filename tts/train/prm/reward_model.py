@@ -23,7 +23,7 @@ from tts.train.trainer import lora_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tts.train.settings import TrainPRM
+    from tts.train.settings import TrainPRMSettings
 
 SEPARATOR = "<extra_0>"
 """The token at which the reward of a step is read."""
@@ -101,7 +101,7 @@ class RewardModel(nn.Module):
         self.base.save_pretrained(out)
 
 
-def check_architecture(settings: TrainPRM) -> dict[str, Any]:
+def check_architecture(settings: TrainPRMSettings) -> dict[str, Any]:
     """Return config.json of the model to start from. Raises InputError if its architecture does not fit `--head`."""
     config = checkpoints.load_config(settings.model)
     kind = ", ".join(config.get("architectures") or ["an unnamed architecture"])
@@ -118,7 +118,7 @@ def check_architecture(settings: TrainPRM) -> dict[str, Any]:
     return config
 
 
-def load_prm_tokenizer(settings: TrainPRM) -> PreTrainedTokenizerBase:
+def load_prm_tokenizer(settings: TrainPRMSettings) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; for a step head, with SEPARATOR added if it has none."""
     tokenizer = checkpoints.load_tokenizer(settings.model)
     if settings.head != "trace" and SEPARATOR not in tokenizer.get_vocab():
@@ -126,7 +126,7 @@ def load_prm_tokenizer(settings: TrainPRM) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_reward_model(settings: TrainPRM, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+def load_reward_model(settings: TrainPRMSettings, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
     """Return decoder and heads, in float32 on the CPU. New heads are drawn from torch's global generator.
 
     Raises:
@@ -149,7 +149,7 @@ def load_reward_model(settings: TrainPRM, tokenizer: PreTrainedTokenizerBase) ->
     return model
 
 
-def _load_base(settings: TrainPRM) -> Any:
+def _load_base(settings: TrainPRMSettings) -> Any:
     options: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
     if settings.head == "trace":
         return checkpoints.load_weights(AutoModelForCausalLM, settings.model, **options)

@@ -21,7 +21,7 @@ from tts.train.prm.reward_model import RewardModel, reward_losses
 from tts.types import Reward
 
 if TYPE_CHECKING:
-    from tts.train.settings import TrainPRM
+    from tts.train.settings import TrainPRMSettings
 
 WEIGHTS = "model.safetensors"
 RIGHT = 0.5
@@ -47,7 +47,7 @@ class PRMTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the traces of the whole optimizer step
 
     def __init__(
-        self, model: RewardModel, settings: TrainPRM, train: list[Example], dev: list[Example], **options: Any
+        self, model: RewardModel, settings: TrainPRMSettings, train: list[Example], dev: list[Example], **options: Any
     ) -> None:
         self.settings, self.dev = settings, dev
         self.collator = PRMCollator(settings.lambda_step, settings.lambda_final, settings.packing)

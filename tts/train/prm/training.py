@@ -5,20 +5,21 @@ L = lambda_step * mean over steps of MSE(reward, r_step) + lambda_final * MSE(re
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import checkpoints
 from tts.scorers.formats import FORMATS, Text
-from tts.show.console import warn
+from tts.show.console import Output, warn
 from tts.train.prm.data import Example, read_examples, training_format
 from tts.train.prm.reward_model import check_architecture, load_prm_tokenizer, load_reward_model
-from tts.train.settings import TrainPRM
+from tts.train.settings import TrainPRMSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 
 
@@ -39,8 +40,12 @@ class TrainedPRM:
     metrics: dict[str, float]
     """The metrics of that checkpoint (`tts.train.prm.trainer.metrics`); empty without --eval."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self) | {"out": str(self.out)}
 
-def train_prm(settings: TrainPRM) -> TrainedPRM:
+
+def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
     """Train a PRM, as `tts train-prm` does, and write a folder that `--scorer` loads.
 
     The folder `settings.out` gets config.json, weights and tokenizer, and the checkpoints and the log of the training.
@@ -78,8 +83,15 @@ def train_prm(settings: TrainPRM) -> TrainedPRM:
     if trainer.is_world_process_zero():
         model.merge_adapters()
         model.save(settings.out, text.tokenizer)
-        print(_report(trained))
     return trained
+
+
+def train(settings: TrainPRMSettings, output: Output) -> int:
+    """The command."""
+    trained = train_prm(settings)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes of `accelerate launch`, the first one reports
+        output.result(table=lambda: _report(trained), data=trained.to_json, brief=trained.out)
+    return Exit.OK
 
 
 _NEEDS = {
@@ -89,7 +101,7 @@ _NEEDS = {
 }
 
 
-def _arguments(settings: TrainPRM) -> Any:
+def _arguments(settings: TrainPRMSettings) -> Any:
     more: dict[str, Any] = {
         "remove_unused_columns": False, "logging_first_step": True, "ddp_find_unused_parameters": False
     }  # fmt: skip
@@ -104,7 +116,7 @@ def _arguments(settings: TrainPRM) -> Any:
     return arguments(settings, **more)
 
 
-def _longest(settings: TrainPRM, config: dict[str, Any]) -> int:
+def _longest(settings: TrainPRMSettings, config: dict[str, Any]) -> int:
     context = checkpoints.context_length(config)
     if settings.max_length is None and context is None:
         raise InputError(f"config.json of {settings.model!r} does not give a context length; set it with --max-length")
@@ -113,16 +125,16 @@ def _longest(settings: TrainPRM, config: dict[str, Any]) -> int:
     return settings.max_length or context or 0
 
 
-def _check_name(settings: TrainPRM) -> None:
+def _check_name(settings: TrainPRMSettings) -> None:
     """Raise InputError if scorers, which infer a checkpoint's format from the folder's name, would infer another one."""
     wanted = training_format(settings)
     name = settings.out.resolve().name
-    other = next((key for key, format in FORMATS.items() if re.search(format.matches, name)), None)
+    other = next((key for key, format in FORMATS.all().items() if re.search(format.matches, name)), None)
     if other is not None and FORMATS[other] is not wanted:
         raise InputError(f"--out {name} would be loaded as a PRM of the format {other}, by its name; choose another name")
 
 
-def _check_targets(settings: TrainPRM, train: list[Example]) -> None:
+def _check_targets(settings: TrainPRMSettings, train: list[Example]) -> None:
     """Raise InputError if the data has no targets for one of two heads; warn if final rewards stay untrained."""
     known = {sequence.whole for example in train for sequence in example.sequences}
     if settings.head == "both" and len(known) < 2:
@@ -138,7 +150,7 @@ def _constant_rewards(example: Example) -> tuple[tuple[float, ...], float | None
     return (0.5,) * len(steps[0] if steps else ()), 0.5
 
 
-def _summary(settings: TrainPRM, trainer: Any, traces: int) -> TrainedPRM:
+def _summary(settings: TrainPRMSettings, trainer: Any, traces: int) -> TrainedPRM:
     state = trainer.state
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     evaluated = {row["step"]: row for row in state.log_history if "eval_loss" in row}

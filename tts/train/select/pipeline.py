@@ -9,55 +9,48 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
 
 from tts.data.store import ESCAPE
 from tts.data.stream import Tally, rejected_of
-from tts.errors import InputError
-from tts.runs.score import ScoreSettings, score_file
-from tts.show.console import field_names, key_values, print_rich, warn, watched
+from tts.errors import Exit, InputError
+from tts.interrupts import on_interrupt
+from tts.options import check_resumable, kept, options_of
+from tts.runs.score import score_file
+from tts.runs.settings import ScorerOptions, ScoreSettings
+from tts.show.console import Output, warn
 from tts.train.select.pool import REWARDED, UNSCORED, TraceArray, TracePool, lacks_rewards, read_pool
 from tts.train.select.selection import FilterStage, Histogram, Selection, draw_histograms
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Scorer
 
 Indices = npt.NDArray[np.intp]
 
 
-def select(settings: Select) -> None:
-    """The command: a live view, then a table with histograms, or JSON."""
-    from tts.show.terminal import FileView
+def select(settings: SelectSettings, output: Output) -> int:
+    """The command."""
+    from tts.show.live import FileView
 
-    tally = Tally()
-    try:
-        selection = watched(
-            lambda: select_file(settings, tally, complain=warn),
-            lambda console: FileView(tally, console),
-            hidden=settings.as_json,
+    tally, out = Tally(), settings.out
+    with on_interrupt(lambda: f"interrupted before {out} was written; resume with the same command and --resume"):
+        selection = output.watched(
+            lambda: select_file(settings, tally, complain=warn), lambda console: FileView(tally, console)
         )
-    except KeyboardInterrupt:
-        warn(f"interrupted before {settings.out} was written; the same command with --resume goes on with what was scored")
-        raise typer.Exit(130) from None
-    if settings.as_json:
-        print(json.dumps(selection.to_json()))
-    else:
-        print_rich(selection.show())
+    output.result(table=selection.show, data=selection.to_json, brief=out)
     if selection.set_aside:
         where = " and ".join(map(str, selection.rejected))
         warn(f"{selection.set_aside} of {selection.pool} rows could not be ranked; see {where}")
-        raise typer.Exit(1)
+        return Exit.FAILURES
+    return Exit.OK
 
 
 def select_file(
-    settings: Select,
+    settings: SelectSettings,
     tally: Tally | None = None,
     *,
     complain: Callable[[str], object] | None = None,
@@ -79,15 +72,15 @@ def select_file(
         InputError: The pool or an option cannot be used, no trace can be chosen, or a file cannot be written.
     """
     tally, complain = tally or Tally(), complain or (lambda message: None)
-    names = field_names(settings.field)
+    names = settings.names
     _check_files(settings)
     out, scorer, scored = settings.out, settings.scorer, None
     if scorer is None and settings.by in REWARDED and lacks_rewards(settings.pool, names):
-        scorer = "arith-prm"
+        scorer = ScorerOptions.scorer
         complain(f"{settings.pool} has no rewards; scoring it with {scorer} first (choose another with --scorer)")
     if scorer is not None:
         scored = _scored_of(out)
-        _score_pool(settings, scorer, scored, names, tally, scorer_instance)
+        _score_pool(settings, scorer, scored, tally, scorer_instance)
     tally.stage, tally.running = "ranking", scored is None  # after scoring, the bar is full already
     pool = read_pool(settings, scored or settings.pool, names, rejected_of(out), tally)
     rejected = [path for path in ([rejected_of(scored)] if scored else []) + [rejected_of(out)] if path.exists()]
@@ -106,7 +99,7 @@ def select_file(
     return selection
 
 
-def choose(traces: TraceArray, settings: Select) -> tuple[list[FilterStage], Indices]:
+def choose(traces: TraceArray, settings: SelectSettings) -> tuple[list[FilterStage], Indices]:
     """Rank and filter the traces of a pool.
 
     The filters are applied in this order: --dedup, --threshold, --per-problem, --top. Ties keep the order of the pool.
@@ -179,7 +172,7 @@ def _statistics(name: str, traces: TraceArray, *, scored: bool) -> FilterStage:
 # Files
 
 
-def _check_files(settings: Select) -> None:
+def _check_files(settings: SelectSettings) -> None:
     """Raise InputError for what can be found wrong with the files before any is read."""
     pool, out = settings.pool, settings.out
     if not pool.is_file():
@@ -198,7 +191,7 @@ def _check_files(settings: Select) -> None:
             raise InputError(f"cannot write to {file}: {error.strerror or error}; choose another place") from error
 
 
-def _check_same(settings: Select) -> None:
+def _check_same(settings: SelectSettings) -> None:
     """Raise InputError unless --out, which exists, was made with the same settings and --resume is given."""
     out, beside = settings.out, _settings_of(settings.out)
     if not settings.resume:
@@ -207,15 +200,7 @@ def _check_same(settings: Select) -> None:
         begun = json.loads(beside.read_text())
     except (OSError, ValueError):
         raise InputError(f"{out} was not made by tts select (no {beside.name} beside it); choose another --out") from None
-    for name, value in _kept(settings).items():
-        if begun.get(name) != value:
-            raise InputError(f"{out} was made with {name} = {begun.get(name)!r}, not {value!r}; choose another --out")
-
-
-def _kept(settings: Select) -> dict[str, Any]:
-    """Return the settings that the choice of traces depends on."""
-    others = ("out", "resume", "plot", "as_json", "scorer_url")
-    return {name: value for name, value in asdict(settings).items() if name not in others} | {"pool": str(settings.pool)}
+    check_resumable(out, begun, settings)
 
 
 def _scored_of(out: Path) -> Path:
@@ -235,18 +220,15 @@ def _count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _score_pool(
-    settings: Select, scorer: str, out: Path, names: dict[str, str], tally: Tally, scorer_instance: Scorer | None
-) -> None:
+def _score_pool(settings: SelectSettings, scorer: str, out: Path, tally: Tally, scorer_instance: Scorer | None) -> None:
     """Score the pool into a file; with --resume, continue a scoring that was stopped."""
+    shared = {option.name: getattr(settings, option.name) for option in options_of(ScorerOptions)}
     score_file(
         ScoreSettings(
-            str(settings.pool), scorer, settings.scorer_format, settings.scorer_engine,
-            key_values("--scorer-arg", settings.scorer_arg), settings.score_over, settings.model, settings.alpha,
-            settings.aggregate, names,
+            **{**shared, "scorer": scorer}, traces=settings.pool, model=settings.model, fields=settings.fields, out=out,
+            resume=settings.resume and _settings_of(out).exists(),
         ),
-        out=out, resume=settings.resume and _settings_of(out).exists(), url=settings.scorer_url, tally=tally,
-        scorer_instance=scorer_instance,
+        tally=tally, scorer_instance=scorer_instance,
     )  # fmt: skip
 
 
@@ -261,7 +243,7 @@ def _raise_empty(pool: Path, set_aside: int, rejected: list[Path]) -> None:
     )
 
 
-def _write(settings: Select, selection: Selection, pool: TracePool, chosen: Indices) -> None:
+def _write(settings: SelectSettings, selection: Selection, pool: TracePool, chosen: Indices) -> None:
     """Write the chosen rows, the plot and the settings. The output file appears last and complete."""
     out, by, part = settings.out, settings.by, _part_of(settings.out)
     try:
@@ -276,7 +258,7 @@ def _write(settings: Select, selection: Selection, pool: TracePool, chosen: Indi
             columns = {name: pool.traces[name] for name in selection.histograms}
             fine = {name: Histogram.of(values, chosen, bins=24, log=name != "score") for name, values in columns.items()}
             draw_histograms(selection, fine, settings.plot)
-        _settings_of(out).write_text(json.dumps(_kept(settings), indent=2) + "\n")
+        _settings_of(out).write_text(json.dumps(kept(settings), indent=2) + "\n")
         part.replace(out)
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or out}: {error.strerror or error}; choose another place") from error

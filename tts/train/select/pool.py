@@ -21,7 +21,7 @@ from tts.data.store import ESCAPE
 from tts.data.stream import Tally
 from tts.data.traces import BadRowError, Trace, parse_line
 from tts.errors import InputError
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward, counts_final
 
 TRACE_DTYPE = np.dtype(
@@ -73,7 +73,7 @@ class TracePool:
         row: Mapping[str, Any] = parse_line(_decode(file.readline(), line), line, self.names)[candidate].row
         return row
 
-    def check(self, settings: Select, complain: Callable[[str], object]) -> None:
+    def check(self, settings: SelectSettings, complain: Callable[[str], object]) -> None:
         """Raise InputError unless every trace has a score and all scores are computed in the same way."""
         total, by, line = len(self.traces), settings.by, self.first_unscored[0]
         here = f"of {total} traces in {self.path} have no"
@@ -100,7 +100,7 @@ class TracePool:
         complain(f"no trace has a final reward; r_hat is the {settings.aggregate} of the step rewards alone")
 
 
-def read_pool(settings: Select, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> TracePool:
+def read_pool(settings: SelectSettings, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> TracePool:
     """Read a pool in one pass.
 
     Args:
@@ -182,7 +182,7 @@ def _decode(line: bytes, number: int) -> str:
     return line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
 
 
-def _numbers_of(trace: Trace, line: int, settings: Select, pool: TracePool) -> tuple[float, int, int, int, int, int]:
+def _numbers_of(trace: Trace, line: int, settings: SelectSettings, pool: TracePool) -> tuple[float, int, int, int, int, int]:
     """Return the fields of TRACE_DTYPE from `score` on, and count a missing score in `pool`. Raises BadRowError."""
     thinking, response = trace.candidate.trajectory
     if not thinking and not response:
@@ -224,7 +224,9 @@ def _rewards(row: Mapping[str, Any]) -> tuple[tuple[float, ...], float | None] |
     return tuple(map(float, steps)), _finite(final)
 
 
-def _reward_score(steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: Select) -> float:
+def _reward_score(
+    steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: SelectSettings
+) -> float:
     """Return r_hat, or with --by response the aggregate of the response steps. Raises BadRowError if there is no such score."""
     try:
         if settings.by == "r_hat":
