@@ -504,11 +504,10 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
     ],
 )  # fmt: skip
 def test_mistakes_are_reported_before_training(policy, row, changes, message):
-    settings = settings_of(policy, rows=[ROW, {**ROW, **row}], **changes)
     if torch.cuda.is_available() and changes.get("device") == "cuda":
-        pytest.skip("CUDA is here")
+        pytest.skip("CUDA is available")
     with pytest.raises(InputError) as error:
-        train_prm(settings)
+        train_prm(settings_of(policy, rows=[ROW, {**ROW, **row}], **changes))
     assert message in str(error.value)
 
 
