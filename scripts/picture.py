@@ -1,4 +1,4 @@
-"""Draw docs/run.svg: run the README's command and export what the terminal shows. `python scripts/picture.py`."""
+"""Draw docs/images/run.svg: run the README's command and export what the terminal shows. `python scripts/picture.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> None:
         summary = tts.run("bon", n=16, out=Path(folder) / "run")
     console = Console(record=True, width=92, force_terminal=True, highlight=False)
     console.print(show(replace(summary, run="runs/…-bon-arith")))
-    target = Path(__file__).parent.parent / "docs" / "run.svg"
+    target = Path(__file__).parent.parent / "docs" / "images" / "run.svg"
     console.save_svg(str(target), title="tts run --strategy bon --n 16")
 
 

@@ -156,7 +156,7 @@ async def test_a_judge_that_says_neither_knows_nothing():
 
 def test_a_template_without_a_place_for_the_step_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("Is it right?")
-    with pytest.raises(InputError, match=r"has no \{step\} in it"):
+    with pytest.raises(InputError, match=r"does not contain the field \{step\}"):
         Judge(engine=Verdicts(lambda prompt: 0.5), template=str(tmp_path / "t.txt"))
     with pytest.raises(InputError, match="cannot read the judge's template"):
         Judge(engine=Verdicts(lambda prompt: 0.5), template="nowhere.txt")
@@ -255,4 +255,4 @@ async def test_a_search_scores_each_token_of_its_tree_once(engine, problems):
     prm.reader.read = noted
     strategy = tts.get_strategy("beam")(n=8, width=4)
     await strategy.solve(problems[0], Generator(engine, problems[0], Sampling(seed=2, max_tokens=200)), prm)
-    assert prm.reader.forest.forwarded == len(seen)
+    assert prm.reader.model.forest.forwarded == len(seen)

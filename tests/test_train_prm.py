@@ -600,6 +600,6 @@ def test_a_loss_that_is_not_finite_ends_training(policy, monkeypatch):
 
 def test_vllm_refuses_a_trace_head(policy):
     train_prm(settings_of(policy, rows=[ROW], head="both", max_steps=1))
-    with pytest.raises(InputError, match=r"rates a trace by reward_head\.pt, which vLLM does not compute"):
+    with pytest.raises(InputError, match=r"rates a trace with reward_head\.pt, which vLLM cannot compute"):
         PRM("out", backend="server", url="http://127.0.0.1:1")
     PRM("out", backend="server", url="http://127.0.0.1:1", final=False)

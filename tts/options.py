@@ -239,11 +239,17 @@ def kept(settings: Any) -> dict[str, Any]:
 def check_resumable(what: Any, begun: Mapping[str, Any], settings: Any) -> None:
     """Raise InputError where a kept field of `settings` differs from what `what` (a folder or file) was started with."""
     for o in options_of(type(settings)):
-        if o.kept and o.name in begun and begun[o.name] != (asked := _json(getattr(settings, o.name))):
-            raise InputError(
-                f"{what} was started with {o.flag} {_shown(begun[o.name])}, not {_shown(asked)};"
-                f" resume it without changing that, or choose another --out"
-            )
+        if not o.kept or o.name not in begun or begun[o.name] == (asked := _json(getattr(settings, o.name))):
+            continue
+        was, flag = begun[o.name], o.flag
+        if isinstance(was, dict) and isinstance(asked, dict):  # name the pair that differs
+            name = next(name for name in (*was, *asked) if was.get(name) != asked.get(name))
+            flag = f"{o.flag} {name}" if o.cli else flag_of(name)
+            was, asked = was.get(name), asked.get(name)
+        raise InputError(
+            f"{what} was started with {flag} {_shown(was)}, not {_shown(asked)};"
+            f" resume it without changing that, or choose another --out"
+        )
 
 
 def without_defaults(settings: Any) -> dict[str, Any]:
@@ -382,17 +388,19 @@ def _texts_of_module(module: str) -> dict[str, dict[str, str]]:
 
 
 def _argument_texts(plugin: Any) -> dict[str, str]:
-    """The texts of an `Args:` section."""
+    """The texts of `Args:` sections: of a function, or of a class, its bases and its `__init__`."""
+    documented = [plugin, *(base.__dict__.get("__init__") for base in plugin.__mro__)] if isinstance(plugin, type) else [plugin]
+    documented += reversed(plugin.__mro__) if isinstance(plugin, type) else []
     texts: dict[str, str] = {}
-    for text in (plugin.__doc__, getattr(plugin, "__init__", None) and plugin.__init__.__doc__):
+    for text in (item.__doc__ for item in documented if item is not None):
         _, found, section = inspect.cleandoc(text or "").partition("Args:\n")
-        name = None
+        name = ""
         for line in section.splitlines() if found else ():
             if not line.startswith("    "):
                 break
             head, colon, rest = line.strip().partition(":")
-            if line.startswith("     "):
-                texts[name or ""] = f"{texts.get(name or '', '')} {line.strip()}".strip()
+            if line.startswith("     "):  # a continued text
+                texts[name] = f"{texts[name]} {line.strip()}".strip()
             elif colon:
                 name = head.split(" ")[0]
                 texts[name] = rest.strip()

@@ -277,7 +277,7 @@ def _parameter(o: Option, group: Group) -> inspect.Parameter:
     names = [name for name in (o.flag, o.short or ("-n" if o.name == "n" else None)) if name]
     settings: dict[str, Any] = {
         "help": _help(o), "group": group, "negative": (),
-        "show_default": False, "show_env_var": False, "required": o.default is MISSING,
+        "show_default": False, "allow_repeating": True, "show_env_var": False, "required": o.default is MISSING,
     }  # fmt: skip
     name = {int: "int", float: "float", Path: "path"}.get(o.bare, "text")
     value = type(name, (), {})  # a type of no library's: neither cyclopts nor pydantic converts it
@@ -312,7 +312,7 @@ def _help(o: Option) -> str:
 def _hint(word: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f" Did you mean {close[0]}?" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""The three findings of arXiv 2506.18896 in miniature, from scratch: `make reproduce` writes docs/reproduction.md.
+"""The three findings of arXiv 2506.18896 in miniature, from scratch: `make reproduce` writes docs/lab/reproduction.md.
 
 Every stage is what a `tts` command does, in one of two processes with one thread each. A stage that is done is kept, so that an
 interrupted experiment goes on. `--dev` measures on dev problems instead, which is where the settings below were chosen.
@@ -108,7 +108,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Where everything is kept; what is done there is not done again.")] = Path(
         "runs/reproduction"
     ),
-    out: Annotated[Path, typer.Option(help="Report to write.")] = Path("docs/reproduction.md"),
+    out: Annotated[Path, typer.Option(help="Report to write.")] = Path("docs/lab/reproduction.md"),
     seeds: Annotated[
         int, typer.Option(help="Repetitions, each with samples, models and training problems of its own.")
     ] = SEEDS,

@@ -38,7 +38,9 @@ class Range(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return "yes" if self.low > 0 else "no, the other way round" if self.high < 0 else "not resolved: the interval holds 0"
+        return (
+            "yes" if self.low > 0 else "no, the other way round" if self.high < 0 else "not resolved: the interval contains 0"
+        )
 
 
 def over_seeds(values: Values, draws: int = 10_000) -> Range:
@@ -186,8 +188,8 @@ def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
         "findings": [(name, gain.signed(), gain.verdict) for name, gain in gains],
         "curves": [(name, *map(over_seeds, curve)) for name, curve in curves.items()],
         "differences": [
-            ("trajectory-aware less majority", *less(trajectory, majority)),
-            ("trajectory-aware less response-only", *less(trajectory, response)),
+            ("trajectory-aware minus majority", *less(trajectory, majority)),
+            ("trajectory-aware minus response-only", *less(trajectory, response)),
         ],
         "base": over_seeds(found.passed(1)),
         "arms": [

@@ -96,6 +96,7 @@ def prepare(
 ) -> Run:
     """A run that is ready to be solved: everything checked and loaded, its folder made. Arguments are those of `run`."""
     progress = progress or Progress()
+    _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
     benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat)
     folder = chosen.out or _default_folder(chosen)
@@ -111,6 +112,17 @@ def prepare(
         store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
     loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _check_instances(engine: Engine | None, scorer: Scorer | None) -> None:
+    """Raise InputError where an object that a caller made lacks something that will be asked of it."""
+    asked: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "Engine": (engine, ("context", "tells_steps", "encode", "decode", "generate", "close")),
+        "Scorer": (scorer, ("by_step", "compares", "logprobs", "over", "score", "close")),
+    }
+    for base, (given, names) in asked.items():
+        if given is not None and (lacking := [name for name in names if not hasattr(given, name)]):
+            raise InputError(f"{type(given).__name__} has no {lacking[0]}; subclass tts.{base}, which has it")
 
 
 def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[RunSettings, Strategy, RunStore | None]:

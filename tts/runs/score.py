@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tts.data.stream import Done, Files, Lines, Rejected, Sink, Tally, work_through
+from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
 from tts.runs.settings import ScoreSettings
 from tts.scorers import SCORERS, is_reward_model
 from tts.types import Part, Reward, Scorer
 
-Scored = Done[Reward]
+Scored = Processed[Reward]
 
 
 def score_file(
@@ -46,9 +46,9 @@ def score_file(
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
     if getattr(SCORERS.find(settings.scorer), "compares", False):  # a class, or a function, which has no such attribute
         raise InputError(f"the scorer {settings.scorer} compares solutions of one problem; tts score reads traces one by one")
-    sink: Sink = Lines(write, complain)
+    sink: Sink = CallbackSink(write, complain)
     if out is not None:
-        sink = Files.open(out, settings, resume=settings.resume, command="tts score")
+        sink = FileSink.open(out, settings, resume=settings.resume, command="tts score")
     tally.resumed, tally.total_bytes = sink.done, source.stat().st_size
     tally.stage = f"loading {settings.scorer}"
     scorer = scorer_instance or _load(settings)
@@ -64,7 +64,7 @@ def score_file(
                 source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally
             )  # fmt: skip
             async for chunk in chunks:
-                scored = [item for item in chunk if isinstance(item, Done)]
+                scored = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(scored)
                 tally.rejected += len(refused)

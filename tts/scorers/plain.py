@@ -121,10 +121,10 @@ class Likelihood(Scorer):
     def _load(self) -> None:
         if self._forest is not None:
             return
-        from tts.scorers.heads import implicit
-        from tts.scorers.reader import forest_of
+        from tts.scorers.heads import language_model
+        from tts.scorers.local import forest_of
 
-        body, self._logits = implicit(self.policy, self.prompter.tokenizer, **self._weights)
+        body, self._logits = language_model(self.policy, **self._weights)
         self._forest = forest_of(self.policy, body, **self._memory)
 
     def _read(self, sequences: list[tuple[tuple[int, ...], int]]) -> list[float]:

@@ -50,7 +50,7 @@ class Output:
 
 
 def warn(message: str) -> None:
-    """Print one line on standard error."""
+    """Print one line to standard error."""
     print(f"tts: {message}", file=sys.stderr)
 
 

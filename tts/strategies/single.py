@@ -1,4 +1,4 @@
-"""One sample: the baseline that everything else is measured against."""
+"""One sample: the baseline against which all other strategies are measured."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tts.errors import InputError
 from tts.evals.benchmarks.published import PUBLISHED
-from tts.evals.benchmarks.rows import Row, from_file, from_hub
-from tts.evals.benchmarks.source import Source, plain
+from tts.evals.benchmarks.rows import DataRow, from_file, from_hub
+from tts.evals.benchmarks.source import Source, verbatim
 from tts.grading.rules import get_grader
 from tts.options import configure
 from tts.plugins import Registry
@@ -110,20 +110,20 @@ def load_benchmark(
     return Benchmark(title, _repeated(problems, repeat), repeat)
 
 
-def _made(name: str, found: Any, limit: int | None, options: dict[str, Any]) -> Iterator[tuple[Row, Problem]]:
+def _made(name: str, found: Any, limit: int | None, options: dict[str, Any]) -> Iterator[tuple[DataRow, Problem]]:
     """The problems of a plug-in, each with its place. A dict is read like a row of a file."""
     if callable(found):
         if "limit" in inspect.signature(found).parameters:
             options.setdefault("limit", limit)
         found = configure(found, options, noun=f"the benchmark {name}", prefix="--benchmark-arg ")
     for number, item in enumerate(found, 1):
-        row = Row(f"{name}, item {number}", number, item)
+        row = DataRow(f"{name}, item {number}", number, item)
         if not isinstance(item, Problem | dict):
             raise InputError(f"{row.where} is {item!r:.60}; expected a tts.Problem or a dict with problem and answer")
         yield row, item if isinstance(item, Problem) else Source().problem(row, 0)
 
 
-def _find(name: str, known: Source | None, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[Row]]:
+def _find(name: str, known: Source | None, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[DataRow]]:
     """A short name, how a row becomes a problem, and the rows."""
     path = Path(name).expanduser()
     if known is not None:
@@ -145,7 +145,7 @@ def _find(name: str, known: Source | None, split: str | None, data_dir: str | No
     return title, source, from_hub(source, Path(data_dir).expanduser() if data_dir is not None else None)
 
 
-def _unique(found: Iterable[tuple[Row, Problem]]) -> list[Problem]:
+def _unique(found: Iterable[tuple[DataRow, Problem]]) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for row, problem in found:
         if problem.id in problems:
@@ -168,4 +168,4 @@ def _repeated(problems: list[Problem], times: int) -> list[Problem]:
     return problems + again
 
 
-__all__ = ["BENCHMARKS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "plain", "problem_of"]
+__all__ = ["BENCHMARKS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "problem_of", "verbatim"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tts.data.labelled import Labelled, trl_row
-from tts.data.stream import Done, Files, Rejected, Tally, how_to_resume, rejected_of, work_through
+from tts.data.labelled import LabelledTrace, trl_row
+from tts.data.stream import FileSink, Processed, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
 from tts.errors import Exit, InputError
 from tts.grading.pool import Grader
@@ -93,7 +93,7 @@ def label_file(
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
     names = settings.names
     get_grader(settings.grader)
-    sink = Files.open(settings.out, settings, resume=settings.resume, command="tts label")
+    sink = FileSink.open(settings.out, settings, resume=settings.resume, command="tts label")
     tally.resumed, tally.total_bytes = sink.done, settings.traces.stat().st_size
 
     async def work() -> None:
@@ -105,7 +105,7 @@ def label_file(
                 chunk=LABEL_CHUNK,
             )  # fmt: skip
             async for chunk in chunks:
-                done = [item for item in chunk if isinstance(item, Done)]
+                done = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(done)
                 tally.rejected += len(refused)
@@ -290,12 +290,12 @@ def _graded_by(problem: Problem, grader: str) -> Problem:
     return Problem(problem.id, problem.prompt, problem.answer, grader)
 
 
-def _row(item: Done[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
+def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
     """Return the output row: the trace, its targets, their terms, and the other fields of the input row."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
     if settings.layout == "trl":
-        columns = trl_row(Labelled(item.trace, tuple(labels.steps), labels.final), settings.threshold)
+        columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
     row = {
         **own,

@@ -58,7 +58,7 @@ class CheckerQuality:
     """The ratings of a checker, a function that says of every step whether it is correct (`tts.train.label.checkers`).
 
     Args:
-        name: "check" (default), the checker of the bundled arith benchmark, or your own function as file.py:function.
+        name: A name of CHECKERS, by default the checker of the bundled benchmark, or your own function as file.py:function.
 
     Raises:
         InputError: There is no such checker.

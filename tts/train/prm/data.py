@@ -1,4 +1,4 @@
-"""Labelled traces as training data of a PRM: token ids, the positions at which rewards are read, and their targets."""
+"""LabelledTrace traces as training data of a PRM: token ids, the positions at which rewards are read, and their targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tts.data.labelled import Labelled, read_labelled
+from tts.data.labelled import LabelledTrace, read_labelled
 from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
@@ -103,7 +103,7 @@ def read_examples(path: Path, settings: TrainPRMSettings, text: Text, longest: i
     return examples
 
 
-def _check_range(labelled: Labelled, path: Path) -> None:
+def _check_range(labelled: LabelledTrace, path: Path) -> None:
     for target in (*labelled.steps, labelled.final):
         if target is not None and not 0 <= target <= 1:
             raise InputError(
@@ -112,7 +112,7 @@ def _check_range(labelled: Labelled, path: Path) -> None:
             )
 
 
-def _sequences(labelled: Labelled, settings: TrainPRMSettings, text: Text) -> tuple[RewardSequence, ...]:
+def _sequences(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) -> tuple[RewardSequence, ...]:
     """Return the sequences that `tts.scorers.prm.PRM` would read, with a target or None for every reward."""
     candidate = labelled.trace.candidate
     steps = part_of(candidate.trajectory, settings.over)

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from tts.errors import InputError
 from tts.models import checkpoints
-from tts.scorers.heads import TRACE_HEAD
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
+from tts.scorers.readouts import TRACE_HEAD
 from tts.train.trainer import lora_config
 
 if TYPE_CHECKING:
