@@ -285,7 +285,7 @@ def test_a_run_without_rewards_is_scored(engine, prm):
 
 def test_a_pool_is_scored_if_it_has_no_rewards_or_a_scorer_is_given(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}", "more": i} for i in range(10)], "nonsense")
-    score_file(ScoreSettings(traces=pool, out="scores.jsonl"), scorer_instance=prm)
+    score_file(ScoreSettings(traces=pool, out=Path("scores.jsonl")), scorer_instance=prm)
     totals = {row["more"]: row["total"] for row in read("scores.jsonl")}
     best = sorted(totals, key=totals.get, reverse=True)
     selection, chosen = choose(pool, scorer_instance=prm, top="3")
@@ -389,7 +389,7 @@ def test_lone_surrogates_and_long_integers_are_kept():
 
 def test_fields_can_be_renamed():
     rows = [{"question": "p", "solution": f"{i}", "step_rewards": [i / 10]} for i in range(5)]
-    _, chosen = choose(rows, fields=["problem=question", "text=solution"], top="2", alpha=0.0)
+    _, chosen = choose(rows, fields={"problem": "question", "text": "solution"}, top="2", alpha=0.0)
     assert [row["solution"] for row in chosen] == ["4", "3"]
 
 
