@@ -317,7 +317,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Compute attention with transformers' interface: query [1, heads, tokens, size] to output [1, tokens, heads, size]."""
     if others := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
-        raise InputError(f"this model's attention uses {others[0]}, which is not supported here; try --scorer-engine vllm")
+        raise InputError(f"this model's attention uses {others[0]}, which scoring in this process does not support")
     slots = forest.slots.to(key.device)
     fresh = (x[0, :, : forest.count].transpose(0, 1) for x in (key, value))
     keys, values = forest.forest.write(module.layer_idx, slots, *fresh)
