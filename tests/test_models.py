@@ -143,6 +143,14 @@ def test_missing_devices_unknown_precisions_and_missing_adapters_are_refused(opt
         TransformersEngine("arith-policy", **options)
 
 
+def test_a_truncated_file_of_weights_is_refused(tmp_path):
+    folder = make("llama", tmp_path / "m")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"cannot load the weights of .*incomplete"):
+        TransformersEngine(str(folder))
+
+
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

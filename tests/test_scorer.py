@@ -163,6 +163,13 @@ def test_weights_that_lack_the_body_are_refused(folder):
         PRM(str(folder))
 
 
+def test_a_truncated_file_of_weights_is_refused(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"cannot read model\.safetensors of .*incomplete"):
+        PRM(str(folder))
+
+
 def test_a_tokenizer_without_the_separator_is_refused(folder):
     for file in folder.glob("*token*"):
         file.write_text(file.read_text().replace("<extra_0>", "<extra_9>"))
