@@ -190,7 +190,10 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
         (["t.jsonl", "--scorer", "agreement"], "agreement compares solutions of one problem"),
         (["t.jsonl", "--resume"], "--resume continues a file; name it with --out"),
         (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
-        (["t.jsonl", "--scorer-format", "qwen"], "no format named 'qwen'. Did you mean 'qwen-math'? Known: qwen-math, reasonflux"),
+        (
+            ["t.jsonl", "--scorer-format", "qwen"],
+            "no format named 'qwen'. Did you mean 'qwen-math'? Known: qwen-math, reasonflux",
+        ),
         (["t.jsonl", "--scorer-arg", "batch_tokens=many"], "batch_tokens is 'many'; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "cache_gib=-1"], "cache_gib is -1; it should be a number, at least 0"),
         (["t.jsonl", "--scorer-arg", "window=yes"], "window is 'yes'; it should be true or false"),
