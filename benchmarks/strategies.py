@@ -1,8 +1,8 @@
 """Accuracy of every strategy within the same token budget, on the bundled models; 95 % bootstrap intervals over problems.
 
-`python benchmarks/strategies.py --limit 200` prints the table of docs/lab/strategies.md. Each strategy may generate BUDGET tokens
-for a problem, and has the options that use about that many. The harder half are the problems of which fewest of 16 samples
-of another seed are right.
+`python benchmarks/strategies.py --limit 200` prints the table of docs/lab/strategies.md. Each strategy may generate BUDGET
+tokens for a problem, and has the options that use about that many. The harder half are the problems of which fewest of 16
+samples of another seed are right.
 """
 
 from __future__ import annotations

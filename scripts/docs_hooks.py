@@ -52,7 +52,9 @@ def reference_pages() -> dict[str, str]:
         raise PluginError(f"the command reference cannot be generated: {error}") from error
     found = pages()
     if not found or not all(path.endswith(".md") and text.startswith("# ") for path, text in found.items()):
-        raise PluginError(f"tts.show.reference.pages() should map paths that end in .md to Markdown with a title; got {[*found]}")
+        raise PluginError(
+            f"tts.show.reference.pages() should map paths that end in .md to Markdown with a title; got {[*found]}"
+        )
     return dict(found)
 
 

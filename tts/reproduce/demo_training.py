@@ -1,4 +1,4 @@
-"""How the bundled models were made. `python -m tts.reproduce.demo_training --help`; commands, seeds and times: docs/lab/bundled-models.md."""
+"""How the bundled models were made. `python -m tts.reproduce.demo_training --help`; docs/lab/bundled-models.md has times."""
 
 from __future__ import annotations
 
