@@ -16,11 +16,11 @@ import typer
 
 from tts.data.store import Attempt, Record, RunStore
 from tts.evals.summary import Seconds, summarize
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.runs.runner import Settings
 from tts.show.browse import read_run
 from tts.show.report import write_report
+from tts.strategies import get_strategy
 from tts.types import Reward, Usage
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ke", "li", "mo", "nu", "pra", "que", "ri", "sto", "tu", "va", "we", "zen"]
@@ -58,8 +58,8 @@ def make_run(folder, problems, candidates, steps, length, seed=0):
         prompt = " ".join(rng.choices(known, often, k=60))
         store.append(Record(f"problem-{i}", prompt, "42", pool, choice, pool[choice].correct, usage), {"id": f"problem-{i}"})
     summary = summarize(
-        read_run(folder).records, build(get_strategy("bon"), {"n": candidates}), name="bon", benchmark="synthetic", cached=0,
-        seconds=Seconds(1.0, 1.0, 1.0), run=str(folder), reward=lambda a: Reward(a.rewards, a.final),
+        read_run(folder).records, configure(get_strategy("bon"), {"n": candidates}), name="bon", benchmark="synthetic",
+        cached=0, seconds=Seconds(1.0, 1.0, 1.0), run=str(folder), reward=lambda a: Reward(a.rewards, a.final),
     )  # fmt: skip
     store.write_summary(summary.to_json())
 

@@ -71,8 +71,8 @@ def ragged(repeat, shortest, longest):
         queries = traces(random.Random(0), model.config.vocab_size, shortest, longest)
 
         def ours(_, queries):
-            prm.reader.forest.clear()
-            return prm.reader._read(queries)
+            prm.reader.model.forest.clear()
+            return prm.reader.model.rewards(queries)
 
         contenders = {"one by one": one_by_one, "padded": padded, "tts": ours}
         times, results = {name: [] for name in contenders}, {}
@@ -117,10 +117,10 @@ def incremental(repeat):
         def score(prm, forget):
             def call(candidates):
                 if forget:
-                    prm.reader.forest.clear()
+                    prm.reader.model.forest.clear()
                 queries = [query for candidate in candidates for query in prm._plan(candidate)]
                 start = time.perf_counter()
-                values = prm.reader._read(queries)
+                values = prm.reader.model.rewards(queries)
                 spent.append(time.perf_counter() - start)
                 if not forget:
                     for query in queries:
@@ -144,12 +144,12 @@ def incremental(repeat):
             seconds["usual"].append(sum(spent))
             for which, prm, forget in (("kept", kept, False), ("fresh", fresh, True)):
                 spent = []
-                prm.reader.forest.clear()
-                before = prm.reader.forest.forwarded
+                prm.reader.model.forest.clear()
+                before = prm.reader.model.forest.forwarded
                 tree.clear() if which == "kept" else None
                 beam(score(prm, forget), random.Random(0))
                 seconds[which].append(sum(spent))
-                forwarded[which] = prm.reader.forest.forwarded - before
+                forwarded[which] = prm.reader.model.forest.forwarded - before
     print(f"\n40 steps of a beam search, n = 16, width 4: a tree of {len(tree):,} tokens, read step by step and as wholes\n")
     print("| | tokens forwarded | per token of the tree | seconds |\n|---|---|---|---|")
     print(

@@ -25,11 +25,11 @@ def main(repeat: int = 3, problems: int = 64) -> None:
     for i in range(repeat + 1):
         with tempfile.TemporaryDirectory() as folder:
             common = {"limit": problems, "engine_instance": engine, "scorer_instance": prm, "max_tokens": 400}
-            prm.reader.forest.clear()
+            prm.reader.model.forest.clear()
             start = time.perf_counter()
             tts.run("bon", n=SIZES[-1], out=Path(folder, "run"), seed=0, **common)
             middle = time.perf_counter()
-            prm.reader.forest.clear()
+            prm.reader.model.forest.clear()
             tts.sweep(["bon", "weighted", "majority"], SIZES, seeds=[0], out=Path(folder, "sweep"), **common)
             if i:  # the first round warms everything up
                 seconds["run of n = 64"].append(middle - start)

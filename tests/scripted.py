@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tts.types import Candidate, Generation, Problem, Reward, Sampling, Step
+from tts.types import Candidate, Generation, Problem, Reward, Sampling, Scorer, Step
 
 END = 0
 
@@ -49,7 +49,7 @@ class ScriptedEngine:
         return Step(text, (*map(ord, text), END), "stop")
 
 
-class ScriptedScorer:
+class ScriptedScorer(Scorer):
     """`rate(text)` is the reward of every step and of the whole."""
 
     def __init__(self, rate: Callable[[str], float]) -> None:

@@ -43,7 +43,7 @@ async def test_equivalent_answers_are_right_and_form_one_group(grader):
         ("", None),
     ],
 )
-async def test_the_answer_is_the_last_of_the_response(grader, text, answer):
+async def test_the_answer_is_the_last_one_in_the_response(grader, text, answer):
     assert (await grader.judge(candidates([text])))[0].answer == answer
 
 
@@ -57,7 +57,7 @@ async def test_no_answer_is_wrong_where_there_is_a_reference(grader):
     assert (await grader.judge(candidates(["I do not know"])))[0].correct is False
 
 
-async def test_hostile_answers_neither_hang_nor_spoil_the_others(grader):
+async def test_hostile_answers_neither_hang_nor_affect_the_others(grader):
     start = time.monotonic()
     texts = ["\\boxed{0.5}", *(f"\\boxed{{{h}}}" for h in HOSTILE), "\\boxed{1/2}"]
     verdicts = await grader.judge(candidates(texts))
@@ -67,7 +67,7 @@ async def test_hostile_answers_neither_hang_nor_spoil_the_others(grader):
     assert (await grader.judge(candidates(["\\boxed{0.5}"])))[0].correct is True
 
 
-async def test_a_megabyte_of_latex_is_no_answer(grader):
+async def test_a_megabyte_of_latex_is_not_an_answer(grader):
     start = time.monotonic()
     verdicts = await grader.judge(candidates(["\\boxed{" + "\\sqrt{x}+" * 120_000 + "}", "\\sqrt{" * 150_000, "\\boxed{0.5}"]))
     assert [v.correct for v in verdicts] == [False, False, True]
@@ -82,7 +82,7 @@ async def test_a_worker_that_dies_is_replaced(grader):
     assert (await grader.judge(candidates(["\\boxed{1/2}"])))[0].correct
 
 
-async def test_a_cancelled_question_does_not_answer_the_next(grader):
+async def test_a_cancelled_request_does_not_affect_the_next(grader):
     await grader.judge(candidates(["\\boxed{1}"]))
     task = asyncio.create_task(grader.judge(candidates([f"\\boxed{{{HOSTILE[0]}}}"])))
     await asyncio.sleep(0.3)
@@ -90,13 +90,13 @@ async def test_a_cancelled_question_does_not_answer_the_next(grader):
     assert (await grader.judge(candidates(["\\boxed{0.5}"])))[0].correct is True
 
 
-async def test_plain_integers_need_no_worker(grader):
+async def test_integers_need_no_worker(grader):
     fresh = Grader()
     texts = ["\\boxed{12}", "so \\boxed{ 12 }", "\\boxed{012}", "\\boxed{-12}", "", "\\boxed{13}"]
     for answer in ("12", None):
         problem = Problem("p", "?", answer)
         candidates = [Candidate(problem, (Step(text, (1,), "stop"),)) for text in texts]
-        plainly = await fresh.judge(candidates)
+        directly = await fresh.judge(candidates)
         assert not any(worker._process for worker in fresh._workers)
         [*with_algebra, _] = await grader.judge([*candidates, Candidate(problem, (Step("\\boxed{\\frac12}", (1,), "stop"),))])
-        assert plainly == with_algebra  # the fraction sent them all to math-verify, which says the same
+        assert directly == with_algebra  # the fraction sent them all to math-verify, which says the same

@@ -71,7 +71,7 @@ def test_published_schemas(name, split, row, expected):
     assert (benchmark.name, problem.grader) == (name, "math")
 
 
-def test_every_published_benchmark_is_asked_of_the_hub_at_its_revision(monkeypatch):
+def test_every_published_benchmark_is_loaded_at_its_revision(monkeypatch):
     asked = []
 
     def load_dataset(*arguments, **options):
@@ -88,7 +88,7 @@ def test_every_published_benchmark_is_asked_of_the_hub_at_its_revision(monkeypat
     assert asked[-1] == (("owner/name", "part"), {"split": "dev", "revision": "v1"})
 
 
-def test_offline_says_how_to_use_a_local_copy():
+def test_the_error_offline_explains_local_copies():
     code = "from tts.evals.benchmarks import load_benchmark\ntry: load_benchmark('aime24')\nexcept ValueError as e: print(e)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(Path("empty").resolve())}
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_choices_are_shuffled_by_the_seed():
         assert problem.prompt.startswith("Which one?\n\nA) ")
 
 
-def test_own_files_with_their_own_fields():
+def test_files_of_your_own_with_fields_of_their_own():
     rows = [{"q": "1+1?", "a": "2", "n": "x"}, {"q": "2+2?", "a": "04", "n": "y"}]
     Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Path("my.csv").open("w", newline="") as file:
@@ -149,17 +149,17 @@ def test_own_files_with_their_own_fields():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"name": "my.jsonl"}, "my.jsonl, line 1: no text under `problem`; it has q, a; name yours with --question-field"),
-        ({"name": "my.jsonl", "question_field": "q", "answer_field": "b"}, "no value under `b`; it has q, a; name yours with"),
-        ({"name": "my.jsonl", "question_field": "q", "id_field": "n"}, "no value under `n`; it has q, a; name yours with --id"),
+        ({"name": "my.jsonl"}, "my.jsonl, line 1: no string under `problem`; the row has q, a; name the field with --q"),
+        ({"name": "my.jsonl", "question_field": "q", "answer_field": "b"}, "no value under `b`; the row has q, a; name"),
+        ({"name": "my.jsonl", "question_field": "q", "id_field": "n"}, "the row has q, a; name the field with --id-field"),
         ({"name": "my.jsonl", "split": "test"}, "my.jsonl is a file: leave --split and --data-dir"),
         ({"name": "arith", "split": "dev"}, "--split is 'dev', but arith is bundled"),
         ({"name": "math50"}, "Did you mean 'math500'?"),
         (
             {"name": "math500", "data_dir": "nowhere"},
-            "no folder nowhere; --data-dir is a folder with the files of HuggingFaceH4/",
+            "no folder nowhere; --data-dir takes a folder with the files of HuggingFaceH4/",
         ),
-        ({"name": "gsm8k", "data_dir": "data"}, "data, row 1: no text under `question`; it has x, answer"),
+        ({"name": "gsm8k", "data_dir": "data"}, "data, row 1: no string under `question`; the row has x, answer"),
         (
             {"name": "gsm8k", "data_dir": "data", "question_field": "x"},
             'the answer is "72"; expected a solution that ends in ####',
@@ -169,7 +169,7 @@ def test_own_files_with_their_own_fields():
         ({"name": "torn.parquet"}, "cannot read torn.parquet: "),
     ],
 )
-def test_what_does_not_fit_is_one_line_that_says_what_does(arguments, complaint):
+def test_errors_are_one_line_that_says_what_was_expected(arguments, complaint):
     Path("my.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
     Path("torn.parquet").write_text("PAR")
     folder([{"x": "?", "answer": "72"}])
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_one_line_that_says_what_does(arguments, complaint)
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_shuffling_is_by_the_seed_and_comes_before_the_limit():
+def test_problems_are_shuffled_by_the_seed_before_the_limit_is_applied():
     Path("my.jsonl").write_text("".join(f'{{"problem": "{i}?", "answer": {i}}}\n' for i in range(50)))
     in_order = load_benchmark("my.jsonl").problems
     shuffled, again, other = (load_benchmark("my.jsonl", shuffle=True, seed=seed).problems for seed in (0, 0, 1))

@@ -46,48 +46,47 @@ def refused(monkeypatch, capsys):
     ("arguments", "complaint"),
     [
         ("--strategy bom", "no strategy named 'bom'. Did you mean 'bon'? Known: "),
-        ("--strategy bon --width 4", "BestOfN has no option --width. It takes: --n."),
-        ("--strategy single --n 4", "Single has no option --n. It takes: none."),
-        ("--limt 4", "BestOfN has no option --limt. Did you mean --limit?"),
-        ("--n 0", "--n is '0'; it should be greater than or equal to 1"),
-        ("--n -3", "--n is '-3'; it should be greater than or equal to 1"),
-        ("--n many", "--n is 'many'; it should be a valid integer"),
-        ("--n", "--n needs a value, as in --n 16"),
+        ("--strategy bon --width 4", "--width is not an option of the strategy bon; it is one of beam, dvts, lookahead, mcts"),
+        ("--strategy single --n 4", "--n is not an option of the strategy single; it is one of adaptive, beam, bon"),
+        ("--limt 4", "tts run has no option --limt. Did you mean --limit?"),
+        ("--n 0", "--n is '0'; it should be a whole number, at least 1"),
+        ("--n -3", "--n is '-3'; it should be a whole number, at least 1"),
+        ("--n many", "--n is 'many'; it should be a whole number, at least 1"),
+        ("--n", "--n needs a value; see tts run --help"),
         ("surplus", "unexpected argument 'surplus'"),
-        ("--benchmark missing.jsonl", "no benchmark 'missing.jsonl': expected arith, or the path of a JSONL file"),
+        ("--benchmark missing.jsonl", "no benchmark named 'missing.jsonl'. Known: arith,"),
         ("--benchmark empty.jsonl", "empty.jsonl has no problems"),
         ("--benchmark torn.jsonl", "torn.jsonl, line 2: not valid JSON"),
         ("--benchmark twice.jsonl", "twice.jsonl, line 3: the id 'a' has been used before"),
-        ("--benchmark wordless.jsonl", "wordless.jsonl, line 1: no text under `problem`"),
-        ("--benchmark listed.jsonl", "listed.jsonl, line 1: the answer is [1]; expected a text or a number"),
+        ("--benchmark wordless.jsonl", "wordless.jsonl, line 1: no string under `problem`"),
+        ("--benchmark listed.jsonl", "listed.jsonl, line 1: the answer is [1]; expected a string or a number"),
         ("--model empty", "the model folder empty has no config.json"),
         ("--model tokenless", "the model folder tokenless has no tokenizer"),
         ("--model arith-prm", "'arith-prm' is a reward model, not a policy"),
         ("--model ./nowhere", "no model at './nowhere': expected a bundled name"),
-        ("--scorer arith-policy", "'arith-policy' has no reward head"),
+        ("--scorer arith-policy", "'arith-policy' (Qwen2ForCausalLM) is not recognised as a process reward model"),
         ("--out taken", "taken exists and is not an empty folder"),
         ("--out torn.jsonl/x", "cannot write to torn.jsonl/x"),
         ("--resume taken", "taken is not a run folder (no run.json in it)"),
         ("--resume nowhere", "nowhere is not a run folder (no such folder)"),
-        ("--out x --resume y", "--resume goes on in its own folder; leave --out away"),
-        ("--temperature -1", "--temperature is -1.0; it should be 0 (greedy) or more"),
-        ("--top-p 0", "--top-p is 0.0; it should be above 0 and at most 1"),
-        ("--concurrency 0", "--concurrency is 0; it should be at least 1"),
-        ("--limit 0", "--limit is 0; it should be at least 1"),
-        ("--limit ten", "Invalid value for '--limit'"),
-        ("--budget 0", "--budget is 0; it should be at least 1"),
-        ("--run-budget 0", "--run-budget is 0; it should be at least 1"),
-        ("--seconds 0", "--seconds is 0.0; it should be above 0"),
-        ("--max-tokens 0", "--max-tokens is 0; it should be at least 1"),
-        ("--strategy beam --n 4 --width 8", "--width is 8, more than --n 4; a round would not fit into its budget"),
-        ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be 'all', 'think' or 'response'"),
-        ("--strategy lookahead --k -1", "--k is '-1'; it should be greater than or equal to 0"),
+        ("--temperature -1", "--temperature is '-1'; it should be a number, at least 0"),
+        ("--top-p 0", "--top-p is '0'; it should be a number, above 0 and at most 1"),
+        ("--concurrency 0", "--concurrency is '0'; it should be a whole number, at least 1"),
+        ("--limit 0", "--limit is '0'; it should be a whole number, at least 1"),
+        ("--limit ten", "--limit is 'ten'; it should be a whole number, at least 1"),
+        ("--budget 0", "--budget is '0'; it should be a whole number, at least 1"),
+        ("--run-budget 0", "--run-budget is '0'; it should be a whole number, at least 1"),
+        ("--seconds 0", "--seconds is '0'; it should be a number, above 0"),
+        ("--max-tokens 0", "--max-tokens is '0'; it should be a whole number, at least 1"),
+        ("--strategy beam --n 4 --width 8", "--width is 8; it should be at most --n, which is 4"),
+        ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be all, think or response"),
+        ("--strategy lookahead --k -1", "--k is '-1'; it should be a whole number, at least 0"),
         ("--adapter nowhere", "no adapter at 'nowhere': expected a folder that peft's save_pretrained wrote, or a hub id"),
-        ("--engine-arg device=toaster", "device is 'toaster'; expected auto or one that is here"),
+        ("--engine-arg device=toaster", "device is 'toaster'; expected auto or a device of this machine"),
         ("--engine-arg dtype=int8", "dtype is 'int8'; expected one of auto, float32, bfloat16, float16"),
         ("--engine server --url http://127.0.0.1:9 --adapter x", "--adapter is for engines in this process"),
         ("--strategy gone.py:Mine", "no file gone.py to load the strategy Mine from"),
-        ("--strategy mine.py:Other", "mine.py has no strategy class 'Other'; it has: Mine"),
+        ("--strategy mine.py:Other", "mine.py has no strategy 'Other' (a subclass of tts.Strategy); it has: Mine"),
         ("--strategy broken.py:Mine", "broken.py does not load: SyntaxError"),
         ("--strategy no.such.module:Mine", "cannot import no.such.module"),
     ],
@@ -115,10 +114,11 @@ def test_bad_input_is_one_clear_line(refused, arguments, complaint):
 
 def test_a_run_folder_of_other_settings_is_refused(refused, capsys):
     assert tts("run", "--limit", "2", "--n", "2", "--out", "r", "--quiet").returncode == 0
-    assert "r is a run with options = {'n': 2}, not {'n': 8}" in refused("run", "--resume", "r", "--n", "8")
-    assert "r is a run with seed = 0, not 1" in refused("run", "--resume", "r", "--seed", "1")
-    assert "r is a run with strategy = 'bon', not 'weighted'" in refused("run", "--resume", "r", "--strategy", "weighted")
-    assert "r already holds a run; go on with it by --resume r" in refused("run", "--out", "r")
+    assert "r was started with --n 2, not 8; resume it without changing that" in refused("run", "--resume", "r", "--n", "8")
+    assert "r was started with --seed 0, not 1" in refused("run", "--resume", "r", "--seed", "1")
+    assert "--resume continues in its own folder; omit --out" in refused("run", "--resume", "r", "--out", "x")
+    assert "r was started with --strategy bon, not weighted" in refused("run", "--resume", "r", "--strategy", "weighted")
+    assert "r already contains a run; continue it with --resume r" in refused("run", "--out", "r")
     assert tts("run", "--resume", "r", "--n", "2", "--quiet").stdout == "r\n"
 
 
@@ -205,7 +205,7 @@ def test_ctrl_c_prints_how_to_go_on():
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.search(r"interrupted with \d+ of 400 problems solved. Go on with: tts run --resume r\n", said)
+    assert re.search(r"interrupted with \d+ of 400 problems solved. Resume with: tts run --resume r\n", said)
     assert "Traceback" not in said
 
 
@@ -225,7 +225,7 @@ def test_the_readmes_custom_strategy_runs_as_printed():
 
 
 def test_the_docs_custom_strategy_runs_as_printed():
-    code = re.search(r"```python\n(# sprint\.py\n.*?)```", (ROOT / "docs" / "strategies.md").read_text(), re.S)[1]
+    code = re.search(r"```python\n(# sprint\.py\n.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.S)[1]
     assert len(code.splitlines()) <= 25
     Path("sprint.py").write_text(code)
     shown = tts("strategies", "show", "sprint.py:Sprint")

@@ -45,12 +45,12 @@ def test_the_same_seed_gives_the_same_problems():
         ("Wait, 7+5=2", "multiply by 3 gives 6", [0, 0]),
     ],
 )
-def test_the_checker_follows_the_running_value(thinking, response, labels):
+def test_the_checker_follows_the_value_so_far(thinking, response, labels):
     trajectory = parse(f"<think>\n{thinking}\n</think>\n\n{response}")
     assert arith.check(CHAIN, trajectory) == labels
 
 
-def test_the_teacher_errs_systematically_and_says_what_it_computed():
+def test_the_teacher_errs_systematically_and_boxes_what_it_computed():
     rng, wrong = random.Random(0), 0
     for chain in arith.take("train", 1000):
         text = arith.teach(chain, rng)
@@ -74,7 +74,7 @@ def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     train.sample_traces(tmp_path / "traces.jsonl", policy=str(tmp_path / "policy"), problems=20, samples=2, max_tokens=60)
     rows = [json.loads(line) for line in (tmp_path / "traces.jsonl").open()]
     assert len(rows) == 40
-    rng, chains = random.Random(0), arith.take("train", 60)  # a pupil this young writes nothing right: its teacher's will do
+    rng, chains = random.Random(0), arith.take("train", 60)  # this policy is right about nothing yet: use its teacher's texts
     lines = [json.dumps({"chain": i, "text": arith.teach(chain, rng)}) for i, chain in enumerate(chains)]
     (tmp_path / "taught.jsonl").write_text("\n".join(lines) + "\n")
     prm = train.train_prm(

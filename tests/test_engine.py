@@ -194,7 +194,7 @@ def test_rows_that_stay_are_grouped_by_length_and_keep_their_keys_and_values(mon
     segmenter, sampling = Segmenter(str, ()), Sampling()
     lengths = [5, 40, 3, 17, 90, 8, 61, 12, 33, 70, 21, 4, 55, 9, 80, 28, 6, 47, 14, 66]
     for slot, length in enumerate(lengths):
-        row = decoding.Row(tuple(range(length + 1)), sampling, 0, segmenter, 100)
+        row = decoding.Sample(tuple(range(length + 1)), sampling, 0, segmenter, 100)
         loop.rows.append((row, None))
         loop.cache.write(slot, 1, torch.full((4, 2, 3, length, 32), float(length)))
     gone = {1, 4, 12, 19}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 import unicodedata
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tts.errors import InputError
-from tts.scorers.formats import FORMATS, encode
+from tts.scorers import formats
+from tts.scorers.formats import FORMATS, Format, HeadReadout, TwoTokens, encode
+from tts.scorers.heads import Heads
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Problem, Step
@@ -427,6 +433,48 @@ async def test_a_format_given_by_name_is_used(checkpoint):
     assert reward.steps == pytest.approx(expected_trl_lines(folder, PROMPT, STEPS).rewards, abs=1e-5)
 
 
+async def test_the_format_of_the_documentation_reads_a_checkpoint(checkpoint, monkeypatch):
+    """The example file in the module's docstring, which is VersaPRM's format written anew."""
+    lines = formats.__doc__.split("looks like this")[1].splitlines()[1:]
+    example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    assert len(example.strip().splitlines()) < 20
+    namespace: dict[str, object] = {}
+    exec(example, namespace)
+    monkeypatch.setitem(FORMATS, "mine", namespace["MINE"])
+    folder, _ = checkpoint("versa")
+    mine, versa = [await PRM(str(folder), format=name).score([candidate()]) for name in ("mine", "versa")]
+    assert mine == versa
+
+
+@dataclass(frozen=True)
+class FirstUnit(HeadReadout):
+    """A readout of one's own: the sigmoid of the first number of the hidden state."""
+
+    def heads(self, name, tokenizer, **options):
+        return Heads(hf.AutoModel.from_pretrained(name).eval(), lambda hidden: hidden[:, 0].sigmoid())
+
+
+async def test_a_readout_of_ones_own(checkpoint, monkeypatch):
+    monkeypatch.setitem(FORMATS, "mine", Format(about="mine", build=FORMATS["versa"].build, readout=FirstUnit()))
+    folder, _ = checkpoint("versa")
+    [reward] = await PRM(str(folder), format="mine").score([candidate()])
+    ids, positions, _ = expected_versa(folder, PROMPT, STEPS)
+    hidden = run(hf.AutoModel, folder, ids).last_hidden_state[0, positions]
+    assert reward.steps == pytest.approx(hidden[:, 0].sigmoid().tolist(), abs=1e-5)
+
+
+def test_a_format_without_a_pattern_is_never_recognised(checkpoint, monkeypatch):
+    never = Format(about="mine", build=FORMATS["versa"].build, readout=TwoTokens("+", "-"))
+    monkeypatch.setattr(formats, "FORMATS", {"never": never, **FORMATS})
+    assert formats.format_of(str(checkpoint("versa")[0])) is FORMATS["versa"]
+
+
+def test_formats_and_readers_are_listed_without_importing_torch():
+    code = "import sys; from tts.scorers import formats, reader; print({'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_an_unknown_format_is_refused_with_the_known_ones(checkpoint):
     with pytest.raises(InputError, match=r"'nonsense'.*" + ", ".join(ALL)):
         load(checkpoint, "trl", format="nonsense")
@@ -457,15 +505,38 @@ NOT_A_HEAD = [{"weight": torch.zeros(2, 32)}, {"weight": torch.zeros(1, 16)}, {}
 def test_a_reward_head_that_is_something_else_is_refused_and_runs_no_code(tmp_path, checkpoint, format, head):
     folder = shutil.copytree(checkpoint(format)[0], tmp_path / "model")
     torch.save(head, folder / "reward_head.pt")
-    with pytest.raises(InputError, match=r"reward_head\.pt .* is not the weights of one Linear\(32, 1\)"):
+    with pytest.raises(InputError, match=r"reward_head\.pt .* does not hold the weights of one Linear\(32, 1\)"):
         PRM(str(folder), format=format)
     assert not os.path.exists("ran")
 
 
 def test_a_classifier_of_three_labels_is_refused(tmp_path):
     save(tmp_path / "three", hf.Qwen2ForTokenClassification, qwen_tokenizer(), num_labels=3)
-    with pytest.raises(InputError, match="tells 3 labels apart"):
+    with pytest.raises(InputError, match="has 3 labels; a process reward model has 2"):
         PRM(str(tmp_path / "three"))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"backend": "vlm"}, "--scorer-engine is 'vlm'; expected one of transformers, vllm, server"),
+        ({"backend": "server"}, "--scorer-engine server needs --scorer-url, such as"),
+        ({"url": "http://127.0.0.1:1"}, "--scorer-url does not go with --scorer-engine transformers"),
+        ({"backend": "vllm"}, "vLLM cannot compute the rewards of"),
+        ({"wings": 2}, "--scorer-engine transformers does not accept 'wings'"),
+        ({"over": "everything"}, "--score-over is 'everything'; expected one of all, think, response"),
+    ],
+)
+def test_a_reader_that_cannot_be_used_says_why(checkpoint, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load(checkpoint, "versa", **options)
+
+
+def test_an_index_of_weights_that_cannot_be_read_is_refused(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint("skywork")[0], tmp_path / "Skywork-PRM")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"cannot read model\.safetensors\.index\.json"):
+        PRM(str(folder))
 
 
 @pytest.mark.parametrize("options", [{}, {"reference": "missing"}])

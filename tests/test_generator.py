@@ -33,7 +33,7 @@ async def test_seeds_depend_on_run_problem_and_prefix():
     assert same_prompt.text != first.text
 
 
-async def test_the_bill_counts_what_the_engine_produced():
+async def test_usage_counts_what_the_engine_generated():
     usage = Usage()
     generator = make(lambda prompt, seed: "ab\n\ncd", usage=usage)
     candidates = await generator.finish(Candidate(PROBLEM), 3)
@@ -63,7 +63,7 @@ async def test_truncation_is_marked_on_the_last_step_only():
     assert candidate.finish == "length"
 
 
-async def test_equal_texts_are_scored_once_and_all_get_the_reward():
+async def test_equal_texts_are_scored_once_and_have_the_same_reward():
     scorer = ScriptedScorer(lambda text: len(text) / 10)
     usage = Usage()
     metered = MeteredScorer(scorer, usage=usage, clock=Clock(), alpha=0.5, aggregate="min")
@@ -75,19 +75,19 @@ async def test_equal_texts_are_scored_once_and_all_get_the_reward():
     assert {r.how for r in rewards} == {"min"}
 
 
-async def test_a_reward_that_is_no_number_is_an_error():
+async def test_a_reward_that_is_not_finite_is_an_error():
     metered = MeteredScorer(ScriptedScorer(lambda text: math.nan), usage=Usage(), clock=Clock())
     with pytest.raises(ValueError, match="not finite"):
         await metered.score(await make().finish(Candidate(PROBLEM)))
 
 
-def test_derived_seeds_tell_their_parts_apart():
+def test_derived_seeds_depend_on_each_part():
     seeds = {derive_seed(0, "a", 1, 2), derive_seed(0, "a", 12), derive_seed(0, "a1", 2), derive_seed(1, "a", 1, 2)}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**62 for seed in seeds)
 
 
-def test_overlapping_work_is_timed_once(monkeypatch):
+def test_overlapping_work_is_counted_once(monkeypatch):
     now = 0.0
     monkeypatch.setattr("tts.solving.clock.perf_counter", lambda: now)
     parent = Clock()

@@ -1,4 +1,4 @@
-"""Graders, on answers as models write them; in the real worker, with its time limit."""
+"""Graders, on answers as models write them, in the real worker with its time limit."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_a_custom_grader_gets_the_box_or_the_last_line(judge):
     assert [v.group for v in verdicts] == [0, 1, 2, 0]
 
 
-async def test_a_custom_grader_that_hangs_costs_one_answer_and_one_that_fails_says_so(judge):
+async def test_a_custom_grader_that_hangs_loses_one_answer_and_one_that_fails_is_named(judge):
     Path("slow.py").write_text("def check(answer, reference):\n    while answer == 'x': pass\n    return answer == reference\n")
     verdicts = await judge(["\\boxed{x}", "\\boxed{a}"], "a", "slow.py:check")
     assert [(v.answer, v.correct) for v in verdicts] == [(None, False), ("a", True)]
@@ -141,7 +141,7 @@ async def test_a_custom_grader_that_hangs_costs_one_answer_and_one_that_fails_sa
         ("math:nothing", "math has no function 'nothing'; a grader is one: def nothing"),
     ],
 )
-def test_a_grader_that_is_not_there_is_refused(name, complaint):
+def test_an_unknown_grader_is_refused(name, complaint):
     with pytest.raises(tts.InputError) as refused:
         get_grader(name)
     assert complaint in str(refused.value)
@@ -149,7 +149,7 @@ def test_a_grader_that_is_not_there_is_refused(name, complaint):
 
 
 @pytest.mark.parametrize("how", ["math", "letter", "numeric", "exact"])
-async def test_hostile_answers_keep_to_their_time_and_leave_the_others_alone(judge, how):
+async def test_hostile_answers_are_stopped_in_time_and_do_not_affect_the_others(judge, how):
     start = time.monotonic()
     good = "\\boxed{7.0}" if how != "letter" else "\\boxed{(B)}"
     verdicts = await judge([good, *HOSTILE, "\\boxed{7.0 }", good], {"letter": "B"}.get(how, "7.0"), how)

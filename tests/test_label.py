@@ -1,4 +1,4 @@
-"""Labels: the paper's terms against formulas written out, those who rate steps, and what survives a kill."""
+"""`tts label`: the paper's terms against their formulas, every source of quality, rejected rows, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tts.models.checkpoints import load_tokenizer, locate
 from tts.train.label.cache import Cache
 from tts.train.label.encoder import Encoder
 from tts.train.label.labeller import label_file
-from tts.train.label.quality import Check, Judge, Rollout, prefixes_of
+from tts.train.label.quality import CheckerQuality, JudgeQuality, RolloutQuality, prefixes_of
 from tts.train.label.targets import alignment, coherence, combine, step_target
-from tts.train.label.template import Guide
-from tts.train.settings import Label
+from tts.train.label.template import TemplateReward
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Problem, Step
 
 TEXT = "<think>\none\n\ntwo\n</think>\n\nthree\n\nIt is \\boxed{4}"
@@ -69,12 +69,12 @@ def arith_traces(path, count=6, seed=0):
 # the equations
 
 
-def test_alignment_is_the_largest_cosine_or_that_of_the_step_at_the_same_place():
+def test_alignment_is_the_largest_cosine_or_the_one_at_the_matching_position():
     rng = np.random.default_rng(0)
     steps, response = unit_vectors(rng, 5, 8), unit_vectors(rng, 2, 8)
     cosines = [[sum(a * b for a, b in zip(s, r, strict=True)) for r in response] for s in steps]
     assert alignment(steps, response) == pytest.approx([max(row) for row in cosines])
-    # steps 0 to 2 are in the first half of the way, 3 and 4 in the second
+    # steps 0 to 2 lie in the first half of the thinking, 3 and 4 in the second
     places = [0, 0, 0, 1, 1]
     assert alignment(steps, response, "matched") == pytest.approx([cosines[t][places[t]] for t in range(5)])
 
@@ -100,14 +100,14 @@ def test_terms_are_weighted_by_their_softmax():
     assert combine(np.array([1000.0, -1000.0, 0.0])) == pytest.approx(1000.0)  # no overflow
 
 
-def test_unit_targets_lie_between_0_and_1_and_rise_with_every_term():
+def test_unit_targets_lie_between_0_and_1_and_increase_with_every_term():
     rng = np.random.default_rng(2)
     for _ in range(200):
         align, quality, coh = rng.uniform(-1, 1), rng.uniform(0, 1), math.log(rng.uniform(1e-9, 1))
         target = step_target(align, quality, coh, 16)
         assert 0 <= target <= 1
-    assert step_target(0.0, 0.5, math.log(1 / 17), 16) == pytest.approx(0.5)  # one of 17 equal ones: neither good nor bad
-    # where the other terms are equal, a better step has a better target
+    assert step_target(0.0, 0.5, math.log(1 / 17), 16) == pytest.approx(0.5)  # 17 equally similar steps: neither good nor bad
+    # with the other terms equal, a better step has a higher target
     assert step_target(0.1, 1.0, -2.0, 16) > step_target(0.1, 0.0, -2.0, 16)
     assert step_target(0.9, 0.5, -2.0, 16) > step_target(0.1, 0.5, -2.0, 16)
 
@@ -115,7 +115,7 @@ def test_unit_targets_lie_between_0_and_1_and_rise_with_every_term():
 # Phi
 
 
-def test_vectors_are_mean_pooled_hidden_states_whatever_the_batch():
+def test_vectors_are_mean_pooled_hidden_states_in_any_batch():
     from transformers import AutoModel
 
     texts = ["1) 7+5=2", "add 5 gives 2", "The result is \\boxed{6}", "x"]
@@ -130,7 +130,7 @@ def test_vectors_are_mean_pooled_hidden_states_whatever_the_batch():
     assert again[:4] == pytest.approx(found[::-1], abs=1e-5)
 
 
-def test_a_sentence_transformers_model_pools_as_it_does_itself(tmp_path):
+def test_a_sentence_transformers_model_uses_its_own_pooling(tmp_path):
     st = pytest.importorskip("sentence_transformers")
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -149,7 +149,7 @@ def test_a_sentence_transformers_model_pools_as_it_does_itself(tmp_path):
     )
     assert found == pytest.approx(expected, abs=1e-6)
     mean_pooled = Encoder(str(tmp_path / "bert"), device="cpu").encode(["a b", "c d e f"])
-    assert np.abs(found - mean_pooled).max() > 1e-3  # the first token is what this one goes by
+    assert np.abs(found - mean_pooled).max() > 1e-3  # this one uses the first token
 
 
 # quality
@@ -175,19 +175,19 @@ def _rate(quality, *candidates):
 
 
 def _lucky(prompt, seed):
-    """A third of the completions end in 4."""
+    """A completion; every third seed gives the right answer, 4."""
     return f"{TEXT[:-2]}{4 if seed % 3 == 0 else 5}}}"
 
 
-def test_rollouts_rate_a_step_by_the_share_of_completions_that_are_right():
+def test_rollouts_rate_a_step_by_the_share_of_correct_completions():
     engine = ScriptedEngine(_lucky)
     [rewards, again, wrong] = _rate(
-        Rollout(engine, Grader(), Cache(None), n=9, max_tokens=200),
+        RolloutQuality(engine, Grader(), Cache(None), n=9, max_tokens=200),
         candidate(),
         candidate(),
         candidate(TEXT.replace("4}", "7}")),
     )
-    assert rewards == [pytest.approx(1 / 3)] * 3 + [1.0]  # nine seeds in a row; the last step is the trace's own answer
+    assert rewards == [pytest.approx(1 / 3)] * 3 + [1.0]  # nine consecutive seeds; the last step has the trace's outcome
     assert again == rewards
     assert wrong[:3] == rewards[:3]
     assert wrong[3] == 0.0
@@ -196,10 +196,10 @@ def test_rollouts_rate_a_step_by_the_share_of_completions_that_are_right():
 
 def test_rollouts_need_an_answer():
     with pytest.raises(InputError, match="no answer, which --quality rollout needs"):
-        _rate(Rollout(ScriptedEngine(_lucky), Grader(), Cache(None)), candidate(answer=None))
+        _rate(RolloutQuality(ScriptedEngine(_lucky), Grader(), Cache(None)), candidate(answer=None))
 
 
-def test_a_think_tag_that_the_template_opens_is_not_opened_twice():
+def test_a_think_tag_that_the_chat_template_opens_is_not_opened_twice():
     seen = []
 
     class Opening(ScriptedEngine):
@@ -210,27 +210,27 @@ def test_a_think_tag_that_the_template_opens_is_not_opened_twice():
             seen.append(self.decode(prefix))
             return await super().generate(prefix, n, sampling)
 
-    _rate(Rollout(Opening(_lucky), Grader(), Cache(None), n=3, max_tokens=200), candidate())
+    _rate(RolloutQuality(Opening(_lucky), Grader(), Cache(None), n=3, max_tokens=200), candidate())
     assert len(seen) == 3
     assert {text.count("<think>") for text in seen} == {1}
 
 
-def test_what_was_rated_is_kept_in_a_file(tmp_path):
+def test_ratings_are_cached_in_a_file(tmp_path):
     engine = ScriptedEngine(_lucky)
     for _ in range(2):
         cache = Cache(tmp_path / "cache", "model")
-        _rate(Rollout(engine, Grader(), cache, n=3, max_tokens=200), candidate())
+        _rate(RolloutQuality(engine, Grader(), cache, n=3, max_tokens=200), candidate())
         cache.close()
     assert engine.calls == 3
     cache = Cache(tmp_path / "cache", "another model")
-    _rate(Rollout(engine, Grader(), cache, n=3, max_tokens=200), candidate())
+    _rate(RolloutQuality(engine, Grader(), cache, n=3, max_tokens=200), candidate())
     assert engine.calls == 6
     (tmp_path / "no-table").write_text("hello, this is no table at all" * 100)
     with pytest.raises(InputError, match="as a cache"):
         Cache(tmp_path / "no-table")
 
 
-def test_a_judge_is_shown_the_problem_the_steps_before_and_the_response():
+def test_the_judge_sees_the_problem_the_steps_before_and_the_response():
     asked = []
 
     def say(prompt, seed):
@@ -238,43 +238,60 @@ def test_a_judge_is_shown_the_problem_the_steps_before_and_the_response():
         step = prompt.split("Step to rate:\n")[1].split("\n\nFinal response:")[0]
         return {"one": "Rating: 10", "two": "It is fine.\nRating: 3", "three": "**Rating:** 0"}.get(step, "rating - 7")
 
-    [ratings] = _rate(Judge(ScriptedEngine(say), Cache(None)), candidate(prompt="{step} is a word"))
+    [ratings] = _rate(JudgeQuality(ScriptedEngine(say), Cache(None)), candidate(prompt="{step} is a word"))
     assert ratings == [1.0, 0.3, 0.0, 0.7]
     second = next(prompt for prompt in asked if "Step to rate:\ntwo" in prompt)
-    assert "Problem:\n{step} is a word\n" in second  # what a problem says fills in nothing
+    assert "Problem:\n{step} is a word\n" in second  # a field's name inside a problem stays text
     assert "Steps before:\none\n" in second
     assert "Final response:\nthree\n\nIt is \\boxed{4}\n" in second
 
 
-def test_a_judge_without_a_rating_is_asked_again_and_then_an_error():
+def test_a_judge_that_gives_no_rating_is_asked_again_before_the_trace_is_rejected():
     tries = []
 
     def say(prompt, seed):
         tries.append(seed)
         return "Rating: 8" if len(tries) == 2 else "I would give it 11 of 10. Rating: 11"
 
-    assert _rate(Judge(ScriptedEngine(say), Cache(None)), candidate("one")) == [[0.8]]
-    with pytest.raises(InputError, match="no rating from 0 to 10 in 3 tries"):
-        _rate(Judge(ScriptedEngine(lambda prompt, seed: "Yes!"), Cache(None)), candidate("one"))
+    assert _rate(JudgeQuality(ScriptedEngine(say), Cache(None)), candidate("one")) == [[0.8]]
+    with pytest.raises(InputError, match="no rating from 0 to 10 in 3 attempts"):
+        _rate(JudgeQuality(ScriptedEngine(lambda prompt, seed: "Yes!"), Cache(None)), candidate("one"))
 
 
-def test_a_checker_rates_arith_or_is_the_users(tmp_path):
+def test_the_checker_is_that_of_arith_or_a_function_of_the_user(tmp_path):
     chain = arith.read("Start with 7.\n1) add 5\n2) multiply by 3\nWhat is the last digit?")
     assert chain == arith.Chain(7, (("+", 5), ("*", 3)))
     text = "<think>\n1) 7+5=2\n\n2) 2*3=5\n</think>\n\nadd 5 gives 2\n\nmultiply by 3 gives 5\n\nThe result is \\boxed{5}"
-    assert _rate(Check(), candidate(text, "6", chain.prompt)) == [[1, 0, 1, 0, 0]]
-    with pytest.raises(InputError, match="problems of arith only"):
-        _rate(Check(), candidate())
+    assert _rate(CheckerQuality(), candidate(text, "6", chain.prompt)) == [[1, 0, 1, 0, 0]]
+    with pytest.raises(InputError, match="problems of the arith benchmark"):
+        _rate(CheckerQuality(), candidate())
     (tmp_path / "own.py").write_text(
         "def rate(problem, thinking, response, answer):\n    return [0.5 for _ in thinking] + [1] * len(response)\n"
     )
-    assert _rate(Check(f"{tmp_path}/own.py:rate"), candidate()) == [[0.5, 0.5, 1, 1]]
+    assert _rate(CheckerQuality(f"{tmp_path}/own.py:rate"), candidate()) == [[0.5, 0.5, 1, 1]]
     (tmp_path / "bad.py").write_text("def rate(problem, thinking, response, answer):\n    return [2.0]\n")
-    with pytest.raises(InputError, match=r"gave \[2.0\] for 4 steps"):
-        _rate(Check(f"{tmp_path}/bad.py:rate"), candidate())
+    with pytest.raises(InputError, match=r"returned \[2.0\] for 4 steps"):
+        _rate(CheckerQuality(f"{tmp_path}/bad.py:rate"), candidate())
 
 
-def test_every_chain_is_read_back_from_its_prompt():
+def test_a_checker_that_fails_on_a_trace_rejects_that_trace_alone(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def rate(problem, thinking, response, answer):\n"
+        "    if answer == '4':\n        raise KeyError('four')\n"
+        "    return None if answer == '5' else [1] * (len(thinking) + len(response))\n"
+    )
+    rows = [{"problem": "2 + 2 = ?", "answer": answer, "text": TEXT} for answer in ("4", "5", "6")]
+    out = tmp_path / "labelled.jsonl"
+    checker = f"{tmp_path}/own.py:rate"
+    traces = write(tmp_path / "traces.jsonl", rows)
+    tally = label_file(LabelSettings(traces=traces, out=out, quality=checker, targets="quality", final="none"))
+    assert (tally.done, tally.rejected) == (1, 2)
+    errors = [row["error"] for row in rows_of(tmp_path / "labelled.rejected.jsonl")]
+    assert errors[0] == f"--quality {checker} failed: KeyError: 'four'"
+    assert errors[1].startswith(f"--quality {checker} failed: TypeError: ")
+
+
+def test_every_arith_problem_is_parsed_back_from_its_prompt():
     assert all(arith.read(chain.prompt) == chain for chain in arith.take("dev", 50))
     assert arith.read("Start with 7.\nWhat is the last digit?") is None
 
@@ -282,7 +299,7 @@ def test_every_chain_is_read_back_from_its_prompt():
 # the trajectory reward
 
 
-def test_the_policy_answers_under_the_template_that_the_expert_extracts():
+def test_the_policy_solves_the_problem_by_the_template_that_the_expert_extracts():
     asked = []
 
     def expert(prompt, seed):
@@ -293,23 +310,24 @@ def test_the_policy_answers_under_the_template_that_the_expert_extracts():
         asked.append(prompt)
         return f"\\boxed{{{4 if seed % 4 == 0 else 3}}}"
 
-    guide = Guide(ScriptedEngine(expert), ScriptedEngine(policy), Grader(), Cache(None), n=8, max_tokens=100)
-    template, share = asyncio.run(guide.reward(candidate()))
+    reward = TemplateReward(ScriptedEngine(expert), ScriptedEngine(policy), Grader(), Cache(None), n=8, max_tokens=100)
+    template, share = asyncio.run(reward.rate(candidate()))
     assert template == "Add what there is."
     assert share == 0.25
     assert TEXT in asked[0]
     assert asked[1].startswith("2 + 2 = ?\n")
     assert "Add what there is." in asked[1]
+    silent = ScriptedEngine(lambda *_: "")
     with pytest.raises(InputError, match="wrote no template"):
-        asyncio.run(Guide(ScriptedEngine(lambda *_: ""), ScriptedEngine(policy), Grader(), Cache(None)).reward(candidate()))
+        asyncio.run(TemplateReward(silent, ScriptedEngine(policy), Grader(), Cache(None)).rate(candidate()))
 
 
 # files
 
 
-def test_every_term_stands_beside_the_target_that_it_is_part_of(tmp_path):
+def test_a_row_holds_every_term_beside_the_target_made_of_it(tmp_path):
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
+    label_file(LabelSettings(traces=arith_traces(tmp_path / "traces.jsonl"), out=out, quality="check", final="outcome"))
     rows = rows_of(out)
     assert len(rows) == 6
     for row, labelled in zip(rows, read_labelled(out), strict=True):
@@ -327,11 +345,11 @@ def test_every_term_stands_beside_the_target_that_it_is_part_of(tmp_path):
         assert labelled.steps == tuple(row["step_targets"])
 
 
-def test_terms_of_a_trace_are_those_of_its_steps_embeddings(tmp_path):
-    """Negatives are steps of other problems; the first step follows the problem."""
+def test_coherence_is_computed_from_the_embeddings_of_the_steps(tmp_path):
+    """The negatives are steps of other problems; the step before the first one is the problem."""
     out = tmp_path / "labelled.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 2), out=out, quality="check", final="none", negatives=1000, tau=0.5
         )
     )
@@ -351,8 +369,8 @@ def test_terms_of_a_trace_are_those_of_its_steps_embeddings(tmp_path):
         assert first["terms"]["coherence"][t] == pytest.approx(own - math.log(sum(map(math.exp, [own, *others]))))
 
 
-def test_rollouts_of_the_bundled_policy_see_an_error_where_it_is_made(tmp_path):
-    """After the first wrong step hardly any completion is right; before it, more are."""
+def test_rollouts_of_the_bundled_policy_find_the_wrong_step(tmp_path):
+    """After the wrong step hardly any completion is correct; before it, more are."""
     chain = arith.take("dev", 1)[0]
     values = [chain.start, *chain.values]
     right = [f"{i + 1}) {values[i]}{symbol}{b}={values[i + 1]}" for i, (symbol, b) in enumerate(chain.operations)]
@@ -367,15 +385,17 @@ def test_rollouts_of_the_bundled_policy_see_an_error_where_it_is_made(tmp_path):
         for steps in (right, wrong)
     ]
     out = tmp_path / "labelled.jsonl"
-    label_file(Label(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150))
+    label_file(
+        LabelSettings(traces=write(tmp_path / "t.jsonl", rows), out=out, targets="quality", final="none", n=32, max_tokens=150)
+    )
     good, bad = rows_of(out)
     last = len(right) - 1
     assert good["step_targets"][last] > 0.8
     assert bad["step_targets"][last] < 0.1
-    assert good["step_targets"][:last] == bad["step_targets"][:last]  # the same prefixes, the same samples
+    assert good["step_targets"][:last] == bad["step_targets"][:last]  # same prefixes, same samples
 
 
-def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
+def test_rows_that_cannot_be_labelled_are_rejected_with_the_reason(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 3)
     fine = traces.read_text()
     hostile = [
@@ -386,7 +406,7 @@ def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
     ]  # fmt: skip
     traces.write_text("no json\n" + fine + "".join(json.dumps(row) + "\n" for row in hostile))
     out = tmp_path / "labelled.jsonl"
-    tally = label_file(Label(traces=traces, out=out, quality="check", final="outcome"))
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", final="outcome"))
     assert (tally.done, tally.rejected) == (3, 5)
     reasons = [row["error"] for row in rows_of(tmp_path / "labelled.rejected.jsonl")]
     for reason, expected in zip(
@@ -395,22 +415,22 @@ def test_rows_that_cannot_be_labelled_are_set_aside_with_the_reason(tmp_path):
             "not valid JSON",
             "has no thinking part",
             "has no response",
-            "problems of arith only",
+            "problems of the arith benchmark",
             "no answer, which --final outcome needs",
         ],
         strict=True,
     ):
         assert expected in reason
-    out = tmp_path / "hard.jsonl"  # hard labels compare nothing
-    tally = label_file(Label(traces=traces, out=out, quality="check", targets="hard", final="none"))
+    out = tmp_path / "hard.jsonl"  # hard labels need no comparison with the response
+    tally = label_file(LabelSettings(traces=traces, out=out, quality="check", targets="hard", final="none"))
     assert (tally.done, tally.rejected) == (6, 2)
     assert {value for row in rows_of(out) for value in row["step_targets"]} <= {0.0, 1.0}
 
 
-def test_one_problem_has_nothing_to_be_compared_with(tmp_path):
+def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 1)
-    with pytest.raises(InputError, match="one problem at most"):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
+    with pytest.raises(InputError, match="at most one problem"):
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", quality="check", final="none"))
 
 
 @pytest.mark.parametrize(
@@ -421,20 +441,20 @@ def test_one_problem_has_nothing_to_be_compared_with(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is no field"),
+        ({"field": ["x=y"]}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],
 )
-def test_bad_settings_are_said(tmp_path, options, message):
+def test_bad_settings_are_reported(tmp_path, options, message):
     from pathlib import Path
 
     traces = Path(options.pop("traces", arith_traces(tmp_path / "traces.jsonl", 2)))
     with pytest.raises(InputError, match=message):
-        label_file(Label(traces=traces, out=tmp_path / "out.jsonl", **options))
+        label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", **options))
 
 
-def test_a_killed_labelling_goes_on_to_the_same_rows(tmp_path):
+def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 120)
     command = [sys.executable, "-m", "tts.cli", "label", str(traces), "--quality", "check", "--final", "outcome"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -454,32 +474,32 @@ def test_a_killed_labelling_goes_on_to_the_same_rows(tmp_path):
     expected, found = rows_of(whole), rows_of(killed)
     assert [row["id"] for row in found] == [row["id"] for row in expected]
     for a, b in zip(expected, found, strict=True):
-        assert a["step_targets"] == pytest.approx(b["step_targets"], abs=1e-5)  # batches of another make, another last bit
+        assert a["step_targets"] == pytest.approx(b["step_targets"], abs=1e-5)  # batches of other sizes differ in the last bits
     other = subprocess.run(
         [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "was begun with tau = 0.1, not 0.3" in other.stderr
+    assert "was started with tau = 0.1, not 0.3" in other.stderr
 
 
 def rows_of_whole_lines(path):
     return path.read_bytes().split(b"\n")[:-1]
 
 
-# public layouts of step labels
+# public data sets of step labels
 
 
-def test_trls_columns_come_in_and_go_out(tmp_path):
+def test_trl_columns_are_read_and_written(tmp_path):
     row = {"prompt": "2 + 2 = ?", "completions": ["one", " ", "two\n\nthree"], "labels": [True, False, 0], "correct": False}
     [labelled] = parse_labelled(json.dumps(row), 1, {})
     assert labelled.trace.candidate.problem.prompt == "2 + 2 = ?"
-    assert labelled.trace.candidate.trajectory.response == ("one", "two\nthree")  # a blank line would part it in two
+    assert labelled.trace.candidate.trajectory.response == ("one", "two\nthree")  # a blank line would split it into two steps
     assert labelled.steps == (1.0, 0.0)
     assert labelled.correct is False
     assert trl_row(labelled) == {"prompt": "2 + 2 = ?", "completions": ["one", "two\nthree"], "labels": [True, False]}
     out = tmp_path / "trl.jsonl"
     label_file(
-        Label(
+        LabelSettings(
             traces=arith_traces(tmp_path / "traces.jsonl", 3),
             out=out,
             quality="check",
@@ -492,7 +512,7 @@ def test_trls_columns_come_in_and_go_out(tmp_path):
         assert [bool(target) for target in labelled.steps] == row["labels"]
 
 
-def test_math_shepherds_columns_come_in():
+def test_math_shepherd_columns_are_read():
     row = {
         "input": "2 + 2 + 2 = ? Step 1: 2 + 2 = 4 ки\nStep 2: 4 + 2 = 7. The answer is: 7 ки",
         "label": "2 + 2 + 2 = ? Step 1: 2 + 2 = 4 +\nStep 2: 4 + 2 = 7. The answer is: 7 -",
@@ -506,7 +526,7 @@ def test_math_shepherds_columns_come_in():
         parse_labelled(json.dumps({**row, "label": row["label"][:-1] + "?"}), 1, {})
 
 
-def test_prm800ks_rows_come_in_with_every_rated_completion():
+def test_every_rated_completion_of_a_prm800k_row_is_read():
     row = {
         "question": {"problem": "2 + 2 = ?", "ground_truth_answer": "4"},
         "label": {
@@ -535,15 +555,15 @@ def test_prm800ks_rows_come_in_with_every_rated_completion():
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
         ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected numbers, true or false, or null"),
-        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is no number of JSON's"),
+        ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is not a JSON number"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),
-        ({"problem": "x", "text": "a"}, "no targets in it"),
-        ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of texts"),
+        ({"problem": "x", "text": "a"}, "the line has no targets"),
+        ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of strings"),
         ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no completions with a text"),
-        ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no text under 'problem'"),
+        ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no string under 'problem'"),
     ],
 )
-def test_rows_that_are_no_labels_are_said_with_their_line(tmp_path, row, message):
+def test_rows_without_labels_are_reported_with_their_line(tmp_path, row, message):
     path = write(tmp_path / "labels.jsonl", [{"problem": "x", "text": "a", "step_targets": [1]}, row])
     with pytest.raises(InputError, match="line 2: .*" + message):
         list(read_labelled(path))

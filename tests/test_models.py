@@ -112,7 +112,7 @@ def test_a_model_that_is_not_attention_all_through_is_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["layer_types"] = ["full_attention", "linear_attention", "full_attention"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"not a plain attention model.*--engine vllm or sglang"):
+    with pytest.raises(InputError, match=r"has layers other than plain attention.*--engine vllm or sglang"):
         TransformersEngine(str(folder))
 
 
@@ -130,17 +130,26 @@ async def test_half_precision_gives_nearly_the_same_logprobs(dtype, engine, prob
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:7"}, "device is 'cuda:7'; expected auto or one that is here: cpu"),
+        ({"device": "cuda:7"}, "device is 'cuda:7'; expected auto or a device of this machine: cpu"),
         ({"device": "toaster"}, "device is 'toaster'"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected one of auto, float32, bfloat16, float16"),
         ({"adapter": "/nowhere"}, "no adapter at '/nowhere': expected a folder that peft's save_pretrained wrote"),
     ],
 )
-def test_devices_precisions_and_adapters_that_are_not_there(options, message):
+def test_missing_devices_unknown_precisions_and_missing_adapters_are_refused(options, message):
     if "cuda" in options.get("device", "") and torch.cuda.device_count() > 7:
-        pytest.skip("that device is here")
+        pytest.skip("this machine has that device")
     with pytest.raises(InputError, match=message):
         TransformersEngine("arith-policy", **options)
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert checkpoints.find_device("cuda:1") == torch.device("cuda:1")
+    assert checkpoints.find_device("auto") == torch.device("cuda")
+    with pytest.raises(InputError, match="'cuda:2'; expected auto or a device of this machine: cuda:0 to cuda:1, cpu"):
+        checkpoints.find_device("cuda:2")
 
 
 def write_adapter(folder, rank=4):
@@ -192,5 +201,6 @@ async def test_running_out_of_memory_says_what_to_lower(problems, monkeypatch):
 
 
 async def test_a_stop_string_that_can_never_appear(engine, problems):
-    with pytest.raises(InputError, match=r"'<\|im_end\|>' can never appear: in this model's tokens it is left out of the text"):
+    complaint = r"'<\|im_end\|>' can never appear: with this model's tokenizer it is omitted from the decoded text"
+    with pytest.raises(InputError, match=complaint):
         await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("<|im_end|>",)))

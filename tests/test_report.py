@@ -21,12 +21,12 @@ from tts.errors import InputError
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.runs.runner import Settings
-from tts.show.browse import list_runs, plain, rated_steps, show_problem, twigs
+from tts.show.browse import list_runs, printable, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
-from tts.types import Branch, Reward, Usage
+from tts.strategies import get_strategy
+from tts.types import REPEATS, Branch, Reward, Usage
 
 HOSTILE = [
     "<script>alert(1)</script>", "</textarea><img src=x onerror=alert(2)>", "</script><script>alert(3)</script>", "{{7*7}}",
@@ -60,8 +60,8 @@ def searched(i):
     steps = ["first\n\n", "second\n\n", "end"]
     tree = (
         Branch(None, 0, steps[0], 3, "step", 0.9, "kept"),
-        Branch(None, 0, steps[0], 3, "step", None, "pruned: repeats a sibling"),
-        Branch(None, 0, "astray\n\n", 3, "step", 0.1, "pruned: not among the best"),
+        Branch(None, 0, steps[0], 3, "step", None, "pruned", REPEATS),
+        Branch(None, 0, "astray\n\n", 3, "step", 0.1, "pruned", "not among the best"),
         Branch(0, 1, steps[1], 3, "step", 1.6, "kept"),
         Branch(3, 2, steps[2], 3, "stop", 1.8, "returned"),
     )
@@ -76,7 +76,7 @@ def make_run(folder, records, strategy="bon", **options):
     for record in records:
         store.append(record, {"id": record.id})
     summary = summarize(
-        records, build(get_strategy(strategy), options), name=strategy, benchmark="b", cached=0,
+        records, configure(get_strategy(strategy), options), name=strategy, benchmark="b", cached=0,
         seconds=Seconds(2.0, 1.5, 0.5), run=str(folder), reward=lambda a: Reward(a.rewards or (), a.final),
     )  # fmt: skip
     store.write_summary(summary.to_json())
@@ -95,7 +95,7 @@ def hostile():
     records = [
         Record(f"id {text}", text, text,
                (attempt([f"<think>{text}\n\n", f"{text}</think>\n\n", f"so {text}"], rewards=(0.1, 0.5, 0.9), answer=text),),
-               0, True, Usage(generated=9, calls=1), tree=(Branch(None, 0, text, 3, "stop", 0.5, f"pruned: {text}"),))
+               0, True, Usage(generated=9, calls=1), tree=(Branch(None, 0, text, 3, "stop", 0.5, "pruned", text),))
         for text in HOSTILE
     ]  # fmt: skip
     broken = Record("broken", "p", "1", (), None, None, Usage(), f"ValueError: {HOSTILE[0]}")
@@ -139,7 +139,7 @@ def test_the_numbers_are_the_summarys(runs):
     assert sum(int(row["candidates"]) for row in bins) == 48
 
 
-def test_the_plots_are_there_or_the_report_says_how_to_get_them(runs, monkeypatch):
+def test_plots_are_written_or_the_report_says_how_to_get_them(runs, monkeypatch):
     pytest.importorskip("matplotlib")
     write_report(runs, Path("a.html"))
     kinds = {path.name for path in Path("a_files").iterdir()}
@@ -153,7 +153,7 @@ def test_the_plots_are_there_or_the_report_says_how_to_get_them(runs, monkeypatc
     assert {path.suffix for path in Path("b_files").iterdir()} == {".csv"}
 
 
-def test_hostile_texts_do_not_leave_their_place_in_the_file(hostile):
+def test_hostile_texts_cannot_break_out_of_their_place_in_the_file(hostile):
     page = write_report([hostile], Path("r.html")).read_text(encoding="utf-8")
     assert len(re.findall("<script", page)) == len(re.findall("</script>", page)) == 2
     assert "alert(1)</script>" not in page
@@ -162,7 +162,7 @@ def test_hostile_texts_do_not_leave_their_place_in_the_file(hostile):
     assert not re.search(r"(?:src|href)=(?!\"#)", page.split("<script", 1)[0])
 
 
-def test_a_cell_is_no_formula():
+def test_a_cell_is_never_a_formula():
     record = Record("=1+1", "p", "-3", (attempt(["x"], answer="@SUM(A1)"),), 0, True, Usage(calls=1))
     write_report([make_run("r", [record], n=1)], Path("r.html"))
     assert [(row["id"], row["reference"], row["answer"]) for row in table(Path("r_files/problems.csv"))] == [
@@ -170,7 +170,7 @@ def test_a_cell_is_no_formula():
     ]
 
 
-def test_runs_that_cannot_be_reported_say_so(runs):
+def test_runs_that_cannot_be_reported_are_one_line(runs):
     for folders, out, words in (
         ([], "r.html", "at least one"),
         ([Path("nowhere")], "r.html", "no such folder"),
@@ -184,7 +184,7 @@ def test_runs_that_cannot_be_reported_say_so(runs):
     with pytest.raises(InputError, match="--resume bon-run"):
         write_report(runs, Path("r.html"))
     (runs[1] / "results.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(InputError, match="no result"):
+    with pytest.raises(InputError, match="a row that cannot be read"):
         write_report(runs[1:], Path("r.html"))
 
 
@@ -216,7 +216,7 @@ def test_rewards_are_paired_with_the_part_that_was_rated():
     )
 
 
-def test_the_tree_counts_repeats_in_and_marks_what_was_chosen():
+def test_the_tree_counts_repeats_and_marks_the_chosen_branch():
     found = twigs(searched(0))
     assert [(t.branch.text.strip(), t.parent, t.copies, t.chosen) for t in found] == [
         ("first", None, 2, False), ("astray", None, 1, False), ("second", 0, 1, False), ("end", 2, 1, True),
@@ -242,15 +242,15 @@ def test_show_of_an_unknown_problem_names_close_ones(runs):
         show_problem(runs[0], "p-1", candidates=0)
 
 
-def test_a_terminal_gets_no_orders_from_a_model(hostile):
+def test_a_terminal_gets_no_control_characters_from_a_model(hostile):
     for text in HOSTILE:
         printed = shown(show_problem(hostile, f"id {text}", candidates=None))
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed)
-        assert plain(text).split("\u2028")[0] in printed
+        assert printable(text).split("\u2028")[0] in printed
     assert "failed: ValueError: <script>" in shown(show_problem(hostile, "broken", candidates=None))
 
 
-def test_runs_are_listed_newest_first_with_what_is_wrong(runs):
+def test_runs_are_listed_newest_first_with_their_errors(runs):
     root = Path("all")
     root.mkdir()
     for i, run in enumerate(runs):
@@ -318,13 +318,13 @@ def test_rank_correlation_against_its_definition(seed):
     assert reward_length_correlation(rewards, lengths) == pytest.approx(spearman(rewards, lengths))
 
 
-def test_rank_correlation_where_it_is_plain():
+def test_rank_correlation_of_simple_cases():
     assert reward_length_correlation([0.1, 0.2, 0.9], [1, 50, 51]) == pytest.approx(1)
     assert reward_length_correlation([0.1, 0.2, 0.9], [3, 2, 1]) == pytest.approx(-1)
     assert reward_length_correlation([0.5, 0.5], [1, 2]) is None
 
 
-def test_the_front_has_what_nothing_else_beats():
+def test_the_front_is_what_no_other_point_beats():
     assert pareto([(1, 0.2), (2, 0.5), (2, 0.4), (3, 0.5), (4, 0.9), (1, 0.2)]) == [True, True, False, False, True, True]
 
 
@@ -411,7 +411,7 @@ def test_the_keyboard_reaches_a_problem(chromium, runs):
         assert tab.evaluate("document.querySelector('#problem').contains(document.activeElement)")
 
 
-def test_hostile_texts_are_shown_and_never_run(chromium, hostile):
+def test_hostile_texts_are_shown_but_never_executed(chromium, hostile):
     with opened(chromium, write_report([hostile], Path("r.html"))) as tab:
         for text in HOSTILE:
             expected = text.replace("\ud83d", "")  # a browser shows a sign in its place
@@ -456,7 +456,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_from_what_is_behind_them(chromium, runs, scheme):
+def test_texts_have_enough_contrast(chromium, runs, scheme):
     with opened(chromium, write_report(runs, Path("r.html")), scheme=scheme) as tab:
         contrasts = tab.evaluate(CONTRASTS)
         assert len(contrasts) > 100

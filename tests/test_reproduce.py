@@ -120,7 +120,7 @@ def test_intervals_are_over_seeds_and_problems():
 
 def test_a_verdict_is_what_the_interval_says():
     assert Range(0.1, 0.05, 0.2).verdict == "yes"
-    assert Range(0.1, -0.05, 0.2).verdict == "unresolved: the interval contains 0"
+    assert Range(0.1, -0.05, 0.2).verdict == "not resolved: the interval contains 0"
     assert Range(-0.1, -0.2, -0.05).verdict == "no, the other way round"
     assert str(Range(0.5, 0.25, 0.75)) == "50.0 [25.0, 75.0]"
     assert Range(0.5, -0.25, 0.75).signed() == "+50.0 [-25.0, +75.0]"

@@ -1,4 +1,4 @@
-"""Whole runs: the run folder, resuming, determinism, failures; on the bundled models."""
+"""Whole runs on the bundled models: the run folder, resuming, determinism, failures."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_greedy_single(loaded):
     assert (summary.n, summary.curve, summary.usage.scored) == (1, (), 0)
 
 
-def plain(summary):
-    """A summary without what depends on the machine's day: times, place, and what happened to be cached."""
+def comparable(summary):
+    """A summary without what may differ between equal runs: times, the folder, and what happened to be cached."""
     return replace(summary, seconds=None, run="", usage=replace(summary.usage, cached=0), flops=None)
 
 
@@ -106,7 +106,7 @@ def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
     undisturbed = tts.run("bon", limit=60, n=8, out="whole", **loaded)
     assert rows("killed") == rows("whole")
     assert set(before) <= set(rows("killed"))
-    assert plain(resumed) == plain(undisturbed)
+    assert comparable(resumed) == comparable(undisturbed)
     assert resumed.seconds.total > 0
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loade
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         results, deadline = Path("killed/results.jsonl"), time.monotonic() + 60
-        more = rng.choice((0, 0, 1, 3))  # rows to wait for; without any it dies while it starts
+        more = rng.choice((0, 0, 1, 3))  # rows to wait for; with 0 it is killed while it starts
         while (
             time.monotonic() < deadline
             and process.poll() is None
@@ -144,8 +144,8 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loade
     assert rows("killed") == rows("whole")
 
 
-def test_a_disk_that_is_full_is_said_and_nothing_that_was_done_is_lost(loaded):
-    limit = 20_000  # bytes of a file, as a disk without room for more
+def test_a_full_disk_is_one_line_and_loses_nothing(loaded):
+    limit = 20_000  # bytes per file, which has the effect of a full disk
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_that_was_done_is_lost(loaded):
     assert set(kept) <= set(rows("full"))
 
 
-def test_resuming_a_finished_run_solves_nothing_again(loaded):
+def test_resuming_a_finished_run_solves_nothing(loaded):
     tts.run("bon", out="r", **SMALL, **loaded)
     first = rows("r")
     progress = Progress()
@@ -175,12 +175,12 @@ def test_resuming_a_finished_run_solves_nothing_again(loaded):
 
 @dataclass(frozen=True)
 class Fragile(Strategy):
-    """Fails on some problems, until it is mended."""
+    """Fails on some problems until it is fixed."""
 
     uses_scorer = False
 
     async def solve(self, problem, generator, scorer):
-        if problem.id.endswith("1") and not Path("mended").exists():
+        if problem.id.endswith("1") and not Path("fixed").exists():
             raise RuntimeError(f"cannot solve {problem.id}")
         return Result(await generator.finish(Candidate(problem)))
 
@@ -190,13 +190,13 @@ def test_a_failed_problem_is_a_row_and_is_tried_again_on_resume(loaded):
     failed = [r for r in RunStore.open(Path("r")).records() if r.error]
     assert (summary.failed, len(failed), summary.problems, summary.graded) == (2, 2, 12, 10)
     assert failed[0].error.startswith("RuntimeError: cannot solve arith-1")
-    Path("mended").touch()
+    Path("fixed").touch()
     again = tts.run(Fragile(), resume="r", **loaded)
     assert (again.failed, again.graded) == (0, 12)
     assert len(rows("r")) == 12
 
 
-def test_records_survive_the_trip_through_json(loaded):
+def test_records_survive_a_round_trip_through_json(loaded):
     tts.run("bon", out="r", limit=2, n=2, **loaded)
     for record in RunStore.open(Path("r")).records():
         assert Record.from_json(record.to_json()) == record
@@ -210,7 +210,7 @@ def test_a_problem_with_half_a_surrogate_pair_is_kept(loaded):
     assert len(RunStore.open(Path("r")).records()) == 2
 
 
-def test_rows_without_an_answer_are_run_but_not_graded(loaded):
+def test_problems_without_an_answer_are_solved_but_not_graded(loaded):
     Path("mine.jsonl").write_text(
         '{"problem": "Start with 1.\\n1) add 2\\nWhat is the last digit?"}\n{"problem": "x", "answer": 3}\n'
     )

@@ -108,9 +108,10 @@ def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
     assert tally.rejected == 12
     assert [row["line"] for row in rejected] == [*range(1, 13)]
     expected = [
-        "not valid JSON", "not a JSON object", "no text under 'problem'", "nothing to score", "the trace is empty",
-        "'steps' is \"a\"; expected a list", "'steps' holds a <think>", "a trace of 4011 tokens is longer than the 1024",
-        "the id is [1]", "candidate 0 has no list of texts", "not valid JSON: NaN", "not valid JSON: nested too deeply",
+        "not valid JSON", "not a JSON object", "no string under 'problem'", "the line has no trace", "the trace is empty",
+        "'steps' is \"a\"; expected a list", "the <think> or </think> tags in 'steps'",
+        "a trace of 4011 tokens is longer than the 1024", "the id is [1]",
+        "candidate 0 has no list of strings", "not valid JSON: NaN", "not valid JSON: nested too deeply",
     ]  # fmt: skip
     assert all(row["error"].startswith(start) for row, start in zip(rejected, expected, strict=True))
     assert rejected[0]["row"] == "nonsense"
@@ -153,11 +154,11 @@ def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
 def test_a_file_goes_on_only_under_its_settings(tmp_path, prm):
     path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a"})
     score(path, prm=prm)
-    with pytest.raises(InputError, match=r"out\.jsonl exists; go on with it by --resume"):
+    with pytest.raises(InputError, match=r"out\.jsonl exists; continue it with --resume"):
         score(path, prm=prm)
-    with pytest.raises(InputError, match=r"was begun with alpha = 1\.0, not 0\.5"):
+    with pytest.raises(InputError, match=r"was started with alpha = 1\.0, not 0\.5"):
         score_file(ScoreSettings(path, alpha=0.5), out=Path("out.jsonl"), resume=True, scorer_instance=prm)
-    with pytest.raises(InputError, match="was not begun by tts score"):
+    with pytest.raises(InputError, match="was not started by tts score"):
         score_file(ScoreSettings(path), out=Path("other.jsonl"), resume=True, scorer_instance=prm)
 
 
@@ -187,15 +188,15 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
         (["nothing.jsonl"], "no file nothing.jsonl"),
         (["t.jsonl", "--scorer", "agreement"], "agreement compares solutions of one problem"),
         (["t.jsonl", "--resume"], "say which with --out"),
-        (["t.jsonl", "--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
         (["t.jsonl", "--scorer-format", "qwen"], "--scorer-format is 'qwen'; known formats: qwen-math, reasonflux"),
         (["t.jsonl", "--scorer-arg", "batch_tokens=many"], "batch_tokens is 'many'; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "cache_gib=-1"], "cache_gib is -1; it should be a number, at least 0"),
         (["t.jsonl", "--scorer-arg", "window=yes"], "window is 'yes'; it should be true or false"),
         (["t.jsonl", "--scorer", "judge", "--scorer-arg", "draws=0"], "draws is 0; it should be a whole number, at least 1"),
-        (["t.jsonl", "--scorer-arg", "wings=2"], "takes no 'wings' here"),
+        (["t.jsonl", "--scorer-arg", "wings=2"], "does not accept 'wings'"),
         (["t.jsonl", "--scorer-arg", "dtype=int3"], "dtype is 'int3'; expected one of auto, float32"),
-        (["t.jsonl", "--scorer-engine", "server"], "--scorer-url and --scorer-engine server go together"),
+        (["t.jsonl", "--scorer-engine", "server"], "--scorer-engine server needs --scorer-url"),
         (["t.jsonl", "--scorer", "length", "--score-over", "think"], "--score-over are for reward models; length is none"),
         (["t.jsonl", "--scorer", "length", "--alpha", "0"], "rates a trace as a whole; --alpha 0 leaves nothing"),
         (["t.jsonl", "--out", "/proc/none/x.jsonl"], "cannot write to"),

@@ -140,19 +140,19 @@ def test_a_head_that_is_not_two_wide_is_refused(folder):
     weights["score.2.weight"] = torch.zeros(400, 32)
     weights["score.2.bias"] = torch.zeros(400)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"is 400 wide; a step PRM's is 2 wide"):
+    with pytest.raises(InputError, match=r"has 400 outputs; a step PRM's head has 2"):
         PRM(str(folder))
 
 
-def test_a_language_model_is_no_scorer():
-    with pytest.raises(InputError, match=r"no reward head that I know \(Qwen2ForCausalLM\): a language model is given as"):
+def test_a_language_model_is_not_a_scorer():
+    with pytest.raises(InputError, match=r"\(Qwen2ForCausalLM\) is not recognised as a process reward model"):
         PRM("arith-policy")
 
 
-def test_a_reward_model_is_no_policy():
+def test_a_reward_model_is_not_a_policy():
     from tts.engines.transformers import TransformersEngine
 
-    with pytest.raises(InputError, match="is a reward model, not a policy: give it as --scorer"):
+    with pytest.raises(InputError, match="is a reward model, not a policy: pass it as --scorer"):
         TransformersEngine("arith-prm")
 
 

@@ -127,7 +127,7 @@ class Verdicts(ScriptedEngine):
 
 
 async def test_a_verdict_is_the_share_of_yes_in_what_the_engine_reports():
-    judge = Judge(Verdicts(lambda prompt: 0.3 if "step:\nbad" in prompt else 0.6), draws=64)
+    judge = Judge(engine=Verdicts(lambda prompt: 0.3 if "step:\nbad" in prompt else 0.6), draws=64)
     [reward] = await judge.score([whole("good\n\nbad\n\nfine")])
     assert reward.steps == pytest.approx((0.6, 0.3, 0.6))
     assert reward.final == pytest.approx(0.6)
@@ -135,7 +135,7 @@ async def test_a_verdict_is_the_share_of_yes_in_what_the_engine_reports():
 
 async def test_a_judge_sees_what_came_before_and_nothing_in_a_trace_is_a_field():
     engine = Verdicts(lambda prompt: 0.5)
-    await Judge(engine, final=False, draws=1).score([whole("first {step}\n\nsecond {problem} {before}")])
+    await Judge(engine=engine, final=False, draws=1).score([whole("first {step}\n\nsecond {problem} {before}")])
     first, second = engine.prompts
     assert "Solution so far:\n(nothing)\n\nNext step:\nfirst {step}\n" in first
     assert "Solution so far:\nfirst {step}\n\nNext step:\nsecond {problem} {before}\n" in second
@@ -143,12 +143,12 @@ async def test_a_judge_sees_what_came_before_and_nothing_in_a_trace_is_a_field()
 
 async def test_a_critique_is_written_before_the_verdict():
     engine = Verdicts(lambda prompt: 0.9 if "careful Verdict:" in prompt else 0.1, critique="careful")
-    [reward] = await Judge(engine, critique=50, final=False, draws=64).score([whole("a")])
+    [reward] = await Judge(engine=engine, critique=50, final=False, draws=64).score([whole("a")])
     assert reward.steps == pytest.approx((0.9,))
 
 
 async def test_a_judge_that_says_neither_knows_nothing():
-    judge = Judge(TransformersEngine("arith-policy"), draws=2)
+    judge = Judge(engine=TransformersEngine("arith-policy"), draws=2)
     [reward] = await judge.score([whole("a\n\nb")])
     assert (reward.steps, reward.final) == ((0.5, 0.5), 0.5)
     await judge.close()
@@ -156,10 +156,10 @@ async def test_a_judge_that_says_neither_knows_nothing():
 
 def test_a_template_without_a_place_for_the_step_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("Is it right?")
-    with pytest.raises(InputError, match=r"has no \{step\} in it"):
-        Judge(Verdicts(lambda prompt: 0.5), template=str(tmp_path / "t.txt"))
+    with pytest.raises(InputError, match=r"does not contain the field \{step\}"):
+        Judge(engine=Verdicts(lambda prompt: 0.5), template=str(tmp_path / "t.txt"))
     with pytest.raises(InputError, match="cannot read the judge's template"):
-        Judge(Verdicts(lambda prompt: 0.5), template="nowhere.txt")
+        Judge(engine=Verdicts(lambda prompt: 0.5), template="nowhere.txt")
 
 
 # --- aggregates
@@ -255,4 +255,4 @@ async def test_a_search_scores_each_token_of_its_tree_once(engine, problems):
     prm.reader.read = noted
     strategy = tts.get_strategy("beam")(n=8, width=4)
     await strategy.solve(problems[0], Generator(engine, problems[0], Sampling(seed=2, max_tokens=200)), prm)
-    assert prm.reader.forest.forwarded == len(seen)
+    assert prm.reader.model.forest.forwarded == len(seen)

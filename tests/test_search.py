@@ -1,4 +1,4 @@
-"""Search strategies, on an engine and a scorer whose every word is written down here, and on the bundled models."""
+"""Search strategies, on a scripted engine and scorer and on the bundled models."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
-from tts.data.store import RunStore
+from tts.data.store import Record, RunStore
 from tts.errors import InputError
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.solving.budget import Budget
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.search import share
-from tts.types import Candidate, Problem, Reward, Sampling, Usage
+from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Usage
 
 PROBLEM = Problem("p", "question")
 SEARCHES = ["beam", "lookahead", "dvts", "mcts", "particle"]
 
 
 class TreeEngine(ScriptedEngine):
-    """A policy that writes `depth` steps, each a digit that the seed draws; digits are the steps' worth."""
+    """A policy that writes `depth` steps, each of them a digit drawn by the seed, which is also its worth."""
 
     def __init__(self, depth=4, digits=10, opening="", lengths=None):
         super().__init__(lambda prompt, seed: "")
@@ -71,7 +71,7 @@ async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline
     engine, usage, sampling = engine or TreeEngine(), usage or Usage(), sampling or Sampling()
     generator = Generator(engine, PROBLEM, sampling, seed=seed, usage=usage, budget=Budget(budget), deadline=deadline)
     metered = MeteredScorer(scorer or DigitScorer(), usage=usage, clock=generator.clock)
-    return await build(get_strategy(name), options).solve(PROBLEM, generator, metered)
+    return await configure(get_strategy(name), options).solve(PROBLEM, generator, metered)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -99,7 +99,7 @@ async def test_the_tree_holds_every_solution_step_by_step(name):
     for i, branch in enumerate(result.tree):
         assert branch.parent is None or branch.parent < i
         assert branch.round == (0 if branch.parent is None else result.tree[branch.parent].round + 1)
-        assert branch.fate in ("kept", "returned") or branch.fate.startswith("pruned: ")
+        assert bool(branch.reason) == (branch.fate == "pruned")
         texts.append((texts[branch.parent] if branch.parent is not None else "") + branch.text)
     returned = sorted(text for text, branch in zip(texts, result.tree, strict=True) if branch.fate == "returned")
     assert returned == sorted(candidate.text for candidate in result.candidates)
@@ -151,14 +151,14 @@ async def test_beam_never_asks_for_more_than_n_continuations_in_a_round():
 
 
 async def test_a_step_that_was_drawn_several_times_has_as_many_places_in_a_beam():
-    engine = TreeEngine(digits=1)  # every draw is the same
+    engine = TreeEngine(digits=1)  # all draws are equal
     await solve("beam", engine, n=8, width=2)
     for depth in range(5):
         assert len([prefix for prefix, _, _ in engine.asked if prefix.count("\n\n") == depth]) == 8
 
 
 class ShortOrLong(TreeEngine):
-    """Half of the first steps end the solution at once."""
+    """Half of the first steps are whole solutions."""
 
     def _one(self, prompt, written, sampling, i):
         if not written and (sampling.seed + i) % 2 == 0:
@@ -169,7 +169,7 @@ class ShortOrLong(TreeEngine):
 
 
 async def test_a_finished_solution_competes_and_ends_the_search_when_none_can_take_its_place():
-    engine = ShortOrLong(digits=5)  # unfinished ones reach 4 / 9 at the most
+    engine = ShortOrLong(digits=5)  # unfinished ones reach at most 4 / 9
     result = await solve("beam", engine, n=8, width=8)
     assert result.best.text == "9 short"
     assert all(prefix == "" for prefix, _, _ in engine.asked)
@@ -198,7 +198,7 @@ async def test_dvts_returns_one_solution_of_every_subtree():
     assert len(set(returned)) == 3
 
 
-async def test_mcts_with_roll_outs_and_its_budget():
+async def test_mcts_finishes_solutions_within_its_simulations():
     for rollouts in (False, True):
         engine = TreeEngine()
         result = await solve("mcts", engine, n=4, width=3, simulations=10, rollouts=rollouts)
@@ -221,13 +221,13 @@ async def test_particles_follow_their_weights():
 
 async def test_particles_are_not_resampled_while_their_effective_size_is_large():
     result = await solve("particle", n=8, softmax_temperature=1000.0, ess=0.5)
-    assert not any(branch.fate == "pruned: not resampled" for branch in result.tree)
+    assert not any(branch.reason == "not resampled" for branch in result.tree)
     assert len(result.candidates) == 8
 
 
 async def test_particle_gibbs_keeps_a_reference():
     result = await solve("particle", n=4, iterations=3)
-    assert len([branch for branch in result.tree if branch.parent is None]) > 4  # further passes drew first steps anew
+    assert len([branch for branch in result.tree if branch.parent is None]) > 4  # later passes drew new first steps
     assert len(result.candidates) <= 4
 
 
@@ -235,17 +235,17 @@ async def test_particle_gibbs_keeps_a_reference():
 async def test_siblings_that_repeat_each_other_are_scored_once(name):
     scorer = DigitScorer()
     result = await solve(name, TreeEngine(digits=2), scorer=scorer, n=8)
-    if name != "lookahead":  # the end of a roll-out may be a step that is drawn later
+    if name != "lookahead":  # the end of a roll-out may be drawn as a step later
         assert max(scorer.texts.values()) == 1
     if name != "particle":
-        assert any(branch.fate == "pruned: repeats a sibling" for branch in result.tree)
+        assert any(branch.reason == REPEATS for branch in result.tree)
 
 
 async def test_repeated_siblings_can_be_drawn_once_more():
-    plain, again = TreeEngine(digits=3), TreeEngine(digits=3)
-    await solve("beam", plain, n=4, width=4)
+    once, again = TreeEngine(digits=3), TreeEngine(digits=3)
+    await solve("beam", once, n=4, width=4)
     await solve("beam", again, n=4, width=4, resample=True)
-    assert len(again.asked) > len(plain.asked)
+    assert len(again.asked) > len(once.asked)
 
 
 THINKING = "<think>\n"
@@ -269,7 +269,7 @@ class Thinker(TreeEngine):
 
 
 def branching(result):
-    """Texts of the solutions up to where they were branched."""
+    """Texts of the solutions up to each point where the search branched."""
     texts, parents = [], Counter(branch.parent for branch in result.tree)
     for branch in result.tree:
         texts.append((texts[branch.parent] if branch.parent is not None else "") + branch.text)
@@ -302,7 +302,7 @@ async def test_a_step_ends_where_its_part_has_its_delimiter():
 @pytest.mark.parametrize("name", [*SEARCHES, "bon", "majority", "single"])
 @settings(max_examples=15, deadline=None)
 @given(budget=st.integers(1, 300), seed=st.integers(0, 3))
-def test_a_token_budget_is_never_passed(name, budget, seed):
+def test_a_token_budget_is_never_exceeded(name, budget, seed):
     usage = Usage()
     options = ({"n": 5} if name != "single" else {}) | ({"width": 2} if name in SEARCHES and name != "particle" else {})
     result = asyncio.run(solve(name, seed=seed, budget=budget, usage=usage, **options))
@@ -314,7 +314,7 @@ async def test_a_large_budget_changes_nothing():
     assert await solve("beam", n=8, budget=100_000) == await solve("beam", n=8)
 
 
-async def test_max_tokens_bound_a_solution_however_it_is_grown():
+async def test_max_tokens_limits_solutions_of_every_strategy():
     sampling = Sampling(max_tokens=7)
     for name in ("beam", "dvts", "single"):
         result = await solve(name, sampling=sampling)
@@ -369,8 +369,20 @@ def test_on_the_bundled_models_rows_do_not_depend_on_concurrency(name, engine, p
 
 
 def test_a_width_that_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="--width is 8, more than --n 4"):
-        build(get_strategy("beam"), {"n": 4, "width": 8})
+    with pytest.raises(InputError, match="--width is 8; it should be at most --n, which is 4"):
+        configure(get_strategy("beam"), {"n": 4, "width": 8})
+
+
+def test_in_a_row_a_fate_has_its_reason_after_a_colon():
+    tree = (Branch(None, 0, "a", 1, "step", None, "kept"), Branch(None, 0, "a", 1, "step", None, "pruned", REPEATS))
+    record = Record("p", "question", None, (), None, None, Usage(), tree=tree)
+    row = json.loads(record.to_json())
+    assert [branch["fate"] for branch in row["tree"]] == ["kept", "pruned: repeats a sibling"]
+    assert set(row["tree"][0]) == {"parent", "round", "text", "tokens", "finish", "reward", "fate"}
+    assert Record.from_json(json.dumps(row)) == record
+    row["tree"][0]["fate"] = "forgotten"
+    with pytest.raises(ValueError, match="'kept', 'returned' or 'pruned'"):
+        Record.from_json(json.dumps(row))
 
 
 def test_share():
@@ -383,7 +395,7 @@ def test_rows_without_a_search_have_no_tree(engine, prm, tmp_path):
     assert "tree" not in json.loads((tmp_path / "r" / "results.jsonl").read_text())
 
 
-async def test_a_forced_step_belongs_to_the_candidate_and_not_to_the_bill():
+async def test_a_forced_step_belongs_to_the_candidate_but_is_not_counted_as_generated():
     usage = Usage()
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), usage=usage)
     [start] = await generator.step(Candidate(PROBLEM))
@@ -392,12 +404,12 @@ async def test_a_forced_step_belongs_to_the_candidate_and_not_to_the_bill():
     assert usage.generated == len(start.token_ids)
 
 
-@pytest.mark.parametrize("name", [*SEARCHES, "bon", "adaptive", "revise"])
-async def test_where_nothing_is_left_from_the_start_one_empty_solution_is_returned(name):
+@pytest.mark.parametrize("name", [name for name in STRATEGIES.all() if name != "compute-optimal"])
+async def test_without_any_budget_one_empty_solution_is_returned(name):
     spent = Budget(0)
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=Budget(within=spent))
     scorer = MeteredScorer(DigitScorer(), usage=Usage(), clock=generator.clock)
-    result = await build(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
+    result = await configure(get_strategy(name), {}).solve(PROBLEM, generator, scorer)
     await generator.grader.close()
     assert [candidate.finish for candidate in result.candidates] == ["length"]
     assert generator.usage.generated == 0
@@ -413,7 +425,7 @@ async def test_mcts_returns_distinct_solutions_and_the_best_so_far():
 
 
 class Narrow(TreeEngine):
-    """Its context ends after the third step, which it fills to the last token."""
+    """Its context is full after the third step, to the last token."""
 
     def __init__(self):
         super().__init__(depth=9)
@@ -449,7 +461,7 @@ async def test_under_a_budget_the_tree_does_not_depend_on_timing(name):
     assert all(result == results[0] for result in results)
 
 
-async def test_time_that_is_up_costs_nothing():
+async def test_after_the_deadline_no_budget_is_used():
     budget = Budget(1000)
     generator = Generator(TreeEngine(), PROBLEM, Sampling(), budget=budget, deadline=time.perf_counter() - 1)
     [candidate, *_] = await generator.step(Candidate(PROBLEM), 4)
@@ -457,7 +469,7 @@ async def test_time_that_is_up_costs_nothing():
     assert budget.left == 1000
 
 
-async def test_a_failing_request_gives_its_siblings_up():
+async def test_a_failing_request_cancels_its_siblings():
     running = []
 
     class Breaks(TreeEngine):
@@ -476,10 +488,10 @@ async def test_a_failing_request_gives_its_siblings_up():
     assert running.count("left") == len(running) - running.count("left")
 
 
-async def test_an_opened_thought_counts_for_delimiters_and_forced_words(engine, problems, monkeypatch):
+async def test_a_think_tag_of_the_template_counts_for_delimiters_and_forced_words(engine, problems, monkeypatch):
     template = engine.tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
     monkeypatch.setattr(engine.tokenizer, "chat_template", template)
     generator = Generator(engine, problems[0], Sampling(), budget=Budget(40))
     assert generator.append(Candidate(problems[0]), "Well").text == "<think>\nWell"
     ends = await generator.finish(Candidate(problems[0]), 16)
-    assert all(len(end.steps) > 1 for end in ends)  # none that only holds the tag
+    assert all(len(end.steps) > 1 for end in ends)  # none is only the tag

@@ -24,8 +24,19 @@ def test_a_boundary_across_tokens_is_found():
     assert [*map(pairs, Segmenter(pairs, ["\n\n"]).split(tokens))] == ["abc\n\nd", "ef"]
 
 
+def test_a_boundary_whose_last_character_is_several_tokens_is_found():
+    """Tokens are bytes, as byte-level tokenizers have for rare characters; a single one decodes to no character."""
+
+    def decode(tokens):
+        return bytes(tokens).decode("utf-8", "replace")
+
+    tokens, segmenter = [*"one。two。".encode()], Segmenter(decode, ["。"])
+    assert [*map(decode, segmenter.split(tokens))] == ["one。", "two。"]
+    assert [segmenter.ends(tokens[:end]) for end in (4, 5, 6)] == [False, False, True]
+
+
 @given(st.text(alphabet="ab\n", max_size=40))
-def test_pieces_join_to_the_whole_and_hold_one_boundary_at_most_at_their_end(text):
+def test_pieces_join_to_the_whole_and_have_a_boundary_only_at_their_end(text):
     pieces = [chars(piece) for piece in Segmenter(chars, ["\n\n"]).split([*map(ord, text)])]
     assert "".join(pieces) == text
     assert all("\n\n" not in piece[:-1] for piece in pieces)
@@ -33,7 +44,7 @@ def test_pieces_join_to_the_whole_and_hold_one_boundary_at_most_at_their_end(tex
 
 
 @given(st.text(alphabet="ab\n", max_size=40))
-def test_cutting_afterwards_equals_stopping_on_the_way(text):
+def test_cutting_afterwards_equals_stopping_while_drawing(text):
     segmenter, tokens = Segmenter(chars, ["\n\n"]), [*map(ord, text)]
     online, step = [], []
     for token in tokens:

@@ -19,7 +19,7 @@ from tts.errors import InputError
 from tts.runs.score import ScoreSettings, score_file
 from tts.train.select.pipeline import select_file
 from tts.train.select.selection import Histogram
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward
 
 PROMPT = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
@@ -44,7 +44,9 @@ def choose(rows, out="out.jsonl", scorer_instance=None, complain=None, **setting
     """The chosen rows of a pool of rows, or of a file."""
     pool = rows if isinstance(rows, Path) else write("pool.jsonl", *rows)
     Path(out).unlink(missing_ok=True)
-    selection = select_file(Select(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain)
+    selection = select_file(
+        SelectSettings(pool=pool, out=Path(out), **settings), scorer_instance=scorer_instance, complain=complain
+    )
     return selection, read(out)
 
 
@@ -65,7 +67,7 @@ def scores(rows):
 
 
 def made_up(rng, size):
-    """A pool with many ties, copies, and traces with and without a thinking part."""
+    """A pool with many ties and copies, and traces with and without a thinking part."""
     rows = []
     for i in range(size):
         if rows and rng.random() < 0.3:
@@ -85,7 +87,7 @@ def made_up(rng, size):
 
 
 def by_hand(rows, score, dedup=False, threshold=None, per_problem=None, top=None):
-    """The same rules, a row at a time."""
+    """The same rules, applied row by row."""
     ranked = sorted(enumerate(rows), key=lambda pair: (-score(pair[1]), pair[0]))
     chosen, seen, counts = [], set(), {}
     for _, row in ranked:
@@ -119,7 +121,7 @@ RANKINGS = {
 
 
 @pytest.mark.parametrize("name", RANKINGS)
-def test_every_ranking_and_filter_is_what_it_says(name):
+def test_every_ranking_and_filter_agrees_with_an_implementation_by_hand(name):
     settings, score = RANKINGS[name]
     rng = random.Random(name)
     for _ in range(25):
@@ -148,7 +150,7 @@ def test_every_ranking_and_filter_is_what_it_says(name):
         assert last.characters == pytest.approx(sum(len(row["text"]) for row in expected) / len(expected))
 
 
-def test_the_response_alone_ranks_otherwise_than_the_whole():
+def test_ranking_by_the_response_uses_its_steps_alone():
     rows = [
         trace(text="<think>\na\n\nb\n</think>\n\nc", rewards=[0.9, 0.9, 0.1], final=0.9),
         trace(text="<think>\na\n</think>\n\nb\n\nc", rewards=[0.0, 0.6, 0.8], final=0.0),
@@ -157,14 +159,14 @@ def test_the_response_alone_ranks_otherwise_than_the_whole():
     _, chosen = choose(rows, by="response")
     assert scores(chosen) == pytest.approx([0.7, 0.3, 0.1])
     assert texts(choose(rows, by="r_hat")[1])[0] == rows[0]["text"]
-    # of a reward model that rates responses alone there are no rewards of thinking steps
+    # a reward model that rates responses alone gives no rewards of thinking steps
     _, chosen = choose([rows[0] | {"step_rewards": [0.3]}, rows[1]], by="response")
     assert scores(chosen) == pytest.approx([0.7, 0.3])
-    # without a response, or with rewards that belong to other steps, there is nothing to rank by
+    # without a response, or with the wrong number of rewards, there is nothing to rank by
     selection, chosen = choose([*rows, trace(text="<think>\na"), trace(text="a\n\nb\n\nc", rewards=[1, 1])], by="response")
     assert (len(chosen), selection.set_aside) == (3, 2)
     assert [row["error"] for row in read("out.rejected.jsonl")] == [
-        "it has no response to rank it by",
+        "the trace has no response, which --by response needs",
         "2 step rewards for 0 thinking steps and 3 response steps",
     ]
 
@@ -180,7 +182,7 @@ def test_random_depends_on_the_seed_alone():
     assert scores(first) == [None] * 10
     assert not Path("out.scored.jsonl").exists()
     _, bare = choose([{"problem": "p", "text": row["text"]} for row in rows], "bare.jsonl", by="random", top="10")
-    assert texts(bare) == texts(first)  # needs no rewards
+    assert texts(bare) == texts(first)  # rewards are not needed
     kept = [0] * 50
     for seed in range(100):
         for row in choose(rows, by="random", top="5", seed=seed)[1]:
@@ -197,7 +199,7 @@ def test_all_keeps_the_order_of_the_pool():
     assert [(row["problem"], row["text"]) for row in chosen] == [(f"p{i % 3}", f"text {i % 7}") for i in range(5)]
 
 
-def test_of_copies_the_best_is_kept_and_other_problems_are_no_copies():
+def test_the_best_of_several_copies_is_kept():
     rows = [
         trace(problem="p", text="a\n\nb", rewards=[0.1], id="worse"),
         trace(problem="p", text=" a\r\n\r\n\tb \n", rewards=[0.9], id="best"),
@@ -208,7 +210,7 @@ def test_of_copies_the_best_is_kept_and_other_problems_are_no_copies():
     assert [row["id"] for row in chosen] == ["best", "other"]
 
 
-def test_the_best_of_copies_counts_for_the_cap_and_the_cap_before_top():
+def test_copies_are_dropped_before_the_cap_per_problem_and_the_cap_applies_before_top():
     rows = [trace(problem="p", text="a", rewards=[r]) for r in (0.9, 0.8)]
     rows += [trace(problem="p", text="b", rewards=[0.7]), trace(problem="q", text="a", rewards=[0.1])]
     _, chosen = choose(rows, dedup=True, per_problem=2, top="3")
@@ -228,23 +230,23 @@ def test_the_best_of_copies_counts_for_the_cap_and_the_cap_before_top():
         ("7", 7, 7),
     ],
 )
-def test_a_share_is_of_the_pool_rounded_half_up(top, pool, kept):
+def test_a_percentage_is_of_the_pool_rounded_half_up(top, pool, kept):
     rows = [trace(text=f"{i}") for i in range(pool)]
-    _, chosen = choose(["nonsense", *rows], top=top)  # which is not of the pool
-    assert texts(chosen) == [f"{i}" for i in range(kept)]  # at equal scores the earlier goes first
+    _, chosen = choose(["nonsense", *rows], top=top)  # a row that cannot be ranked does not count
+    assert texts(chosen) == [f"{i}" for i in range(kept)]  # ties keep the order of the pool
 
 
-def test_a_share_is_of_the_pool_even_after_filters():
+def test_a_percentage_is_of_the_pool_even_after_filters():
     rows = [trace(text=f"{i % 10}", rewards=[i / 100]) for i in range(100)]
     _, chosen = choose(rows, dedup=True, top="10%")
     assert len(chosen) == 10
     with pytest.raises(
-        InputError, match=r"--top 11%, of 100 traces, is 11, more than there are \(100 ranked, 10 without copies\)"
+        InputError, match=r"--top 11% of 100 traces is 11, more than there are \(ranked: 100, without copies: 10\)"
     ):
         choose(rows, dedup=True, top="11%")
 
 
-def test_a_run_is_a_pool_with_the_rewards_it_has(engine, prm):
+def test_a_run_is_a_pool_with_the_rewards_of_its_candidates(engine, prm):
     tts.run("bon", n=4, limit=5, engine_instance=engine, scorer_instance=prm, out="run")
     problems = {row["id"]: row for row in read("run/results.jsonl")}
     selection, chosen = choose(Path("run/results.jsonl"), per_problem=1)
@@ -255,7 +257,7 @@ def test_a_run_is_a_pool_with_the_rewards_it_has(engine, prm):
         problem, number = row["id"].split("/")
         record = problems[problem]
         attempt = record["candidates"][int(number)]
-        assert int(number) == record["choice"]  # bon chooses by r_hat as well
+        assert int(number) == record["choice"]  # best-of-n chooses by r_hat too
         assert row["problem"] == record["problem"]
         assert row["answer"] == record["answer"]
         assert row["text"] == "".join(attempt["steps"])
@@ -266,7 +268,7 @@ def test_a_run_is_a_pool_with_the_rewards_it_has(engine, prm):
     assert [row["id"] for row in by_score] == [row["id"] for row in chosen]
     _, right = choose(Path("run/results.jsonl"), by="correct", threshold=1)
     assert len(right) == sum(attempt["correct"] for row in problems.values() for attempt in row["candidates"])
-    selection, again = choose(Path("out.jsonl"), "again.jsonl", by="all")  # what it writes is a pool
+    selection, again = choose(Path("out.jsonl"), "again.jsonl", by="all")  # the output is a pool again
     assert texts(again) == texts(right)
 
 
@@ -277,10 +279,10 @@ def test_a_run_without_rewards_is_scored(engine, prm):
     assert selection.scored == Path("out.scored.jsonl")
     assert len(chosen) == 6
     assert len({row["id"] for row in chosen}) == 6
-    assert complaints == ["no rewards in run/results.jsonl; it is scored by arith-prm first (--scorer names another)"]
+    assert complaints == ["run/results.jsonl has no rewards; scoring it with arith-prm first (choose another with --scorer)"]
 
 
-def test_a_pool_without_rewards_is_scored_and_one_with_rewards_where_a_scorer_is_named(prm):
+def test_a_pool_is_scored_if_it_has_no_rewards_or_a_scorer_is_given(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}", "more": i} for i in range(10)], "nonsense")
     score_file(ScoreSettings(str(pool)), out=Path("scores.jsonl"), scorer_instance=prm)
     totals = {row["more"]: row["total"] for row in read("scores.jsonl")}
@@ -289,18 +291,18 @@ def test_a_pool_without_rewards_is_scored_and_one_with_rewards_where_a_scorer_is
     assert [row["more"] for row in chosen] == best[:3]
     assert scores(chosen) == pytest.approx([totals[i] for i in best[:3]])
     assert (selection.pool, selection.set_aside, selection.rejected) == (11, 1, (Path("out.scored.rejected.jsonl"),))
-    # rewards that are there stay unless a scorer is named
+    # existing rewards are used unless a scorer is given
     upside_down = [row | {"step_rewards": [-row["total"]], "final": 0} for row in read("scores.jsonl")]
     selection, chosen = choose(upside_down, "kept.jsonl", scorer_instance=prm)
     assert (selection.scored, [row["more"] for row in chosen]) == (None, best[::-1])
     selection, chosen = choose(upside_down, "anew.jsonl", scorer="arith-prm", scorer_instance=prm)
     assert [row["more"] for row in chosen] == best
-    # shorter is better, of another scorer
+    # another scorer: shorter is better
     _, chosen = choose([{"problem": "p", "text": "a " * i} for i in (3, 1, 2)], "short.jsonl", scorer="length")
     assert texts(chosen) == ["a ", "a a ", "a a a "]
 
 
-def test_rewards_of_a_scoring_are_ranked_by_another_alpha_without_another_scoring(prm):
+def test_a_scored_pool_can_be_ranked_anew_with_another_alpha(prm):
     write("pool.jsonl", *[{"problem": PROMPT, "text": "\n\n".join(f"{j}) 7*8={i}" for j in range(1, 4))} for i in range(10)])
     choose(Path("pool.jsonl"), scorer_instance=prm)
     scored = read("out.scored.jsonl")
@@ -309,7 +311,7 @@ def test_rewards_of_a_scoring_are_ranked_by_another_alpha_without_another_scorin
     assert texts(chosen) == texts(expected)
 
 
-def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
+def test_a_selection_resumed_after_a_kill_chooses_like_an_uninterrupted_one(prm):
     rows = [{"problem": f"{PROMPT} {i}", "text": f"1) 7*8={i % 10}\n\n" * (1 + i % 5)} for i in range(1500)]
     rows[7] = "nonsense"
     pool = write("pool.jsonl", *rows)
@@ -326,10 +328,10 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
     assert 0 < torn.count(b"\n") < 1499
     assert not Path("out.jsonl").exists()
     settings = {"pool": pool, "out": Path("out.jsonl"), "top": "50"}
-    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; go on with it by --resume"):
-        select_file(Select(**settings), scorer_instance=prm)
+    with pytest.raises(InputError, match=r"out\.scored\.jsonl exists; continue it with --resume"):
+        select_file(SelectSettings(**settings), scorer_instance=prm)
     scored.write_bytes(torn[:-30])
-    selection = select_file(Select(**settings, resume=True), scorer_instance=prm)
+    selection = select_file(SelectSettings(**settings, resume=True), scorer_instance=prm)
     chosen = read("out.jsonl")
     assert texts(chosen) == texts(whole)
     assert scores(chosen) == pytest.approx(scores(whole), abs=1e-5)
@@ -337,22 +339,22 @@ def test_a_killed_scoring_goes_on_and_chooses_as_if_undisturbed(prm):
     assert [row["line"] for row in read(scored)] == [i + 1 for i in range(1500) if i != 7]
 
 
-def test_resume_begins_where_nothing_was_begun_and_makes_the_same_file_again(prm):
+def test_resume_also_starts_afresh_and_writes_the_same_file_again(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}"} for i in range(5)])
     settings = {"pool": pool, "out": Path("out.jsonl"), "resume": True}
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     first = Path("out.jsonl").read_bytes()
-    select_file(Select(**settings), scorer_instance=prm)
+    select_file(SelectSettings(**settings), scorer_instance=prm)
     assert Path("out.jsonl").read_bytes() == first
     with pytest.raises(InputError, match=r"out\.jsonl was made with top = None, not '2'; choose another --out"):
-        select_file(Select(**settings, top="2"), scorer_instance=prm)
+        select_file(SelectSettings(**settings, top="2"), scorer_instance=prm)
     write("mine.jsonl", "precious")
     with pytest.raises(InputError, match=r"mine\.jsonl was not made by tts select"):
-        select_file(Select(pool=pool, out=Path("mine.jsonl"), resume=True))
+        select_file(SelectSettings(pool=pool, out=Path("mine.jsonl"), resume=True))
     assert Path("mine.jsonl").read_text() == "precious\n"
 
 
-def test_rows_that_cannot_be_ranked_are_set_aside():
+def test_rows_that_cannot_be_ranked_are_rejected_with_the_reason():
     good = [trace(problem="ü" * 5, text="naïve 😀", more={"x": [1, None]}), trace(text="last", rewards=[0.1])]
     bad = [
         "nonsense", "[1]", '{"problem": "p"}', '{"problem": "", "text": "a"}', "[" * 100_000,
@@ -363,7 +365,8 @@ def test_rows_that_cannot_be_ranked_are_set_aside():
     ]  # fmt: skip
     lines = [json.dumps(row) if isinstance(row, dict) else row for row in (good[0], *bad, good[1])]
     pool = Path("pool.jsonl")
-    pool.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())  # a mark, Windows line ends, blank lines, no last one
+    # a byte order mark, Windows line ends, blank lines, and no final newline
+    pool.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())
     selection, chosen = choose(pool)
     assert [{k: v for k, v in row.items() if k != "selected"} for row in chosen] == good
     assert (selection.pool, selection.set_aside) == (len(bad) + 2, len(bad))
@@ -373,23 +376,23 @@ def test_rows_that_cannot_be_ranked_are_set_aside():
     errors = {row["row"][:40]: row["error"] for row in rejected}
     assert errors["[" * 40] == "not valid JSON: nested too deeply"
     assert rejected[5]["error"] == "'step_rewards' is [\"x\"]; expected a list of numbers"
-    assert rejected[11]["error"] == "its score is inf, which does not rank"
+    assert rejected[11]["error"] == "the score is inf, which cannot be ranked"
 
 
-def test_what_only_json_can_hold_is_kept():
+def test_lone_surrogates_and_long_integers_are_kept():
     odd = '{"problem": "p", "text": "half a pair \\ud83d", "step_rewards": [0.5], "final": 0.5, "n": 123456789012345}'
     _, [row] = choose([odd])
     assert row["text"] == "half a pair \ud83d"
     assert row["n"] == 123456789012345
 
 
-def test_fields_may_have_other_names():
+def test_fields_can_be_renamed():
     rows = [{"question": "p", "solution": f"{i}", "step_rewards": [i / 10]} for i in range(5)]
     _, chosen = choose(rows, field=["problem=question", "text=solution"], top="2", alpha=0.0)
     assert [row["solution"] for row in chosen] == ["4", "3"]
 
 
-def test_rewards_are_all_of_one_kind_or_it_is_said():
+def test_pools_with_rewards_of_different_kinds_are_refused():
     complaints = []
     _, chosen = choose([trace(rewards=[r], final=None) for r in (0.1, 0.9)], complain=complaints.append)
     assert scores(chosen) == [0.9, 0.1]
@@ -400,19 +403,19 @@ def test_rewards_are_all_of_one_kind_or_it_is_said():
     assert len(choose(mixed, alpha=0.0)[1]) == 3
     with pytest.raises(InputError, match=r"3 of 3 traces in pool\.jsonl have no final reward"):
         choose([trace(final=None)] * 3, aggregate="final")
-    with pytest.raises(InputError, match=r"2 of 3 traces in pool\.jsonl have no rewards \(step_rewards\), the first in line 1"):
+    with pytest.raises(InputError, match=r"2 of 3 traces in pool\.jsonl have no rewards \(step_rewards\), the first on line 1"):
         choose([{"problem": "p", "text": "a"}, trace(), {"problem": "p", "text": "b"}])
-    with pytest.raises(InputError, match=r"1 of 2 traces in pool\.jsonl have no number under 'q', the first in line 2"):
+    with pytest.raises(InputError, match=r"1 of 2 traces in pool\.jsonl have no number under 'q', the first on line 2"):
         choose([trace(q=1), trace(q="high")], by="q")
 
 
-def test_a_field_is_its_very_name_before_the_dots_reach_into_another():
+def test_an_exact_field_name_wins_over_a_dotted_path():
     rows = [trace(text="a", **{"s.t": 1, "s": {"t": 5}}), trace(text="b", s={"t": 3}), trace(text="c", s={"t": True})]
     _, chosen = choose(rows, by="s.t")
     assert list(zip(texts(chosen), scores(chosen), strict=True)) == [("b", 3), ("a", 1), ("c", 1)]
 
 
-def test_a_stop_leaves_no_half_of_a_file():
+def test_an_error_leaves_no_partial_output():
     rows = [trace(text=f"{i}") for i in range(5)]
     Path("full.png").mkdir()
     with pytest.raises(InputError, match=r"cannot write to full\.png"):
@@ -426,13 +429,13 @@ def test_a_stop_leaves_no_half_of_a_file():
         (["nothing.jsonl"], "no file nothing.jsonl; give a JSONL file of traces"),
         (["empty.jsonl"], "empty.jsonl holds no traces"),
         (["bad.jsonl", "--by", "all"], "none of the 1 rows of bad.jsonl can be ranked (line 1: not valid JSON"),
-        (["--top", "4"], "--top 4 is more than there are (3 ranked); ask for 3 at most, or filter less"),
+        (["--top", "4"], "--top 4 is more than there are (ranked: 3); ask for at most 3, or filter less"),
         (
             ["--top", "3", "--dedup", "--threshold", "0.55", "--per-problem", "1"],
-            "--top 3 is more than there are (3 ranked, 3 without copies, 2 at least 0.55, 1 1 a problem); ask for 1 at most",
+            "--top 3 is more than there are (ranked: 3, without copies: 3, at least 0.55: 2, 1 per problem: 1)",
         ),
-        (["--threshold", "7"], "no trace reaches --threshold 7: r_hat goes from 0.3 to 0.9; give a lower one"),
-        (["--by", "tokns"], "--by is 'tokns', and no trace in pool.jsonl has a number under that name. Did you mean 'tokens'?"),
+        (["--threshold", "7"], "no trace reaches --threshold 7: r_hat is between 0.3 and 0.9; choose a lower threshold"),
+        (["--by", "tokns"], "--by is 'tokns', but no trace in pool.jsonl has a number under that name. Did you mean 'tokens'?"),
         (["--by", "nothing"], "Known: r_hat, response, random, all, final, tokens, deep.er"),
         (["--top", "0"], "--top is 0; it should be a number of traces, such as 1000, or a share of the pool, such as 10%"),
         (["--top", "101%"], "--top is 101%; it should be"),
@@ -448,12 +451,12 @@ def test_a_stop_leaves_no_half_of_a_file():
         (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
         (["--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
-        (["--out", "pool.jsonl"], "--out pool.jsonl would write over the pool"),
+        (["--out", "pool.jsonl"], "--out pool.jsonl would overwrite the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
+def test_mistakes_end_with_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
     write("pool.jsonl", *[trace(text=f"{r}", rewards=[r], final=0.0, tokens=7, deep={"er": 1}) for r in (0.3, 0.6, 0.9)])
     write("empty.jsonl", "", "")
     write("bad.jsonl", "nonsense")
@@ -468,20 +471,20 @@ def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, m
     assert Path("taken.jsonl").read_text() == "precious\n"
 
 
-def test_a_rejected_file_that_is_the_pool_is_not_written_over():
+def test_a_pool_named_like_the_rejected_file_is_not_overwritten():
     pool = write("out.rejected.jsonl", trace())
-    with pytest.raises(InputError, match="would write over the pool"):
-        select_file(Select(pool=pool, out=Path("out.jsonl")))
+    with pytest.raises(InputError, match="would overwrite the pool"):
+        select_file(SelectSettings(pool=pool, out=Path("out.jsonl")))
 
 
-def test_without_matplotlib_it_is_said_before_anything_is_done(monkeypatch):
+def test_missing_matplotlib_is_reported_before_scoring(monkeypatch):
     monkeypatch.setattr("tts.train.select.pipeline.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'tts-toolkit\[report\]'"):
         choose([{"problem": "p", "text": "a"}], plot=Path("hist.png"))
     assert not Path("out.scored.jsonl").exists()
 
 
-def test_the_command_shows_what_was_left_at_every_filter(monkeypatch, capsys):
+def test_the_command_prints_statistics_after_every_filter(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     rows = [trace(problem=f"p{i // 2}", text="x" * (i + 1), rewards=[i / 20], correct=i >= 10) for i in range(20)]
     write("pool.jsonl", *rows, "nonsense")
@@ -492,7 +495,7 @@ def test_the_command_shows_what_was_left_at_every_filter(monkeypatch, capsys):
     assert err == "tts: 1 of 21 rows could not be ranked; see out.rejected.jsonl\n"
     lines = [line.split() for line in out.splitlines()]
     assert ["ranked", "20", "10", "50.0%", "0.975", "1.0", "10"] in lines  # problems, correct, r_hat, steps, characters
-    assert ["1", "a", "problem", "10", "10", "50.0%", "1.000", "1.0", "11"] in lines
+    assert ["1", "per", "problem", "10", "10", "50.0%", "1.000", "1.0", "11"] in lines
     assert ["top", "4", "4", "4", "100.0%", "1.300", "1.0", "17"] in lines
     assert max(map(len, out.splitlines())) <= 80
     png = Path("sub/hist.png").read_bytes()
@@ -500,7 +503,7 @@ def test_the_command_shows_what_was_left_at_every_filter(monkeypatch, capsys):
     assert min(struct.unpack(">II", png[16:24])) > 400
 
 
-def test_the_command_prints_one_object(monkeypatch, capsys):
+def test_json_prints_one_object(monkeypatch, capsys):
     write("pool.jsonl", *[trace(text=f"{i}" * 9, rewards=[i / 20]) for i in range(20)])
     code, out, _ = command(monkeypatch, capsys, "pool.jsonl", "--out", "out.jsonl", "--top", "25%", "--json")
     assert code == 0
@@ -512,7 +515,7 @@ def test_the_command_prints_one_object(monkeypatch, capsys):
     assert score["chosen"][:7] == [0] * 7
 
 
-def test_histograms_count_everything_once_whatever_the_values():
+def test_histograms_count_every_value_once():
     import numpy as np
 
     for values in ([5, 5, 5], [1, 2], [1, 1_000_000], [1.0, 1.0 + 1e-16], [-3.5, -2.0, 7.0], [1e-9, 1e9], [0.1 + 0.2, 0.3]):

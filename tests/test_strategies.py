@@ -12,10 +12,10 @@ from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import registry
 from tts.cli import app
 from tts.errors import InputError
-from tts.options import build, options_of, paper
-from tts.registry import get_strategy, known_strategies
+from tts.options import configure, options_of, paper
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
+from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.bon import BestOfN
 from tts.strategies.budget_forcing import BudgetForcing
 from tts.strategies.compute_optimal import ComputeOptimal
@@ -30,7 +30,7 @@ PROBLEM = Problem("p", "?", "1")
 
 
 async def solve(strategy, texts, rate=lambda text: 0.0):
-    """Sample i is texts[i]; `rate` is what the scorer thinks of it."""
+    """Solve with a policy whose sample i is texts[i] and a scorer that gives `rate(text)`."""
     order: dict[int, str] = {}
 
     def write(prompt, seed):
@@ -108,12 +108,12 @@ async def force(engine, sampling=None, **options):
     return result.best, generator
 
 
-async def test_budget_forcing_holds_the_end_of_thinking_back():
+async def test_budget_forcing_replaces_an_early_end_of_the_thinking():
     best, _ = await force(Thinking(2), min_thinking=120, max_thinking=1000, waits=9)
     thinking = best.text.partition("</think>")[0]
     assert best.text.count("</think>") == 1
     assert len(thinking) >= 120
-    assert thinking.count("Wait") == int(best.text[-2])  # it answers with how often it was made to wait
+    assert thinking.count("Wait") == int(best.text[-2])  # its answer is the number of times that it was made to wait
     assert thinking.count("Wait") >= 2
     assert best.finish == "stop"
     once, _ = await force(Thinking(2), min_thinking=120, max_thinking=1000, waits=1)
@@ -133,19 +133,19 @@ async def test_budget_forcing_closes_thinking_that_is_too_long():
     assert generator.usage.generated == len(best.token_ids) - forced
 
 
-async def test_budget_forcing_ends_where_tokens_do():
+async def test_budget_forcing_ends_at_the_token_limit():
     best, _ = await force(Thinking(500), Sampling(max_tokens=60), max_thinking=100)
     assert best.finish == "length"
     assert len(best.token_ids) <= 60
 
 
-async def test_budget_forcing_leaves_a_solution_that_does_not_think_alone():
+async def test_budget_forcing_does_not_change_a_solution_without_thinking():
     best, _ = await force(ScriptedEngine(lambda prompt, seed: "step one\n\n\\boxed{5}"), min_thinking=500)
     assert best.text == "step one\n\n\\boxed{5}"
 
 
 class Sure(ScriptedEngine):
-    """Seeds that divide by three are unsure in the middle of what they write, and wrong."""
+    """Seeds divisible by three write text with low log-probabilities in the middle, and a wrong answer."""
 
     async def generate(self, prefix, n, sampling):
         generation = await super().generate(prefix, n, sampling)
@@ -167,25 +167,25 @@ async def conf(**options):
     return result, generator
 
 
-async def test_deepconf_lets_the_sure_vote():
+async def test_deepconf_takes_a_vote_among_the_confident_solutions():
     result, _ = await conf(n=9, keep=0.34)
     assert result.best.text.endswith("{4}")
     wrong = [score for candidate, score in zip(result.candidates, result.scores, strict=True) if "{9}" in candidate.text]
     assert wrong
     assert set(wrong) == {0.0}
-    assert max(result.scores) == pytest.approx(6 * math.exp(-0.1))  # six are equally sure, and so all vote
+    assert max(result.scores) == pytest.approx(6 * math.exp(-0.1))  # six are equally confident, so all of them vote
 
 
-async def test_deepconf_gives_weak_solutions_up_early():
+async def test_deepconf_stops_solutions_of_low_confidence_early():
     result, generator = await conf(n=24, keep=0.5, warmup=6)
-    given_up = [candidate for candidate in result.candidates if candidate.finish == "length"]
-    assert given_up
-    assert all("more" not in candidate.text for candidate in given_up)
+    stopped = [candidate for candidate in result.candidates if candidate.finish == "length"]
+    assert stopped
+    assert all("more" not in candidate.text for candidate in stopped)
     _, whole = await conf(n=24, keep=0.5)
     assert generator.usage.generated < whole.usage.generated
 
 
-async def test_revise_shows_the_last_attempt():
+async def test_revise_has_the_previous_attempt_in_its_prompt():
     asked = []
 
     def write(prompt, seed):
@@ -217,14 +217,63 @@ async def test_compute_optimal_spends_by_difficulty(reward, kind, candidates):
     assert bool(result.tree) == (kind == "beam")
 
 
-def test_compute_optimal_knows_its_strategies():
+MINE = """
+from dataclasses import dataclass
+from tts import Candidate, Result, Strategy
+from tts.strategies.bon import BestOfN
+from tts.strategies.beam import Beam
+
+@dataclass(frozen=True)
+class Twice(Strategy):
+    "Two samples, however large n is."
+    async def solve(self, problem, generator, scorer):
+        samples = await generator.finish(Candidate(problem), 2)
+        return Result(samples, await scorer.score(samples))
+
+class Worst(BestOfN):
+    def rank(self, rewards, groups):
+        return [-reward.total for reward in rewards]
+
+@dataclass(frozen=True)
+class Narrow(Beam):
+    width: int = 2
+    async def solve(self, problem, generator, scorer):
+        assert (self.n, self.width) == (4, 2)
+        return await super().solve(problem, generator, scorer)
+
+class Worded(Narrow):
+    "Ranks by something else than the reward."
+    async def solve(self, problem, generator, scorer):
+        found = await super().solve(problem, generator, scorer)
+        return Result(found.candidates, found.rewards, [len(c.text) for c in found.candidates], found.tree)
+"""
+
+
+@pytest.mark.parametrize(("arm", "candidates"), [("Twice", 2), ("Worst", 8), ("Narrow", 2 + 4), ("Worded", 2)])
+async def test_compute_optimal_takes_strategies_of_your_own(arm, candidates):
+    Path("mine.py").write_text(MINE)
+    strategy = ComputeOptimal(n=8, pilot=4, medium=f"mine.py:{arm}")
+    texts = []
+
+    def rate(text):
+        texts.append(text)
+        return 0.5 + len(texts) / 1000
+
+    result = await solve_with(strategy, ScriptedEngine(lambda _, seed: f"{seed}\n\n\\boxed{{1}}"), rate)
+    assert len(result.candidates) == candidates
+    if arm == "Worst":  # it ranks the pilot's samples with the new ones
+        assert result.best.text == texts[0]
+    assert bool(result.tree) == (arm in ("Narrow", "Worded"))
+
+
+def test_compute_optimal_refuses_strategies_that_it_cannot_use():
     for options, message in (
         ({"medium": "baem"}, "no strategy named 'baem'. Did you mean 'beam'"),
         ({"easy": "compute-optimal"}, "cannot choose itself"),
-        ({"hard_below": 0.9}, "--hard-below is 0.9, above --easy-above 0.8"),
+        ({"hard_below": 0.9}, "--hard-below is 0.9; it should be at most --easy-above, 0.8"),
     ):
         with pytest.raises(InputError, match=message):
-            build(ComputeOptimal, options)
+            configure(ComputeOptimal, options)
 
 
 def test_every_strategy_is_a_short_file_that_knows_no_engine():
@@ -240,7 +289,7 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
 def test_strategies_are_listed_and_explained(capsys):
     app(["strategies"], standalone_mode=False)
     listed = capsys.readouterr().out
-    for name, cls in known_strategies().items():
+    for name, cls in STRATEGIES.all().items():
         assert re.search(rf"^{name} ", listed, re.MULTILINE)
         assert all(option.help and option.type for option in options_of(cls)), name
         assert name == "single" or paper(cls).startswith("https://")
@@ -256,14 +305,14 @@ def test_an_installed_packages_strategy_is_found(monkeypatch):
     entry = EntryPoint("borrowed", "tests.test_strategies:Borrowed", "tts.strategies")
     monkeypatch.setattr("tts.registry.entry_points", lambda group: [entry] if group == "tts.strategies" else [])
     try:
-        assert build(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
+        assert configure(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
     finally:
         registry._strategies.pop("borrowed")
 
 
 @dataclass(frozen=True)
 class Borrowed(Strategy):
-    """From elsewhere."""
+    """A strategy of another package."""
 
     bar: float = 0.5
 

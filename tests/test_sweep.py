@@ -5,10 +5,13 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -18,6 +21,7 @@ from tts.cli import entry
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
 from tts.evals.summary import at_k, estimate
+from tts.strategies.majority import Majority
 from tts.strategies.weighted import Weighted
 from tts.types import Reward, Usage
 
@@ -87,13 +91,13 @@ def test_weighted_votes_are_sampled_with_their_error_where_there_are_too_many_su
     assert row.accuracy.value == pytest.approx(mean(exact), abs=4 * row.error)
 
 
-def test_sizes_that_a_strategy_cannot_have_are_left_out_and_said(swept):
+def test_sizes_that_a_strategy_cannot_have_are_skipped_with_the_reason(swept):
     assert [reason.partition(":")[0] for reason in swept.skipped] == ["beam at n = 1"]
 
 
-def test_a_sweep_goes_on_where_it_was(swept, loaded, monkeypatch):
+def test_a_sweep_continues_where_it_was_stopped(swept, loaded, monkeypatch):
     def refuse(*_):
-        raise AssertionError("asked again")
+        raise AssertionError("generated again")
 
     monkeypatch.setattr(loaded["engine_instance"], "generate", refuse)
     again = tts.sweep(
@@ -148,8 +152,18 @@ def test_a_comparison_pairs_problems(swept):
     assert (same.difference, same.settings) == ((0, 0, 0), {})
 
 
-def test_what_is_no_run_is_not_compared(tmp_path):
-    with pytest.raises(InputError, match=r"is not a run folder .*; give a folder that tts run made"):
+def test_each_problem_that_is_not_compared_counts_once(swept, tmp_path):
+    whole, part = Path(value(swept, "bon", 8).runs[0]), tmp_path / "part"
+    shutil.copytree(whole, part)
+    first, _, *others = tts.load_run(whole).records
+    failed = replace(first, candidates=(), choice=None, correct=None, error="ValueError: x")
+    (part / "results.jsonl").write_text("".join(record.to_json() + "\n" for record in (failed, *others)))  # one is missing
+    found = tts.compare(whole, part)
+    assert (found.problems, found.left_out) == (len(others), 2)
+
+
+def test_what_is_not_a_run_is_not_compared(tmp_path):
+    with pytest.raises(InputError, match=r"is not a run folder .*; give a folder created by tts run"):
         tts.compare(tmp_path, tmp_path)
 
 
@@ -165,7 +179,7 @@ def test_runs_over_other_problems_are_not_compared(loaded, swept, tmp_path):
         tts.compare(tmp_path / "b", value(swept, "bon", 8).runs[0])
 
 
-def test_repetitions_of_a_problem_are_one_and_other_ids_with_a_number_are_not(loaded, tmp_path):
+def test_repetitions_of_a_problem_are_one_problem_but_other_ids_with_a_number_are_not(loaded, tmp_path):
     rows = [{"id": f"q#{i}", "problem": f"Start with {i}.\n1) add 1\nWhat is the last digit?", "answer": i + 1} for i in (2, 3)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tts.run("single", benchmark=str(tmp_path / "q.jsonl"), out=tmp_path / "numbered", **loaded)
@@ -207,7 +221,17 @@ def test_parameters_and_flops_are_those_of_the_model(prm, engine):
     assert flops_of([], Usage(generated=10, calls=1), "nobody/knows", None).generator is None
 
 
-def test_votes_over_a_whole_pool_are_the_strategys_own_choice(swept):
+def test_a_strategy_that_counts_votes_is_exact_at_every_size(swept):
+    class Counting(Weighted):
+        counts_votes = True
+
+    record = tts.load_run(value(swept, "bon", 8).runs[0]).records[0]
+    [counted, voted] = [at_k(strategy, record, 4, lambda attempt: Reward(())) for strategy in (Counting(), Majority())]
+    assert counted == voted
+    assert counted.error == 0
+
+
+def test_at_the_size_of_the_pool_the_strategy_itself_chooses(swept):
     row = value(swept, "weighted", 8)
     for folder in row.runs:
         for record in tts.load_run(folder).records:
@@ -225,7 +249,7 @@ def test_a_run_is_logged_to_the_real_trackio(tmp_path, monkeypatch, capsys):
         capture_output=True, text=True, env={**os.environ, "TRACKIO_DIR": str(tmp_path / "logged")},
     )  # fmt: skip
     assert code.returncode == 0, code.stderr
-    printed = json.loads(code.stdout)  # what trackio says is elsewhere
+    printed = json.loads(code.stdout)  # trackio's own output goes to standard error
     rows = sqlite3.connect(tmp_path / "logged" / "tts.db").execute("select metrics from metrics").fetchall()
     logged = [json.loads(row) for (row,) in rows]
     assert any(row.get("accuracy") == printed["accuracy"] for row in logged)

@@ -1,4 +1,4 @@
-"""Success rates of strategies against what theory says, where the chance of a right step is known and the scorer sees it."""
+"""Success rates of strategies compared with theory: the probability of a right step is known, and the scorer is perfect."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from tests.scripted import ScriptedEngine
-from tts.options import build
-from tts.registry import get_strategy
+from tts.options import configure
 from tts.solving.generator import Generator, MeteredScorer, derive_seed
-from tts.types import Problem, Reward, Sampling, Usage
+from tts.strategies import get_strategy
+from tts.types import Problem, Reward, Sampling, Scorer, Usage
 
 TRIALS = 400
 P = 0.4
 
 
 class Coin(ScriptedEngine):
-    """Writes `steps` numbers below a million, each drawn by the seed; one below P million is right. Greedy steps are right."""
+    """Writes `steps` numbers below a million, drawn by the seed; those below P million are right. Greedy steps are right."""
 
     def __init__(self, steps):
         super().__init__(lambda prompt, seed: "")
@@ -37,14 +37,14 @@ def right(text):
     return [int(number) < P * 10**6 for number in re.findall(r"(\d+)\n\n", text)]
 
 
-class Oracle:
+class Oracle(Scorer):
     async def score(self, candidates):
         return [Reward(tuple(map(float, right(candidate.text))), tokens=1) for candidate in candidates]
 
 
 async def success(name, steps, **options):
-    """The share of problems that the strategy solves, each with numbers of its own."""
-    solver, solved = build(get_strategy(name), options), 0
+    """The share of problems that the strategy solves."""
+    solver, solved = configure(get_strategy(name), options), 0
     for trial in range(TRIALS):
         problem = Problem(str(trial), "?")
         generator = Generator(Coin(steps), problem, Sampling())
@@ -67,7 +67,7 @@ def any_of(q, n):
         ("lookahead", 3, {"n": 4, "width": 4, "k": 1}, any_of(P, 4) ** 3),  # its greedy roll-outs are right
         ("dvts", 3, {"n": 6, "width": 3}, any_of(any_of(P, 3) ** 3, 2)),
         ("particle", 3, {"n": 4, "softmax_temperature": 0.001}, any_of(P, 4) ** 3),
-        # with enough simulations, whether there is a right way through the whole tree
+        # with enough simulations: whether the whole tree has a right path
         ("mcts", 3, {"n": 3, "width": 3, "simulations": 40}, any_of(P * any_of(P * any_of(P, 3), 3), 3)),
     ],
 )
@@ -77,7 +77,7 @@ async def test_success_is_what_theory_says(name, steps, options, expected):
 
 
 def simulated_beam(steps, n, width, trials=20_000):
-    """Only the number of right beams matters to an oracle; counted without any of the project's code."""
+    """Simulate the number of right beams, which is all that matters to an oracle, without any code of the project."""
     dice = np.random.default_rng(0)
     beams = np.minimum(dice.binomial(n, P, trials), n // width)
     for _ in range(steps - 1):
@@ -93,7 +93,7 @@ async def test_beam_search_succeeds_as_often_as_a_simulation_of_it(n, width):
 
 
 class Answers(ScriptedEngine):
-    """The right answer with chance P, else one of five wrong ones."""
+    """The right answer with probability P, else one of five wrong ones."""
 
     def __init__(self):
         super().__init__(lambda prompt, seed: f"\\boxed{{{draw_answer(derive_seed(seed, 0) % 10**6 / 10**6)}}}")
@@ -104,7 +104,7 @@ def draw_answer(u):
 
 
 async def votes(name, trials, **options):
-    solver, solved, samples = build(get_strategy(name), options), 0, 0
+    solver, solved, samples = configure(get_strategy(name), options), 0, 0
     generator = None
     for trial in range(trials):
         problem = Problem(str(trial), "?")
@@ -153,7 +153,7 @@ async def test_adaptive_sampling_stops_and_succeeds_as_its_posterior_says():
 
 
 class SureWhenRight(Answers):
-    """Its log-probabilities tell right from wrong."""
+    """Right answers have higher log-probabilities."""
 
     async def generate(self, prefix, n, sampling):
         generation = await super().generate(prefix, n, sampling)
@@ -164,7 +164,7 @@ class SureWhenRight(Answers):
         return replace(generation, steps=tuple(steps))
 
 
-class Rewarding:
+class Rewarding(Scorer):
     """1 for the right answer, else 0."""
 
     async def score(self, candidates):
@@ -172,7 +172,7 @@ class Rewarding:
 
 
 async def answered(name, engine, scorer, trials, **options):
-    solver, solved, generator = build(get_strategy(name), options), 0, None
+    solver, solved, generator = configure(get_strategy(name), options), 0, None
     for trial in range(trials):
         problem = Problem(str(trial), "?")
         generator = Generator(engine, problem, Sampling(), grader=generator.grader if generator else None)
@@ -185,11 +185,11 @@ async def answered(name, engine, scorer, trials, **options):
 @pytest.mark.parametrize(
     ("name", "engine", "options", "expected"),
     [
-        ("weighted", Answers, {"n": 4}, any_of(P, 4)),  # wrong answers weigh nothing
-        ("revise", Answers, {"n": 4, "chains": 2}, any_of(P, 4)),  # attempts are independent, the reward knows the right one
-        ("deepconf", SureWhenRight, {"n": 4, "keep": 0.25}, any_of(P, 4)),  # the surest one votes
-        ("deepconf", SureWhenRight, {"n": 6, "keep": 0.17, "warmup": 2}, any_of(P, 6)),  # whatever is given up was not surer
-        # a pilot that is right settles it; one that is not gets all of n
+        ("weighted", Answers, {"n": 4}, any_of(P, 4)),  # wrong answers have no weight
+        ("revise", Answers, {"n": 4, "chains": 2}, any_of(P, 4)),  # independent attempts, ranked by an exact reward
+        ("deepconf", SureWhenRight, {"n": 4, "keep": 0.25}, any_of(P, 4)),  # the most confident one votes
+        ("deepconf", SureWhenRight, {"n": 6, "keep": 0.17, "warmup": 2}, any_of(P, 6)),  # none is stopped wrongly
+        # a right pilot sample is chosen at once; otherwise the problem gets all n samples
         ("compute-optimal", Answers, {"n": 8, "pilot": 2, "easy": "bon", "medium": "bon", "hard": "bon"}, any_of(P, 8)),
     ],
 )  # fmt: skip
@@ -199,7 +199,7 @@ async def test_choosing_among_answers_succeeds_as_theory_says(name, engine, opti
 
 
 class SecondThoughts(ScriptedEngine):
-    """Each time that it is made to wait it thinks again, and is right with chance P; its answer is its best thought."""
+    """Thinks again each time that it has to wait, and is right with probability P; its answer is its best thought."""
 
     def __init__(self):
         super().__init__(lambda prompt, seed: "")

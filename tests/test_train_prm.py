@@ -23,11 +23,11 @@ from tts.errors import InputError
 from tts.models import checkpoints
 from tts.scorers.formats import Text
 from tts.scorers.prm import PRM
-from tts.train.prm import model as prm_model
-from tts.train.prm.data import Collator, read_examples
-from tts.train.prm.trainer import PRMTrainer, Scored, auc, metrics
+from tts.train.prm.data import PRMCollator, read_examples
+from tts.train.prm.reward_model import load_prm_tokenizer, load_reward_model
+from tts.train.prm.trainer import PRMTrainer, ScoredExample, auc, metrics
 from tts.train.prm.training import TrainedPRM, _arguments, train_prm
-from tts.train.settings import TrainPRM
+from tts.train.settings import TrainPRMSettings
 from tts.train.trainer import optimizers
 from tts.trajectory import parse
 from tts.types import Candidate, Problem, Step
@@ -44,7 +44,7 @@ ROW = {
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
-    """A tiny policy with random weights, whose rewards lie apart."""
+    """A tiny policy with random weights, large enough for rewards to differ."""
     return save_policy(tmp_path_factory.mktemp("models") / "policy")
 
 
@@ -62,7 +62,7 @@ def save_policy(path, **changes):
 
 
 def labelled(split, problems, samples=1, seed=0):
-    """The teacher's solutions, with targets that are neither 0 nor 1, and some that are not known."""
+    """The teacher's solutions, with soft targets, some of them missing."""
     import random
 
     rng = random.Random(seed)
@@ -83,16 +83,16 @@ def settings_of(policy, name="data.jsonl", rows=None, **changes):
     given = {
         "data": Path(name), "out": Path("out"), "model": policy, "device": "cpu", "batch_size": 4, "lr": 1e-3, "log_steps": 1,
     }  # fmt: skip
-    return TrainPRM(**{**given, **changes})
+    return TrainPRMSettings(**{**given, **changes})
 
 
 def trainer_of(settings, dev=()):
     settings.out.mkdir(exist_ok=True)
-    text = Text(prm_model.load_tokenizer(settings))
+    text = Text(load_prm_tokenizer(settings))
     train = read_examples(settings.data, settings, text, 512, train=True)
     dev = read_examples(settings.eval, settings, text, 512, train=False) if settings.eval else []
     set_seed(settings.seed)
-    model = prm_model.load_model(settings, text.tokenizer)
+    model = load_reward_model(settings, text.tokenizer)
     args = _arguments(settings)
     return PRMTrainer(model, settings, train, dev, args=args, optimizers=optimizers(settings, model)), text.tokenizer
 
@@ -107,7 +107,7 @@ def score(prm, row):
 
 
 def by_hand(model, example, settings):
-    """The paper's loss of one trace, from hidden states of sequences read alone, in NumPy."""
+    """The paper's loss of one trace in NumPy, from the hidden states of each sequence alone."""
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -118,11 +118,11 @@ def by_hand(model, example, settings):
         return -(target * np.log(p) + (1 - target) * np.log(1 - p))
 
     total = 0.0
-    for reading in example.readings:
+    for sequence in example.sequences:
         with torch.no_grad():
-            hidden = model.base.base_model(reading.ids.long()[None]).last_hidden_state[0].numpy().astype(np.float64)
-        hidden = hidden[list(reading.positions)]
-        if settings.head == "trace" or (settings.head == "both" and reading.whole):
+            hidden = model.base.base_model(sequence.ids.long()[None]).last_hidden_state[0].numpy().astype(np.float64)
+        hidden = hidden[list(sequence.positions)]
+        if settings.head == "trace" or (settings.head == "both" and sequence.whole):
             weight, bias = (p.detach().numpy() for p in model.reward_head.parameters())
             rewards = sigmoid(hidden @ weight.T + bias)[:, 0]
         else:
@@ -130,16 +130,16 @@ def by_hand(model, example, settings):
             layer = np.maximum(hidden @ first.weight.detach().numpy().T + first.bias.detach().numpy(), 0)
             logits = np.exp(layer @ second.weight.detach().numpy().T + second.bias.detach().numpy())
             rewards = logits[:, 1] / logits.sum(1)
-        known = [error(p, target) for p, target in zip(rewards, reading.targets, strict=True) if target is not None]
+        known = [error(p, target) for p, target in zip(rewards, sequence.targets, strict=True) if target is not None]
         if known:
-            total += (settings.lambda_final if reading.whole else settings.lambda_step) * np.mean(known)
+            total += (settings.lambda_final if sequence.whole else settings.lambda_step) * np.mean(known)
     return total
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("loss", ["mse", "ce"])
 @pytest.mark.parametrize("head", HEADS)
-def test_the_loss_is_the_formula(policy, head, loss, packing):
+def test_the_loss_is_that_of_the_formula(policy, head, loss, packing):
     rows = labelled("train", 5)
     del rows[3]["final_target" if head == "step" else "step_targets"]
     settings = settings_of(
@@ -150,13 +150,13 @@ def test_the_loss_is_the_formula(policy, head, loss, packing):
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, trainer.collator(trainer.train_dataset))
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-6, abs=1e-6)
-    if head != "trace":  # that one needs every final target
+    if head != "trace":  # rows without a final target are skipped there
         assert [s.loss for s in trainer.score(trainer.dev)] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_gradients_flow_to_the_heads_and_through_the_body(policy, head, packing):
+def test_gradients_reach_the_heads_and_the_decoder(policy, head, packing):
     trainer, _ = trainer_of(settings_of(policy, rows=labelled("train", 4), head=head, packing=packing))
     trainer.compute_loss(trainer.model, trainer.collator(trainer.train_dataset)).backward()
     trained = dict(trainer.model.named_parameters())
@@ -164,18 +164,18 @@ def test_gradients_flow_to_the_heads_and_through_the_body(policy, head, packing)
     assert any("score" in name for name in trained) is (head != "trace")
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
-        # no attention changes where all its keys get the same
+        # adding the same to all keys does not change attention
         assert parameter.grad.abs().sum() > 0 or name.endswith("k_proj.bias"), name
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_packing_changes_no_loss_and_no_gradient(policy, head):
+def test_packing_changes_neither_loss_nor_gradients(policy, head):
     settings = settings_of(policy, rows=labelled("train", 6), head=head)
     trainer, _ = trainer_of(settings)
     found = []
     for packing in (False, True):
         trainer.model.zero_grad()
-        batch = Collator(1.0, 1.0, packing)(trainer.train_dataset)
+        batch = PRMCollator(1.0, 1.0, packing)(trainer.train_dataset)
         loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
         found.append((loss.item(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}))
@@ -185,7 +185,7 @@ def test_packing_changes_no_loss_and_no_gradient(policy, head):
         assert torch.allclose(gradient, others[name], atol=1e-5), name
 
 
-def test_traces_count_the_same_however_an_optimizer_step_is_split(policy):
+def test_traces_count_equally_however_an_optimizer_step_is_split(policy):
     rows = labelled("train", 10)
     found = []
     for batch_size, accumulate in ((5, 1), (1, 5), (2, 3), (3, 2)):  # the last two end in a smaller batch
@@ -199,7 +199,7 @@ def test_traces_count_the_same_however_an_optimizer_step_is_split(policy):
 
 
 @pytest.mark.parametrize(("head", "over"), [*product(HEADS, ("all", "think", "response"))])
-def test_a_saved_prm_rewards_as_it_did_in_training(policy, head, over):
+def test_a_saved_prm_gives_the_rewards_that_it_gave_in_training(policy, head, over):
     rows = labelled("dev", 3, 2)
     settings = settings_of(policy, rows=rows, head=head, over=over, eval=Path("data.jsonl"), max_steps=3)
     trainer, tokenizer = trainer_of(settings)
@@ -214,7 +214,7 @@ def test_a_saved_prm_rewards_as_it_did_in_training(policy, head, over):
         assert reward.final == pytest.approx(expected.final, abs=1e-6)
 
 
-def test_adapters_are_trained_with_the_heads_and_merged(policy):
+def test_adapters_are_trained_together_with_the_heads_and_merged(policy):
     rows = labelled("dev", 3, 2)
     settings = settings_of(policy, rows=rows, head="both", lora=4, eval=Path("data.jsonl"), eval_steps=4, max_steps=8, lr=1e-2)
     trainer, tokenizer = trainer_of(settings)
@@ -233,9 +233,9 @@ def test_adapters_are_trained_with_the_heads_and_merged(policy):
         assert score(PRM("out"), row).steps == pytest.approx(expected.steps, abs=1e-5)
 
 
-def test_a_tokenizer_without_the_separator_gets_one(tmp_path):
+def test_a_missing_separator_is_added_to_the_tokenizer(tmp_path):
     rows = labelled("dev", 2)
-    for size in (341, 360):  # an embedding that is too small for one more token, and one that is not
+    for size in (341, 360):  # an embedding matrix without room for one more token, and one with room
         path = Path(save_policy(tmp_path / f"policy-{size}", vocab_size=max(size, 342)))
         raw = json.loads((path / "tokenizer.json").read_text())
         raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] != "<extra_0>"]
@@ -269,7 +269,7 @@ def test_a_prm_can_be_trained_further(policy):
     assert PRM("third").over == "all"
 
 
-def test_training_on_few_traces_learns_them(policy):
+def test_training_on_few_traces_memorizes_them(policy):
     rows = labelled("train", 8)
     trained = train_prm(
         settings_of(policy, rows=rows, head="both", max_steps=40, batch_size=8, lr=5e-3, optimizer="muon", warmup=0)
@@ -280,10 +280,11 @@ def test_training_on_few_traces_learns_them(policy):
     assert reward.final == pytest.approx(rows[0]["final_target"], abs=0.3)
 
 
+@pytest.mark.filterwarnings("error:.*checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     "change", [{"gradient_checkpointing": True}, {"gradient_checkpointing": True, "lora": 4}, {"bf16": True}]
 )
-def test_what_saves_memory_hardly_changes_the_losses(policy, change):
+def test_options_that_save_memory_hardly_change_the_losses(policy, change):
     rows = labelled("train", 8)
     plain = {name: value for name, value in change.items() if name == "lora"}
     train_prm(settings_of(policy, rows=rows, out=Path("plain"), head="both", max_steps=4, **plain))
@@ -293,7 +294,7 @@ def test_what_saves_memory_hardly_changes_the_losses(policy, change):
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float32}
 
 
-def test_a_seed_decides_everything(policy):
+def test_the_same_seed_gives_the_same_weights(policy):
     rows = labelled("train", 8)
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_prm(settings_of(policy, rows=rows, out=Path(out), max_steps=4, seed=seed))
@@ -302,9 +303,9 @@ def test_a_seed_decides_everything(policy):
     assert not all(torch.equal(tensor, different[name]) for name, tensor in same.items())
 
 
-def test_several_processes_train_as_one_does(policy):
+def test_two_processes_train_like_one(policy):
     rows = labelled("train", 16)
-    rows[0]["step_targets"] = [None] * len(rows[0]["step_targets"])  # a process may have nothing for one of the heads
+    rows[0]["step_targets"] = [None] * len(rows[0]["step_targets"])  # one process may have no target for one of the heads
     train_prm(
         settings_of(
             policy, rows=rows, out=Path("one"), head="both", max_steps=4, batch_size=2, accumulate=2, eval=Path("data.jsonl")
@@ -317,13 +318,13 @@ def test_several_processes_train_as_one_does(policy):
     ]
     process = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("use it by tts run --scorer two") == 1
+    assert process.stdout.count("use it with tts run --scorer two") == 1
     for name in ("loss", "grad_norm", "eval_loss", "eval_step_auc"):
         assert curve("two", name) == pytest.approx(curve("one", name), rel=1e-4), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_killed_training_goes_on_and_ends_as_if_undisturbed(policy, optimizer):
+def test_training_resumed_after_a_kill_ends_like_an_uninterrupted_one(policy, optimizer):
     rows = labelled("train", 24)
     settings = settings_of(
         policy,
@@ -348,7 +349,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_undisturbed(policy, optimizer)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not Path("out/config.json").exists()
-    Path("out/checkpoints/checkpoint-27").mkdir()  # as if it had been killed while it wrote one
+    Path("out/checkpoints/checkpoint-27").mkdir()  # as if it had been killed while writing one
     Path("out/checkpoints/checkpoint-27/model.safetensors").write_bytes(b"torn")
     train_prm(replace(settings, out=Path("out"), resume=True))
     assert len(curve("whole")) == 30
@@ -377,10 +378,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(policy, monkeypatch, capsys):
     code, out, err = command(monkeypatch, capsys, "train-prm", *arguments, "--resume")
     assert code == 0, err
     assert out.startswith("6 steps on 12 traces")
-    assert out.endswith("out: use it by tts run --scorer out\n")
+    assert out.endswith("out: use it with tts run --scorer out\n")
 
 
-def test_the_best_is_kept_and_patience_ends(policy, monkeypatch):
+def test_the_best_checkpoint_is_kept_and_patience_ends_training(policy, monkeypatch):
     write(Path("dev.jsonl"), *({**row, "final_target": 1 - row["final_target"]} for row in labelled("train", 8)))
     settings = settings_of(
         policy, rows=labelled("train", 8), head="trace", eval=Path("dev.jsonl"), eval_steps=2, patience=3, max_steps=200,
@@ -388,7 +389,7 @@ def test_the_best_is_kept_and_patience_ends(policy, monkeypatch):
     )  # fmt: skip
     trained = train_prm(settings)
     evaluated = curve("out", "eval_loss")
-    best = min(evaluated, key=evaluated.get)  # what it learns is the opposite of what it is evaluated on
+    best = min(evaluated, key=evaluated.get)  # it learns the opposite of what it is evaluated on
     assert trained.best == best
     assert trained.steps == best + 2 * 3
     assert trained.metrics["loss"] == evaluated[best]
@@ -408,15 +409,15 @@ def test_the_best_is_kept_and_patience_ends(policy, monkeypatch):
         patched.setattr(PRMTrainer, "training_step", crash)
         with pytest.raises(RuntimeError, match="power"):
             train_prm(settings)
-    assert train_prm(replace(settings, resume=True)).steps == best + 2 * 3  # its patience does not begin anew
+    assert train_prm(replace(settings, resume=True)).steps == best + 2 * 3  # the count of --patience is resumed too
 
 
 @pytest.mark.parametrize(("over", "expected"), [("all", (0.1, 0.2, 0.3)), ("think", (0.1,)), ("response", (0.2, 0.3))])
-def test_targets_are_those_of_the_part_that_is_rated(policy, over, expected):
+def test_targets_are_those_of_the_rated_part(policy, over, expected):
     settings = settings_of(policy, rows=[{**ROW, "step_targets": [0.1, 0.2, 0.3]}], over=over)
-    text = Text(prm_model.load_tokenizer(settings))
+    text = Text(load_prm_tokenizer(settings))
     [example] = read_examples(Path("data.jsonl"), settings, text, 512, train=True)
-    by_step, whole = example.readings
+    by_step, whole = example.sequences
     assert by_step.targets == expected
     assert whole.targets == (0.25,)
     shown = text.tokenizer.decode(by_step.ids)
@@ -424,7 +425,7 @@ def test_targets_are_those_of_the_part_that_is_rated(policy, over, expected):
     assert ("The result is" in shown) is (over != "think")
 
 
-def test_metrics_are_those_of_the_rewards(policy):
+def test_metrics_are_computed_from_the_rewards(policy):
     rows = labelled("dev", 3, 4)
     trained = train_prm(settings_of(policy, rows=rows, eval=Path("data.jsonl"), max_steps=2, metric="step_auc"))
     prm = PRM("out")
@@ -447,21 +448,21 @@ def test_metrics_are_those_of_the_rewards(policy):
     assert trained.metrics["mean_correct"] == pytest.approx(np.mean([row["correct"] for row in rows]))
 
 
-def test_auc_counts_equal_rewards_half():
+def test_auc_counts_ties_half():
     assert auc([0.1, 0.4, 0.4, 0.9], [False, True, False, True]) == (1 + 0.5 + 1 + 1) / 4
     assert auc([0.1, 0.9], [False, True]) == 1
     assert auc([0.5, 0.5, 0.5], [False, True, True]) == 0.5
 
 
-def test_metrics_leave_out_what_the_rows_do_not_tell(policy):
+def test_metrics_that_the_data_does_not_allow_are_omitted(policy):
     rows = [{**ROW, "step_targets": [1, 1, None]}, {**ROW, "problem": "another"}]
     settings = settings_of(policy, rows=rows)
-    examples = read_examples(Path("data.jsonl"), settings, Text(prm_model.load_tokenizer(settings)), 512, train=False)
-    found = metrics(examples[:1], [Scored(0, 0.5, (0.9, 0.8, 0.1), 0.5)])
+    examples = read_examples(Path("data.jsonl"), settings, Text(load_prm_tokenizer(settings)), 512, train=False)
+    found = metrics(examples[:1], [ScoredExample(0, 0.5, (0.9, 0.8, 0.1), 0.5)])
     assert found == {"loss": 0.5, "calibration_error": pytest.approx(0.15)}
 
 
-def test_other_columns_and_names_are_read(policy):
+def test_other_layouts_and_field_names_are_read(policy):
     write(
         Path("data.jsonl"),
         {"question": ROW["problem"], "text": ROW["text"], "step_targets": [1, 1, 1]},
@@ -471,7 +472,7 @@ def test_other_columns_and_names_are_read(policy):
     assert trained.traces == 2
 
 
-def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
+def test_unusable_traces_are_skipped_and_counted(policy, capsys):
     rows = [
         ROW, {**ROW, "text": "a " * 600, "step_targets": [1]}, {**ROW, "text": "<think>\na", "step_targets": [1]},
         {**ROW, "step_targets": [1, None, None], "final_target": None}, {**ROW, "step_targets": None, "final_target": 1},
@@ -479,8 +480,8 @@ def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
     trained = train_prm(settings_of(policy, rows=rows, over="response", max_steps=1))
     assert trained.traces == 2
     assert (
-        "tts: 3 of 5 traces of data.jsonl are left out: 1 are longer than the 512 tokens of --max-length,"
-        " 1 have no steps in what --over response rates, 1 have no targets for --head step"
+        "tts: skipped 3 of 5 traces of data.jsonl: 1 longer than 512 tokens (--max-length),"
+        " 1 without steps in the part that --over response rates, 1 without targets for --head step"
     ) in capsys.readouterr().err
     trained = train_prm(settings_of(policy, rows=[{**ROW, "final_target": None}], out=Path("steps"), max_steps=1))
     assert "score with --alpha 0" in capsys.readouterr().err
@@ -490,19 +491,19 @@ def test_what_cannot_be_used_is_counted_and_left_out(policy, capsys):
     ("row", "changes", "message"),
     [
         ({"step_targets": [1]}, {}, "data.jsonl, line 2: 1 labels for 3 steps; there should be one for every thinking step"),
-        ({"step_targets": [1, 1, 1.5]}, {}, "trace 2: a target of 1.5; expected 0 to 1, as rewards are"),
-        ({"final_target": -1}, {}, "trace 2: a target of -1; expected 0 to 1"),
-        ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 are longer than the 20 tokens"),
-        ({}, {"max_length": 600}, "--max-length is 600, and"),
-        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
-        ({}, {"field": ["prompt=question"]}, "--field prompt is no field of a trace"),
+        ({"step_targets": [1, 1, 1.5]}, {}, "trace 2: a target is 1.5, but targets must be between 0 and 1"),
+        ({"final_target": -1}, {}, "trace 2: a target is -1, but targets must be between 0 and 1"),
+        ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
+        ({}, {"max_length": 600}, "--max-length is 600, but"),
+        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
+        ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
-        ({}, {"out": Path("math-shepherd-mine")}, "named like a PRM of another format (math-shepherd)"),
+        ({}, {"out": Path("math-shepherd-mine")}, "would be loaded as a PRM of the format math-shepherd"),
         ({}, {"eval": Path("none.jsonl")}, "cannot read none.jsonl: No such file"),
         ({}, {"eval": Path("data.jsonl"), "metric": "best_of_n"}, "best_of_n cannot be computed from data.jsonl: it needs"),
     ],
 )  # fmt: skip
-def test_mistakes_are_said_before_anything_is_trained(policy, row, changes, message):
+def test_mistakes_are_reported_before_training(policy, row, changes, message):
     settings = settings_of(policy, rows=[ROW, {**ROW, **row}], **changes)
     if torch.cuda.is_available() and changes.get("device") == "cuda":
         pytest.skip("CUDA is here")
@@ -511,23 +512,23 @@ def test_mistakes_are_said_before_anything_is_trained(policy, row, changes, mess
     assert message in str(error.value)
 
 
-def test_data_without_what_a_head_needs(policy):
+def test_data_without_targets_for_a_head_is_refused(policy):
     Path("empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match=r"empty\.jsonl is empty; expected labelled traces"):
         train_prm(settings_of(policy, "empty.jsonl"))
     steps, finals = {**ROW, "final_target": None}, {**ROW, "step_targets": None}
     for rows, head, message in (
-        ([steps], "both", "no final targets, which --head both trains a head on; use --head step"),
-        ([finals], "both", "no targets of steps, which --head both trains a head on; use --head trace"),
-        ([steps], "trace", "none of the 1 traces of data.jsonl can be used: 1 have no targets for --head trace"),
-        ([{**steps, "step_targets": [None] * 3}], "step", "1 have no targets for --head step"),
+        ([steps], "both", "no final targets, which --head both needs; use --head step"),
+        ([finals], "both", "no targets of steps, which --head both needs; use --head trace"),
+        ([steps], "trace", "none of the 1 traces of data.jsonl can be used: 1 without targets for --head trace"),
+        ([{**steps, "step_targets": [None] * 3}], "step", "1 without targets for --head step"),
         ([{"problem": "p", "text": "t"}], "step", "line 1: no targets in it; expected what `tts label` writes"),
     ):
-        with pytest.raises(InputError, match=message):  # a folder in which nothing began is no obstacle
+        with pytest.raises(InputError, match=message):  # the folder of a training that never started may be reused
             train_prm(settings_of(policy, rows=rows, head=head))
 
 
-def test_other_architectures_have_a_trace_head_only(tmp_path):
+def test_other_architectures_can_have_only_a_trace_head(tmp_path):
     path = tmp_path / "llama"
     tokenizer = checkpoints.load_tokenizer("arith-policy")
     config = LlamaConfig(
@@ -537,7 +538,7 @@ def test_other_architectures_have_a_trace_head_only(tmp_path):
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     for head in ("step", "both"):
-        with pytest.raises(InputError, match=r"is LlamaForCausalLM, and the layout of a step head needs a Qwen2 model"):
+        with pytest.raises(InputError, match=r"is LlamaForCausalLM, but a step head needs a Qwen2 model"):
             train_prm(settings_of(str(path), rows=[ROW], head=head))
     train_prm(settings_of(str(path), rows=[ROW], head="trace", max_steps=2, packing=True))
     reward = score(PRM("out"), ROW)
@@ -570,7 +571,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(policy, monkeypatch, capsys,
     assert "Traceback" not in err
 
 
-def test_libraries_that_are_missing_are_named(policy, monkeypatch):
+def test_missing_libraries_are_named(policy, monkeypatch):
     settings = settings_of(policy, rows=[ROW], lora=4, max_steps=1)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "peft", None)
@@ -581,7 +582,7 @@ def test_libraries_that_are_missing_are_named(policy, monkeypatch):
         train_prm(replace(settings, lora=None))
 
 
-def test_a_folder_goes_on_only_under_its_settings(policy):
+def test_a_training_resumes_only_with_its_own_settings(policy):
     settings = settings_of(policy, rows=[ROW], max_steps=1)
     assert isinstance(train_prm(settings), TrainedPRM)
     with pytest.raises(InputError, match="out exists and is not an empty folder; go on with it by --resume"):
@@ -591,14 +592,14 @@ def test_a_folder_goes_on_only_under_its_settings(policy):
     assert train_prm(replace(settings, resume=True)).steps == 1
 
 
-def test_a_loss_that_is_no_number_is_said(policy, monkeypatch):
-    monkeypatch.setattr("tts.train.prm.trainer.errors", lambda margins, *_: margins * float("nan"))
+def test_a_loss_that_is_not_finite_ends_training(policy, monkeypatch):
+    monkeypatch.setattr("tts.train.prm.trainer.reward_losses", lambda margins, *_: margins * float("nan"))
     with pytest.raises(InputError, match="the loss is nan at step 1; try a smaller --lr"):
         train_prm(settings_of(policy, rows=[ROW], max_steps=1))
 
 
-def test_vllm_is_not_asked_for_a_trace_head(policy):
+def test_vllm_refuses_a_trace_head(policy):
     train_prm(settings_of(policy, rows=[ROW], head="both", max_steps=1))
-    with pytest.raises(InputError, match=r"rates a trace by reward_head\.pt, which vLLM does not compute"):
+    with pytest.raises(InputError, match=r"rates a trace with reward_head\.pt, which vLLM cannot compute"):
         PRM("out", backend="server", url="http://127.0.0.1:1")
     PRM("out", backend="server", url="http://127.0.0.1:1", final=False)

@@ -1,7 +1,7 @@
 from tts.trajectory import parse, steps
 
 
-def test_thinking_and_response_are_told_apart():
+def test_thinking_and_response_are_separated():
     trajectory = parse("<think>\na\n\nb\n</think>\n\nc\n\nd")
     assert trajectory.thinking == ("a", "b")
     assert trajectory.response == ("c", "d")
@@ -11,11 +11,11 @@ def test_a_template_that_opens_thinking_in_the_prompt_reads_the_same():
     assert parse("a\n\nb\n</think>\n\nc") == parse("<think>a\n\nb</think>c")
 
 
-def test_unclosed_thinking_is_no_response():
+def test_unclosed_thinking_has_no_response():
     assert parse("<think>\na\n\nThe answer is \\boxed{1}").response == ()
 
 
-def test_plain_text_is_all_response():
+def test_text_without_tags_is_all_response():
     assert parse("a\n\nb") == ((), ("a", "b"))
 
 

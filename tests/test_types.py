@@ -21,11 +21,11 @@ def test_aggregates(how, value):
     assert reward.total == pytest.approx(value + 1.0)
 
 
-def test_a_candidate_without_steps_is_worth_nothing():
+def test_a_reward_without_steps_is_zero():
     assert Reward((), None).total == 0.0
 
 
-def test_branching_leaves_the_parent_as_it_was():
+def test_branching_does_not_change_the_parent():
     parent = Candidate(PROBLEM) + Step("a\n\n", (1, 2), "step")
     child = parent + Step("b", (3,), "stop")
     assert (parent.text, parent.token_ids, parent.done) == ("a\n\n", (1, 2), False)
@@ -37,7 +37,7 @@ def test_the_choice_has_the_highest_score_and_the_earlier_wins_a_tie():
     assert result.best.text == "b"
 
 
-def test_a_truncated_candidate_never_beats_a_finished_one_of_equal_score():
+def test_a_finished_candidate_beats_a_truncated_one_of_equal_score():
     result = Result([candidate("cut", "length"), candidate("whole")], scores=[0.5, 0.5])
     assert result.best.text == "whole"
 
@@ -49,10 +49,10 @@ def test_scores_default_to_the_rewards_totals():
 
 
 @pytest.mark.parametrize("arguments", [([],), ([candidate("a")], [], [1.0, 2.0]), ([candidate("a")], [Reward(())] * 2)])
-def test_a_result_that_does_not_add_up_is_refused(arguments):
+def test_an_inconsistent_result_is_refused(arguments):
     with pytest.raises(ValueError, match="pairs every candidate"):
         Result(*arguments)
 
 
-def test_bills_add_up():
+def test_usage_adds_up():
     assert Usage(1, 2, 3, 4, 5) + Usage(10, 20, 30, 40, 50) == Usage(11, 22, 33, 44, 55)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from tts.evals.compare import compare
     from tts.evals.load import load_run
     from tts.evals.summary import Summary
-    from tts.registry import get_strategy, strategy
     from tts.runs.runner import run
     from tts.runs.sweep import sweep
     from tts.scorers import load_scorer
     from tts.solving.generator import Generator
+    from tts.strategies import get_strategy, strategy
     from tts.types import Candidate, Engine, Generation, Problem, Result, Reward, Sampling, Scorer, Step, Strategy, Usage
 
 _HOME = {
@@ -24,7 +24,7 @@ _HOME = {
     "tts.evals.summary": ["Summary"],
     "tts.runs.sweep": ["sweep"],
     "tts.solving.generator": ["Generator"],
-    "tts.registry": ["get_strategy", "strategy"],
+    "tts.strategies": ["get_strategy", "strategy"],
     "tts.runs.runner": ["run"],
     "tts.scorers": ["load_scorer"],
     "tts.types": [

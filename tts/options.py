@@ -1,155 +1,407 @@
-"""A strategy's fields as its options: `--width 4` becomes `cls(width=4)`, checked against the field's type."""
+"""One way to declare options: the fields of a dataclass.
+
+A field gives an option its name, type, bounds (`Annotated[int, Ge(1)]`) and default; the text under the field is its help.
+Command lines, Python keywords, run.json, the check of a resumed run and the reference in the docs are all made from
+`options_of`. Plug-ins declare their options in the same way; a class that is not a dataclass has the keyword parameters of
+`__init__`.
+"""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
-import re
+import json
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import pairwise
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from tts.errors import InputError
-from tts.types import Strategy
+
+T = TypeVar("T")
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Proportion = Annotated[float, Gt(0), Le(1)]
 
 
-def strategy_fields(cls: type[Strategy]) -> tuple[Field[Any], ...]:
-    """The fields that are options; InputError where the class is no dataclass."""
-    if not is_dataclass(cls):
-        raise InputError(f"the strategy {cls.__name__} is not a dataclass; put @dataclass(frozen=True) above it")
-    return tuple(field for field in fields(cls) if field.init)
-
-
-def parse_arguments(
-    strategies: type[Strategy] | Sequence[type[Strategy]], arguments: Sequence[str], also: Sequence[str] = ()
-) -> dict[str, str]:
-    """`--n 4 --flag --name=x` as {"n": "4", "flag": "true", "name": "x"}; each is an option of at least one of the strategies.
-
-    `also` names other options of the command, to suggest where one was misspelt. Raises InputError.
-    """
-    classes = [strategies] if isinstance(strategies, type) else list(strategies)
-    owners = {_flag(field.name): cls for cls in classes for field in strategy_fields(cls)}
-    takes = list(owners)
-    flags = {_flag(name) for cls in classes for name, hint in get_type_hints(cls).items() if hint is bool}
-    values, rest = {}, list(arguments)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not option.startswith("--"):
-            raise InputError(f"unexpected argument {option!r}; options look like --n 16")
-        if option not in takes:
-            close = get_close_matches(option, [*takes, *also], n=1, cutoff=0.75)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            names = " or ".join(cls.__name__ for cls in classes)
-            raise InputError(f"{names} has no option {option}.{hint} It takes: {', '.join(takes) or 'none'}.")
-        if not equals:
-            if option in flags and (not rest or rest[0].startswith("--")):
-                value = "true"
-            elif not rest:
-                raise InputError(f"{option} needs a value, as in {option} {_example(owners[option], option)}")
-            else:
-                value = rest.pop(0)
-        values[option.removeprefix("--").replace("-", "_")] = value
+def key_values(pairs: Any) -> Any:
+    """`["a=1", "b=x"]` as {"a": 1, "b": "x"}; a value is read as JSON where it is JSON. Other than lists return unchanged."""
+    if not isinstance(pairs, list | tuple):
+        return pairs
+    values = {}
+    for pair in pairs:
+        name, equals, value = str(pair).partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(pair)
+        try:
+            values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except ValueError:
+            values[name] = value
     return values
 
 
-def build(cls: type[Strategy], options: Mapping[str, Any]) -> Strategy:
-    """An instance with these options, each validated by its field's type. Raises InputError."""
-    from pydantic import TypeAdapter, ValidationError
+Arguments = Annotated[dict[str, Any], BeforeValidator(key_values)]
+"""name=value pairs; a dict in Python, a repeatable option on the command line."""
 
-    names = [field.name for field in strategy_fields(cls)]
-    if unknown := [name for name in options if name not in names]:
-        raise InputError(f"{cls.__name__} has no option {unknown[0]!r}. It takes: {', '.join(names) or 'none'}.")
-    hints = get_type_hints(cls, include_extras=True)
-    values = {}
-    for name, value in options.items():
-        try:
-            values[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise InputError(f"{_flag(name)} is {value!r}; it should be {reason}") from error
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{cls.__name__}: {error}") from error
+
+def option(
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,
+    short: str | None = None,
+    flag: str | None = None,
+    shown: str | None = None,
+    topic: str | None = None,
+    kept: bool = True,
+    positional: bool = False,
+    cli: bool = True,
+) -> Any:
+    """A dataclass field with more to say than its type and default.
+
+    Args:
+        default: Value where the option is not given; without it the option is required.
+        factory: Function that makes the default.
+        short: Short form on the command line, such as `-o`.
+        flag: Name on the command line where it differs from the field's.
+        shown: The default in words, where the value itself says little (`None`).
+        topic: Heading under which help lists it; by default the `topic` of the class that declares the field.
+        kept: Whether results depend on it, so that it belongs to a run's identity and cannot change when it is resumed.
+        positional: Whether it is given by its place.
+        cli: Whether the command line has it.
+    """
+    about = {"short": short, "flag": flag, "shown": shown, "topic": topic, "kept": kept, "positional": positional, "cli": cli}
+    return (
+        dataclasses.field(default=default, metadata=about)
+        if factory is MISSING
+        else dataclasses.field(default_factory=factory, metadata=about)
+    )
 
 
 @dataclass(frozen=True)
 class Option:
-    """A strategy's option as it is shown."""
+    """What is known of one option."""
 
-    flag: str
-    type: str
-    default: str
+    name: str
+    hint: Any
+    """Its type, with bounds."""
+    default: Any
+    """MISSING where it is required."""
     help: str
+    topic: str = ""
+    short: str | None = None
+    flag: str = ""
+    shown: str | None = None
+    kept: bool = True
+    positional: bool = False
+    cli: bool = True
+
+    @property
+    def takes(self) -> str:
+        """The values it takes, in words: `whole number, at least 1`."""
+        return _words(self.hint)
+
+    @property
+    def default_text(self) -> str:
+        """The default as help shows it; empty where there is nothing to say."""
+        if self.shown is not None:
+            return self.shown
+        if self.default is MISSING or self.default in (None, "", [], {}, ()) or self.default is False:
+            return ""
+        return str(self.default).replace("\n", "\\n")
+
+    @property
+    def bare(self) -> Any:
+        """Its type without bounds and without None."""
+        return _bare(self.hint)
+
+    @property
+    def is_flag(self) -> bool:
+        return self.bare is bool
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.bare) in (list, tuple, dict)
 
 
-def options_of(cls: type[Strategy]) -> list[Option]:
-    """Every option with its type, default and help, which is the text under the field."""
-    hints, helps = get_type_hints(cls, include_extras=True), _texts_under_fields(cls)
+def options_of(plugin: Any) -> list[Option]:
+    """The options of a dataclass, or those of another class or function: its keyword parameters."""
+    if isinstance(plugin, type) and is_dataclass(plugin):
+        return list(_fields_of(plugin))
+    function: Any = plugin.__init__ if isinstance(plugin, type) else plugin  # type: ignore[misc]
+    if function is object.__init__:
+        return []
+    hints = get_type_hints(function, include_extras=True)
+    texts = _argument_texts(plugin)
     return [
-        Option(
-            _flag(field.name),
-            _type_name(hints[field.name]),
-            "…" if field.default is MISSING else str(field.default).replace("\n", "\\n"),
-            helps.get(field.name, ""),
-        )
-        for field in strategy_fields(cls)
-    ]
+        Option(p.name, hints.get(p.name, Any), MISSING if p.default is p.empty else p.default, texts.get(p.name, ""),
+               flag=flag_of(p.name))
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]  # fmt: skip
 
 
-def _texts_under_fields(cls: type[Strategy]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # a class that was typed into an interpreter
+@lru_cache(maxsize=256)
+def _fields_of(cls: type) -> tuple[Option, ...]:
+    hints, texts = get_type_hints(cls, include_extras=True), _texts(cls)
+    # the class that declares a field first gives it its place and heading, the last one its default and help
+    home = {name: base for base in cls.__mro__ for name in _declared(base)}
+    found = []
+    for f in dataclasses.fields(cls):
+        if not f.init:
             continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, text in pairwise(body):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as words)):
-                    texts[name] = " ".join(words.split())
-    return texts
+        about = {"flag": None, "topic": None, **f.metadata}
+        flag, topic = about.pop("flag") or flag_of(f.name), about.pop("topic") or home[f.name].__dict__.get("topic", "")
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        found.append(Option(f.name, hints[f.name], default, texts.get(f.name, ""), flag=flag, topic=topic, **about))
+    topics = [base.__dict__.get("topic", "") for base in cls.__mro__]
+    order = {topic: topics.index(topic) for topic in topics}
+    return tuple(sorted(found, key=lambda o: (order.get(o.topic, len(order)), -cls.__mro__.index(home[o.name]))))
 
 
-def _type_name(hint: Any) -> str:
-    """`int ≥ 1`, `all | think | response`: what may be written behind the option."""
-    if get_origin(hint) is Annotated:
-        base, *limits = get_args(hint)
-        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-        bounds = [f"{sign} {getattr(limit, name)}" for limit in limits for name, sign in signs.items() if hasattr(limit, name)]
-        return f"{_type_name(base)} {' and '.join(bounds)}".strip()
-    if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, UnionType):
-        return " | ".join(_type_name(part) for part in get_args(hint) if part is not type(None))
-    return {str: "text", int: "whole number", float: "number", bool: "flag"}.get(hint, getattr(hint, "__name__", str(hint)))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of settings: every field is checked against its type and bounds when an instance is made. Raises InputError."""
+
+    def __post_init__(self) -> None:
+        for o in options_of(type(self)):
+            if (value := getattr(self, o.name)) is not o.default and value != o.default:
+                object.__setattr__(self, o.name, convert(o, value))  # the one way to set a field of a frozen dataclass
 
 
-def paper(cls: type[Strategy]) -> str:
-    """The first address in the docstring of the class or of its module."""
-    for text in (cls.__doc__, sys.modules[cls.__module__].__doc__):
-        if found := re.search(r"https?://[^\s)]+", text or ""):
-            return found.group().rstrip(".,")
-    return ""
+def configure(cls: Callable[..., T], values: Mapping[str, Any], *given: Any, noun: str | None = None, prefix: str = "") -> T:
+    """Call a class or function with options, each validated by its type and bounds.
+
+    Args:
+        cls: A dataclass, or another class or function whose keyword parameters are its options. Where it takes `**others`,
+            options without a name of their own are passed on unchanged.
+        values: Options by name. Texts are read as the option's type.
+        given: Positional arguments, which come first.
+        noun: What messages call `cls`; by default its name.
+        prefix: What messages put before an option's name instead of `--`, such as `--scorer-arg `.
+
+    Raises:
+        InputError: An option is unknown, missing or out of bounds, or `cls` refuses it.
+    """
+    options = {o.name: o for o in options_of(cls)}
+    if is_dataclass(cls):
+        options = dict(list(options.items())[len(given) :])
+    noun, passes_on = noun or getattr(cls, "__name__", str(cls)), _passes_on(cls)
+    for name in values:
+        if name not in options and not passes_on:
+            close = get_close_matches(name, options, n=1, cutoff=0.75)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"{noun} has no option {name!r}.{hint} It takes: {', '.join(options) or 'none'}.")
+    converted = {name: convert(options[name], value, prefix) if name in options else value for name, value in values.items()}
+    if missing := next((o for o in options.values() if o.default is MISSING and o.name not in values), None):
+        raise InputError(f"{noun} needs {prefix}{missing.name}" if prefix else f"{noun} needs {missing.flag}")
+    try:
+        return cls(*given, **converted)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{noun}: {error}") from error
 
 
-def describe(cls: type[Strategy]) -> str:
+def _passes_on(cls: Any) -> bool:
+    return not is_dataclass(cls) and any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
+def convert(option: Option, value: Any, prefix: str = "") -> Any:
+    """A value as an option's type. Raises InputError, which says what was given and what is expected."""
+    name = f"{prefix}{option.name}" if prefix else option.flag
+    try:
+        return _adapter(option.hint).validate_python(value)
+    except ValidationError as error:
+        given = error.errors()[0]["input"] if option.is_list and isinstance(value, list) else value
+        if isinstance(given, list):  # name=value pairs: the one that is not
+            given = next((pair for pair in given if "=" not in str(pair)), given)
+        raise InputError(f"{name} is {given!r}; it should be {_with_article(option.takes)}") from None
+
+
+def kept(settings: Any) -> dict[str, Any]:
+    """The fields that results depend on, as JSON values: what a run is, on disk."""
+    return {o.name: _json(getattr(settings, o.name)) for o in options_of(type(settings)) if o.kept}
+
+
+def check_resumable(what: Any, begun: Mapping[str, Any], settings: Any) -> None:
+    """Raise InputError where a kept field of `settings` differs from what `what` (a folder or file) was started with."""
+    for o in options_of(type(settings)):
+        if not o.kept or o.name not in begun or begun[o.name] == (asked := _json(getattr(settings, o.name))):
+            continue
+        was, flag = begun[o.name], o.flag
+        if isinstance(was, dict) and isinstance(asked, dict):  # name the pair that differs
+            name = next(name for name in (*was, *asked) if was.get(name) != asked.get(name))
+            flag = f"{o.flag} {name}" if o.cli else flag_of(name)
+            was, asked = was.get(name), asked.get(name)
+        raise InputError(
+            f"{what} was started with {flag} {_shown(was)}, not {_shown(asked)};"
+            f" resume it without changing that, or choose another --out"
+        )
+
+
+def without_defaults(settings: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, as JSON values, under their names on the command line."""
+    named = {o.flag.removeprefix("--"): (o, _json(getattr(settings, o.name))) for o in options_of(type(settings)) if o.cli}
+    return {name: value for name, (o, value) in named.items() if o.default is MISSING or value != _json(o.default)}
+
+
+def describe(plugin: Any) -> str:
     """`--n 16 --width 4`: the options with their defaults; a flag that is off in brackets."""
     return " ".join(
-        f"[{option.flag}]" if option.default == "False" else f"{option.flag} {option.default}" for option in options_of(cls)
+        f"[{o.flag}]" if o.is_flag and not o.default else f"{o.flag} {o.default_text or '…'}" for o in options_of(plugin)
     )
 
 
-def _flag(name: str) -> str:
+def first_line(plugin: Any) -> str:
+    """The first line of a plug-in's docstring, or of its module's."""
+    text = plugin.__doc__ or sys.modules[plugin.__module__].__doc__ or ""
+    return text.strip().partition("\n")[0]
+
+
+def flag_of(name: str) -> str:
+    """`--max-tokens` for `max_tokens`."""
     return "--" + name.replace("_", "-")
 
 
-def _example(cls: type[Strategy], option: str) -> str:
-    default = next(field.default for field in strategy_fields(cls) if _flag(field.name) == option)
-    return "…" if default is MISSING else str(default)
+# types in words
+
+
+_CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@lru_cache(maxsize=512)
+def _adapter_of(key: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(key, config=_CONFIG)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return _adapter_of(hint)
+    except TypeError:  # a hint that has no hash
+        return TypeAdapter(hint, config=_CONFIG)
+
+
+def _bare(hint: Any) -> Any:
+    if get_origin(hint) is Annotated:
+        return _bare(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return _bare(next(part for part in get_args(hint) if part is not type(None)))
+    return hint
+
+
+_NAMES: dict[Any, str] = {
+    str: "text", int: "whole number", float: "number", bool: "flag", Path: "path", Any: "value", list: "list",
+    dict: "name=value",
+}  # fmt: skip
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _words(hint: Any) -> str:
+    origin = get_origin(hint)
+    if hint == Arguments:
+        return "name=value"
+    if origin is Annotated:
+        base, *limits = get_args(hint)
+        bounds = [f"{word} {getattr(x, sign):g}" for x in limits for sign, word in _BOUNDS.items() if hasattr(x, sign)]
+        return ", ".join([_words(base), " and ".join(bounds)]) if bounds else _words(base)
+    if origin is Literal:
+        *most, last = map(str, get_args(hint))
+        return f"{', '.join(most)} or {last}" if most else last
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in get_args(hint) if part is not type(None))
+    if origin in (list, tuple, dict):
+        return _NAMES[dict if origin is dict else list]
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _with_article(words: str) -> str:
+    if words == "flag":
+        return "true or false"
+    if words.split(",")[0] in _NAMES.values() and not words.startswith(("text", "name=value")):
+        return f"a {words}"
+    return f"{words}, as in dtype=bfloat16" if words == "name=value" else words
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# texts under fields
+
+
+def _declared(cls: type) -> list[str]:
+    return [name for name in inspect.get_annotations(cls) if name != "topic"]
+
+
+def _texts(cls: type) -> dict[str, str]:
+    """The text under each field of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        found |= _texts_of_module(base.__module__).get(base.__qualname__, {})
+    return found
+
+
+@lru_cache(maxsize=64)
+def _texts_of_module(module: str) -> dict[str, dict[str, str]]:
+    """Class names to field names to the texts under the fields; empty where there is no source."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError, SyntaxError):  # a module without a file: an interpreter, a C extension
+        return {}
+    found: dict[str, dict[str, str]] = {}
+
+    def visit(body: Sequence[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                texts = found[prefix + node.name] = {}
+                for field, text in pairwise(node.body):
+                    match field, text:
+                        case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as words)):
+                            texts[name] = " ".join(words.split())
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(node.body, f"{prefix}{node.name}.<locals>.")
+
+    visit(tree.body, "")
+    return found
+
+
+def _argument_texts(plugin: Any) -> dict[str, str]:
+    """The texts of `Args:` sections: of a function, or of a class, its bases and its `__init__`."""
+    documented = [plugin, *(base.__dict__.get("__init__") for base in plugin.__mro__)] if isinstance(plugin, type) else [plugin]
+    documented += reversed(plugin.__mro__) if isinstance(plugin, type) else []
+    texts: dict[str, str] = {}
+    for text in (item.__doc__ for item in documented if item is not None):
+        _, found, section = inspect.cleandoc(text or "").partition("Args:\n")
+        name = ""
+        for line in section.splitlines() if found else ():
+            if not line.startswith("    "):
+                break
+            head, colon, rest = line.strip().partition(":")
+            if line.startswith("     "):  # a continued text
+                texts[name] = f"{texts[name]} {line.strip()}".strip()
+            elif colon:
+                name = head.split(" ")[0]
+                texts[name] = rest.strip()
+    return texts

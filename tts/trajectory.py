@@ -1,31 +1,33 @@
-"""A completion read as the paper reads it: the steps of a thinking trajectory, then those of a final response."""
+"""Completions as thinking and response steps, the form in which a trajectory-aware reward model rates them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 BOUNDARY = "\n\n"
-"""Steps end at a blank line, in thinking and response alike (arXiv 2506.18896)."""
+"""String that ends a step, in the thinking and the response alike: a blank line (arXiv 2506.18896)."""
 
 OPEN, CLOSE = "<think>", "</think>"
+"""Tags around the thinking."""
 
 
 class Trajectory(NamedTuple):
-    """Non-empty steps, stripped, without the `<think>` tags."""
+    """The steps of a completion: stripped, not empty, and without the `<think>` tags."""
 
     thinking: tuple[str, ...]
     response: tuple[str, ...]
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Thinking steps, then response steps."""
+        """The thinking steps, then the response steps."""
         return (*self.thinking, *self.response)
 
 
 def parse(text: str) -> Trajectory:
-    """Tell thinking and response apart. A trace that never closes its thinking has no response yet.
+    """Split a completion into thinking and response steps.
 
-    Chat templates that open `<think>` in the prompt leave only `</think>` in the completion; that reads the same.
+    Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
+    completion that opens its thinking but does not close it has no response; one without either tag has only a response.
     """
     thinking, closed, response = text.partition(CLOSE)
     if not closed and OPEN not in text:
@@ -34,6 +36,6 @@ def parse(text: str) -> Trajectory:
 
 
 def steps(text: str) -> tuple[str, ...]:
-    """The blank-line separated pieces of `text` that hold anything. Windows line ends count as line ends."""
-    pieces = text.replace("\r\n", "\n").split(BOUNDARY)
-    return tuple(piece for piece in map(str.strip, pieces) if piece)
+    """The steps of `text`: its parts between blank lines, stripped, without empty ones. Windows line ends are recognised."""
+    parts = text.replace("\r\n", "\n").split(BOUNDARY)
+    return tuple(step for step in map(str.strip, parts) if step)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from annotated_types import Ge
 
@@ -27,6 +27,12 @@ Part = Literal["all", "think", "response"]
 
 Aggregate = Literal["mean", "min", "prod", "last", "sum-logit", "final"]
 """How the rewards of many steps become one number; `final` passes over them."""
+
+Fate = Literal["kept", "returned", "pruned"]
+"""What a search did with a branch: continued it, returned the solution that it ends, or dropped it."""
+
+REPEATS = "repeats a sibling"
+"""Why a branch was pruned that has the same tokens as an earlier child of its parent."""
 
 CERTAIN = 1e-9
 """How close to 0 or 1 a probability may come in a logit."""
@@ -124,16 +130,23 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A backend that continues token sequences."""
+    """A backend that continues token sequences.
 
-    @property
-    def context(self) -> int | None:
-        """Tokens that prefix and continuation may have together; None where that is not known."""
-        ...
+    A class of your own subclasses this and is called as `cls(model, **options)`: `model` is what --model names, its keyword
+    parameters are its options (--engine-arg name=value).
+    """
+
+    requires: ClassVar[str | None] = None
+    """The package that it runs on, if not one of this project's own; also the extra of tts-toolkit that installs it."""
+    address: ClassVar[Literal["none", "optional", "required"]] = "none"
+    """Whether it can or must be a server's client, at `--url`; `url` is then a keyword parameter of its class."""
+
+    context: int | None = None
+    """Tokens that prefix and continuation may have together; None where that is not known."""
 
     async def tells_steps(self) -> bool:
-        """Whether it stops at stop strings and says so, which growing step by step needs."""
-        ...
+        """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
+        return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids, chat template applied."""
@@ -152,8 +165,8 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of processes and connections; the engine is not used again."""
-        ...
+        """Release processes and connections; the engine is not used again."""
+        return
 
 
 def counts_final(alpha: float, how: Aggregate) -> bool:
@@ -207,11 +220,28 @@ class Reward:
 
 
 class Scorer(Protocol):
-    """A process reward model, or anything else that judges candidates."""
+    """A process reward model, or anything else that rates candidates.
+
+    A class of your own subclasses this and defines `score`; its fields, or the keyword parameters of its `__init__`, are its
+    options (--scorer-arg name=value). Parameters named `model` and `system` get the run's policy and system prompt.
+    """
+
+    by_step: bool = True
+    """Whether its rewards have one entry per step; False where it rates a trace as a whole only."""
+    compares: bool = False
+    """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
+    logprobs: bool = False
+    """Whether it reads `Step.logprobs`, which the engine then reports."""
+    over: Part = "all"
+    """The part of a trajectory whose steps its rewards are of."""
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """One reward per candidate, in order; higher is better."""
         ...
+
+    async def close(self) -> None:
+        """Release processes and connections; the scorer is not used again."""
+        return
 
 
 @dataclass(slots=True)
@@ -238,7 +268,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A node of a search tree: what was drawn in one go, and what became of it."""
+    """A node of a search tree: the text of one draw, and what the search did with it."""
 
     parent: int | None
     """Index in the tree; None for a first step. Parents come before their children."""
@@ -248,8 +278,14 @@ class Branch:
     finish: Finish
     reward: float | None
     """r_hat of the solution up to here; None where it was not scored."""
-    fate: str
-    """`kept` (it was grown further), `returned`, or `pruned: ` and the reason."""
+    fate: Fate
+    reason: str = ""
+    """Why it was pruned; empty for other fates."""
+
+    @property
+    def outcome(self) -> str:
+        """The fate as people and files read it: `kept`, `returned`, or `pruned: ` and the reason."""
+        return f"{self.fate}: {self.reason}" if self.reason else self.fate
 
 
 @dataclass(frozen=True)
@@ -294,3 +330,22 @@ class Strategy(ABC):
     @abstractmethod
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         """Spend the compute; return every candidate."""
+
+    async def solve_after_pilot(self, problem: Problem, generator: Generator, scorer: Scorer, pilot: Result) -> Result:
+        """Solve a problem for which `pilot` holds independent samples with their rewards; compute-optimal calls this.
+
+        By default the problem is solved as without a pilot. The samples then join the candidates of a search (a result with a
+        tree) that ranks by total reward; the result of any other strategy stays as it is.
+        """
+        found = await self.solve(problem, generator, scorer)
+        if not found.tree or tuple(found.scores) != tuple(reward.total for reward in found.rewards):
+            return found
+        return Result([*found.candidates, *pilot.candidates], [*found.rewards, *pilot.rewards], tree=found.tree)
+
+    @classmethod
+    def options_for(cls, n: int, pilot: int) -> dict[str, Any]:
+        """Options with which this strategy spends about n samples on a problem, `pilot` of which have been drawn already.
+
+        By default the option `n`, for a strategy that has one; other strategies run with their own defaults.
+        """
+        return {"n": n} if "n" in getattr(cls, "__dataclass_fields__", {}) else {}

@@ -16,7 +16,7 @@ from tts.demo import MODELS, arith
 from tts.scorers.prm import PRM
 from tts.solving.generator import Generator
 from tts.train.prm.training import train_prm
-from tts.train.settings import TrainPRM
+from tts.train.settings import TrainPRMSettings
 from tts.types import Candidate, Problem, Sampling, Step
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM IS NOT INSTALLED HERE: run `make real`")
@@ -99,7 +99,7 @@ def test_a_prm_that_tts_trained(loop, tmp_path, head):
     rows = [{"problem": PROBLEM.prompt, "text": TEXTS[0], "step_targets": [1, 0, 1, 0], "final_target": 1}] * 8
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "prm"
-    train_prm(TrainPRM(data=tmp_path / "rows.jsonl", out=out, head=head, max_steps=5, lr=1e-3, device="cpu"))
+    train_prm(TrainPRMSettings(data=tmp_path / "rows.jsonl", out=out, head=head, max_steps=5, lr=1e-3, device="cpu"))
     rates_traces = head == "step"  # vLLM does not compute reward_head.pt
     prm, here = PRM(str(out), final=rates_traces, backend="vllm", **ARGUMENTS), PRM(str(out), final=rates_traces)
     same(loop.run(prm.score(CANDIDATES)), loop.run(here.score(CANDIDATES)))

@@ -1,1 +1,1 @@
-"""Files: traces read, rows written, runs kept."""
+"""File formats: traces, labelled traces, streamed JSONL files and run folders."""

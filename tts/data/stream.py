@@ -1,6 +1,6 @@
-"""A JSONL file worked through in constant memory: rows out in the order of the lines in, and a stop at any moment survived.
+"""Processing of a JSONL file of traces in constant memory, with rows in the order of the lines, resumable at any moment.
 
-Both `tts score` and `tts label` are this, with other work done on a chunk of lines.
+`tts score` and `tts label` are both built on this, and differ in what they compute for a chunk of traces.
 """
 
 from __future__ import annotations
@@ -15,62 +15,80 @@ from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from tts.data.store import ESCAPE
-from tts.data.traces import BadRowError, Trace, parse_line, read_lines
+from tts.data.traces import BadRowError, Trace, parse_line, read_json, read_lines
 from tts.errors import InputError
+from tts.options import check_resumable, kept
 
 CHUNK = 128
-"""Traces worked on together; two such chunks are under way at a time, so that one is prepared while the other is computed."""
+"""Traces per chunk. Two chunks are in progress at a time, so that one is read while the other is computed."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Tally:
-    """What a live view looks at, and what is said in the end."""
+    """Counts for the live view and the closing message."""
 
     stage: str = "starting"
+    """What is being loaded, while `running` is False."""
     running: bool = False
-    """Whether it is past loading."""
+    """Whether loading has finished."""
     done: int = 0
+    """Traces processed in this session."""
     rejected: int = 0
+    """Lines and traces set aside in this session."""
     resumed: int = 0
+    """Rows written in earlier sessions."""
     tokens: int = 0
     bytes: int = 0
+    """Bytes of the input that have been processed."""
     total_bytes: int = 0
+
+    def to_json(self, out: Path | None) -> dict[str, Any]:
+        """What `--json` prints in the end."""
+        return {"out": str(out), "done": self.done, "rejected": self.rejected, "resumed": self.resumed, "tokens": self.tokens}
+
+    def summary(self, done: str, out: Path) -> str:
+        """The line that a command ends with, `done` being "scored" or "labelled"."""
+        before = f", {self.resumed} before" if self.resumed else ""
+        return f"{self.done} {'trace' if self.done == 1 else 'traces'} {done}{before}: {out}"
 
 
 @dataclass(frozen=True)
-class Done(Generic[T]):
-    """A trace with what became of it, and the line that it stands in."""
+class Processed(Generic[T]):
+    """A trace with the value computed for it."""
 
     trace: Trace
     value: T
     line: int
+    """Number of its line in the input, from 1."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line, or one of its traces, that cannot be worked on."""
+    """A line, or one of its traces, that cannot be processed."""
 
     line: int
+    """Its number in the input, from 1."""
     error: str
     text: str
+    """The whole line."""
 
 
 class Sink(Protocol):
-    """Where rows go."""
+    """Destination of rows."""
 
     first_line: int
-    """Where to begin; what is before it was done earlier."""
+    """Line of the input to start with, from 1; earlier lines were processed in earlier sessions."""
     done: int
-    """Rows done earlier."""
+    """Rows written in earlier sessions."""
 
     def add(self, rows: Sequence[dict[str, Any]], refused: Sequence[Rejected]) -> None:
-        """Keep the rows of a chunk."""
+        """Write the rows of a chunk, and the lines that were rejected."""
         ...
 
     def close(self) -> None:
-        """No more comes."""
+        """Close the destination; nothing is added after this."""
         ...
 
 
@@ -83,13 +101,24 @@ async def work_through(
     limit: int | None,
     tally: Tally,
     chunk: int = CHUNK,
-) -> AsyncIterator[list[Done[T] | Rejected]]:
-    """The traces of a file, worked on by chunks, in its order. Where a chunk is an InputError, its traces go one by one."""
-    under_way: deque[tuple[asyncio.Task[list[Done[T] | Rejected]], int]] = deque()
+) -> AsyncIterator[list[Processed[T] | Rejected]]:
+    """Process the traces of a JSONL file chunk by chunk and yield the results in the order of the file.
+
+    Args:
+        source: File to read.
+        work: Computes one value per trace of a chunk. If it raises InputError, the traces of the chunk are processed one by one
+            and those that fail are rejected.
+        names: Names in the file for entries of `tts.data.traces.FIELDS`.
+        first_line: Number of the line to start with, from 1.
+        limit: Maximum number of traces; None for all.
+        tally: Counts of which `bytes` is updated here.
+        chunk: Traces per call of `work`. Default 128.
+    """
+    under_way: deque[tuple[asyncio.Task[list[Processed[T] | Rejected]], int]] = deque()
     pending: list[tuple[int, str, list[Trace] | str]] = []
     read, count = 0, 0
 
-    async def next_done() -> list[Done[T] | Rejected]:
+    async def next_done() -> list[Processed[T] | Rejected]:
         task, reached = under_way.popleft()
         finished = await task
         tally.bytes = reached
@@ -116,7 +145,7 @@ async def work_through(
 
 async def _work(
     work: Callable[[Sequence[Trace]], Awaitable[Sequence[T]]], lines: Sequence[tuple[int, str, list[Trace] | str]]
-) -> list[Done[T] | Rejected]:
+) -> list[Processed[T] | Rejected]:
     traces = [trace for _, _, found in lines if not isinstance(found, str) for trace in found]
     values: list[T | InputError] = []
     try:
@@ -128,7 +157,7 @@ async def _work(
             except InputError as error:
                 values.append(error)
     each = iter(values)
-    finished: list[Done[T] | Rejected] = []
+    finished: list[Processed[T] | Rejected] = []
     for number, line, found in lines:
         if isinstance(found, str):
             finished.append(Rejected(number, found, line))
@@ -138,12 +167,12 @@ async def _work(
             if isinstance(value, InputError):
                 finished.append(Rejected(number, str(value), line))
             else:
-                finished.append(Done(trace, value, number))
+                finished.append(Processed(trace, value, number))
     return finished
 
 
-class Lines:
-    """Rows to a function, and what is wrong with other lines to another."""
+class CallbackSink:
+    """Passes each row as a line of JSON to `write`, and a message for each rejected line to `complain`; both may be None."""
 
     first_line, done = 1, 0
 
@@ -159,14 +188,14 @@ class Lines:
                 self.complain(f"line {item.line}: {item.error}")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
 
-class Files:
-    """Rows to a file, rejected lines to another, and the settings beside them.
+class FileSink:
+    """Writes rows to one JSONL file and rejected lines to a second one, next to a file of settings.
 
-    Every row has its `line`. Both files are in the order of the input, so that going on means: drop what the last line left,
-    and begin with that line.
+    Every row has the number of its `line`, and both files are in the order of the input. To resume, the rows of the last line
+    are dropped, as they may be incomplete, and processing starts with that line again.
     """
 
     def __init__(self, out: Path, first_line: int, done: int) -> None:
@@ -175,32 +204,31 @@ class Files:
         self._rejected: IO[str] | None = None
 
     @classmethod
-    def open(cls, out: Path, settings: dict[str, Any], *, resume: bool, command: str) -> Files:
-        """A new file, or one to go on with under the settings that it was begun with. Raises InputError."""
+    def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
+        """Create `out`, or open it to resume under the settings (a dataclass) it was started with.
+
+        Raises InputError if the file exists (or, to resume, was not written by `command` with these settings).
+        """
         meta = out.with_name(out.name + ".settings.json")
         try:
             if resume:
                 if not meta.is_file():
-                    raise InputError(f"{out} was not begun by {command} (no {meta.name} beside it); leave --resume away")
-                begun = json.loads(meta.read_text())
-                if begun != settings:
-                    different = next(name for name, value in settings.items() if begun.get(name) != value)
-                    raise InputError(
-                        f"{out} was begun with {different} = {begun.get(different)!r}, not {settings[different]!r};"
-                        " go on with that, or choose another --out"
-                    )
+                    raise InputError(f"{out} was not started by {command} (there is no {meta.name}); omit --resume")
+                check_resumable(out, read_json(meta.read_text(encoding="utf-8")), settings)
                 return cls(out, *_recover(out))
             if out.exists():
-                raise InputError(f"{out} exists; go on with it by --resume, or choose another --out")
+                raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
             out.parent.mkdir(parents=True, exist_ok=True)
             rejected_of(out).unlink(missing_ok=True)
-            meta.write_text(json.dumps(settings, indent=2) + "\n")
+            meta.write_text(json.dumps(kept(settings), indent=2) + "\n")
             return cls(out, 1, 0)
+        except BadRowError as error:
+            raise InputError(f"cannot resume {out}: {meta.name} is {error}; choose another --out") from error
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
 
     def add(self, rows: Sequence[dict[str, Any]], refused: Sequence[Rejected]) -> None:
-        """Write a chunk; rejected lines first, so that what a crash leaves is found by the rows."""
+        """Write a chunk. Rejected lines are written first: if a crash loses the rows, resuming drops these lines as well."""
         if refused:
             if self._rejected is None:
                 self._rejected = self.rejected.open("a", encoding="utf-8", errors=ESCAPE)
@@ -217,18 +245,38 @@ class Files:
                 file.close()
 
 
+def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
+    """The line for an interrupted command, `done` being "scored" or "labelled"."""
+    if out is None:
+        return f"interrupted with {tally.done} traces {done}"
+    if not out.exists():
+        return f"interrupted before anything was {done}; nothing was written"
+    return f"interrupted with {tally.done} traces {done}; resume with the same command and --resume ({out})"
+
+
 def to_line(row: dict[str, Any]) -> str:
-    """A row as JSON."""
+    """A row as one line of JSON. Raises ValueError for NaN and infinities, which JSON does not have."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 def rejected_of(out: Path) -> Path:
-    """scores.jsonl's scores.rejected.jsonl."""
+    """The file of rejected lines: scores.rejected.jsonl for scores.jsonl."""
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
+def _check_settings(out: Path, kept: Any, asked: dict[str, Any]) -> None:
+    """Raise InputError if a file was started with other settings; a setting that one side lacks counts as None."""
+    kept = kept if isinstance(kept, dict) else {}
+    for name in dict.fromkeys((*asked, *kept)):
+        if kept.get(name) != asked.get(name):
+            raise InputError(
+                f"{out} was started with {name} = {kept.get(name)!r}, not {asked.get(name)!r};"
+                " resume it with that setting, or choose another --out"
+            )
+
+
 def _recover(out: Path) -> tuple[int, int]:
-    """Drop what was written of the last line and of later ones; the line to begin with, and how many rows are left."""
+    """Drop the rows of the last line; return the number of that line, to start with, and how many rows are left."""
     last, done = 1, 0
     if out.exists():
         kept_until, at = 0, 0
@@ -241,7 +289,7 @@ def _recover(out: Path) -> tuple[int, int]:
                     line = None
                 if line is None:
                     break
-                if line != last:  # all rows of the line before are whole
+                if line != last:  # all rows of the previous line are complete
                     last, kept_until = line, at - len(raw)
         os.truncate(out, kept_until)
         with out.open("rb") as file:

@@ -1,10 +1,10 @@
-"""Traces: problems with solutions to them, one JSON object a line, as `tts run` writes them and other programs do.
+"""Traces: solutions of problems, one JSON object per line, as written by `tts run` and by other programs.
 
     {"problem": "1 + 1 = ?", "text": "<think>\\none and one\\n</think>\\n\\nIt is \\\\boxed{2}"}
     {"problem": "1 + 1 = ?", "thinking": "one and one", "response": "It is \\\\boxed{2}"}
     {"problem": "1 + 1 = ?", "steps": ["one and one", "It is \\\\boxed{2}"]}
 
-Other fields are kept. A row of a run's results.jsonl is as many traces as it has candidates.
+Other fields are kept. A row of a run's results.jsonl stands for one trace per candidate.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
 from tts.types import Candidate, Problem, Step
 
 FIELDS = ("id", "problem", "answer", "text", "thinking", "response", "steps")
-"""What can be called by another name in a file."""
+"""The fields of a trace, each of which may have another name in a file (`--field`)."""
 
 EXPECTED = 'expected {"problem": …} with "text", with "thinking" and "response", or with "steps"'
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A solution, and the fields of its row beside it."""
+    """A solution, and all fields of the row it was read from."""
 
     candidate: Candidate
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -39,11 +39,15 @@ class Trace:
 
 
 class BadRowError(ValueError):
-    """A line that is no trace; says why."""
+    """A line that is not a trace; the message says why."""
 
 
 def read_lines(path: Path, *, start: int = 1) -> Iterator[tuple[int, str, int]]:
-    """The lines of a file that hold anything, from line `start` on: number, text, bytes read so far. Raises InputError."""
+    """Yield the lines of a file that are not blank: (line number, text, bytes read so far).
+
+    Numbers count from 1; lines before `start` are skipped. Bytes that are not UTF-8 become replacement characters. Raises
+    InputError if the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             read = 0
@@ -56,10 +60,10 @@ def read_lines(path: Path, *, start: int = 1) -> Iterator[tuple[int, str, int]]:
 
 
 def read_json(line: str) -> Any:
-    """A line's JSON. NaN and infinities are none, and neither is what is nested too deeply to be read. Raises BadRowError."""
+    """Parse a line of JSON. Raises BadRowError, also for NaN and infinities and for nesting that is too deep to parse."""
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON's")
+        raise ValueError(f"{constant} is not a JSON number")
 
     try:
         return json.loads(line, parse_constant=refuse)
@@ -70,16 +74,19 @@ def read_json(line: str) -> Any:
 
 
 def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
-    """The traces of one line; `names` maps FIELDS to what the file calls them. Raises BadRowError."""
+    """The traces of one line; `names` maps entries of FIELDS to their names in the file. Raises BadRowError.
+
+    A trace without an id gets the line's number as its id.
+    """
     row = read_json(line)
     if not isinstance(row, dict):
         raise BadRowError(f"not a JSON object; {EXPECTED}")
     values = {name: row.get(names.get(name, name)) for name in FIELDS}
     prompt, identifier, answer = values["problem"], values["id"], values["answer"]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadRowError(f"no text under {names.get('problem', 'problem')!r}; {EXPECTED}")
+        raise BadRowError(f"no string under {names.get('problem', 'problem')!r}; {EXPECTED}")
     if isinstance(identifier, bool | dict | list):
-        raise BadRowError(f"the id is {json.dumps(identifier)[:40]}; expected a text or a number")
+        raise BadRowError(f"the id is {json.dumps(identifier)[:40]}; expected a string or a number")
     identifier = str(number if identifier is None else identifier)
     problem = Problem(identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None)
     if isinstance(row.get("candidates"), list):
@@ -89,31 +96,31 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
 
 
 def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
-    """A row of a run: each candidate has an id of its own, the problem's and its number."""
+    """The candidates of a run's row, with the problem's id and their index as their ids (`arith-3/0`)."""
     traces = []
     for i, attempt in enumerate(row["candidates"]):
         steps = attempt.get("steps") if isinstance(attempt, dict) else None
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-            raise BadRowError(f"candidate {i} has no list of texts under 'steps'")
+            raise BadRowError(f"candidate {i} has no list of strings under 'steps'")
         own = Problem(f"{problem.id}/{i}", problem.prompt, problem.answer)
-        beside = {
+        fields = {
             "id": own.id,
             "problem": problem.prompt,
             "answer": problem.answer,
             "text": "".join(steps),
             "correct": attempt.get("correct"),
         }
-        beside |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
+        fields |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
-            beside |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # as tts score names them
-        traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), beside))
+            fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses
+        traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), fields))
     return traces
 
 
 def _text(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
     for name in ("text", "thinking", "response"):
         if values[name] is not None and not isinstance(values[name], str):
-            raise BadRowError(f"{names.get(name, name)!r} is {json.dumps(values[name])[:40]}; expected a text")
+            raise BadRowError(f"{names.get(name, name)!r} is {json.dumps(values[name])[:40]}; expected a string")
     text, thinking, response, steps = (values[name] for name in ("text", "thinking", "response", "steps"))
     if steps is not None:
         return _joined(steps, names.get("steps", "steps"))
@@ -122,21 +129,21 @@ def _text(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
     elif response is not None:
         text = response
     if text is None:
-        raise BadRowError(f"nothing to score in it; {EXPECTED}")
+        raise BadRowError(f"the line has no trace; {EXPECTED}")
     if not any(parse(text)):
         raise BadRowError("the trace is empty")
     return str(text)
 
 
 def _joined(steps: Any, name: str) -> str:
-    """Steps as a text that reads as exactly these steps again; blank lines inside one become line ends."""
+    """Steps as one text that is parsed into the same steps again; a blank line within a step becomes a line end."""
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise BadRowError(f"{name!r} is {json.dumps(steps)[:40]}; expected a list of texts")
+        raise BadRowError(f"{name!r} is {json.dumps(steps)[:40]}; expected a list of strings")
     kept = [re.sub(r"\n[ \t]*(?:\n[ \t]*)+", "\n", step.replace("\r\n", "\n").strip()) for step in steps if step.strip()]
     text = BOUNDARY.join(kept)
     trajectory = parse(text)
     if not kept:
         raise BadRowError("the trace is empty")
     if len(trajectory.thinking) + len(trajectory.response) != len(kept):
-        raise BadRowError(f"{name!r} holds a {OPEN} or {CLOSE} tag as a step of its own; give the whole as 'text' instead")
+        raise BadRowError(f"the {OPEN} or {CLOSE} tags in {name!r} would change its steps; give the trace as 'text' instead")
     return text

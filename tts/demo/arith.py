@@ -1,13 +1,13 @@
-"""Benchmark `arith`: chains of one-digit operations, and the imperfect teacher from whom the policy learnt them.
+"""Benchmark `arith`: chains of one-digit operations, and the imperfect teacher that the bundled policy learnt them from.
 
 Example row:
     prompt:  Start with 7. / 1) add 5 / 2) multiply by 3 / What is the last digit?      (one line each)
     answer:  6
 
-All values are kept modulo 10. The teacher has misconceptions, as the authors of a web corpus have: some facts it
-nearly always gets wrong, and always in the same way, so that a vote over its pupil's samples repeats the error; some
-it gets wrong now and then, so that a vote helps; and sometimes it notices and corrects itself. The policy imitates
-that distribution, so its mistakes are its own samples. A PRM that has learnt the true facts can find them.
+All values are modulo 10. Like the authors of a web corpus, the teacher has misconceptions. Some facts it usually gets wrong,
+and always in the same way, so that a vote over samples of the policy repeats the error. Others it gets wrong now and then, so
+that a vote helps. Sometimes it notices an error and corrects it. The policy imitates this distribution, so its errors are
+systematic; a PRM that has learnt the true facts can find them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ NAMES = {"+": "add", "-": "subtract", "*": "multiply by"}
 SYMBOLS = {name: symbol for symbol, name in NAMES.items()}
 
 STUBBORN, SHAKY = 0.12, 0.40
-"""Shares of facts that the teacher usually, or sometimes, gets wrong."""
+"""Shares of the facts that the teacher usually, and sometimes, gets wrong."""
 STUBBORN_ERROR, SHAKY_ERROR = 0.80, 0.40
+"""Probabilities of an error in such facts."""
 CORRECTION = 0.25
-"""How often the teacher notices an error at once and writes the step again."""
+"""Probability that the teacher notices an error at once and writes the step again."""
 
 _THOUGHT = re.compile(r"(?:(\d+)\)|Wait,) (\d)([-+*])(\d)=(\d)")
 _RESTATED = re.compile(r"(add|subtract|multiply by) (\d) gives (\d)")
@@ -38,7 +39,7 @@ _RESULT = re.compile(r"The result is \\boxed\{(\d)\}")
 
 
 def calculate(a: int, symbol: str, b: int) -> int:
-    """One operation, last digit only."""
+    """The last digit of `a symbol b`."""
     return {"+": a + b, "-": a - b, "*": a * b}[symbol] % 10
 
 
@@ -51,10 +52,13 @@ class Chain:
     """A problem: a start value and the operations to apply to it."""
 
     start: int
+    """The start value, from 0 to 9."""
     operations: tuple[tuple[str, int], ...]
+    """Each operation as a symbol (+, - or *) and a second operand."""
 
     @property
     def prompt(self) -> str:
+        """The problem in words, one line per operation."""
         lines = [f"{i}) {NAMES[symbol]} {b}" for i, (symbol, b) in enumerate(self.operations, 1)]
         return "\n".join([f"Start with {self.start}.", *lines, "What is the last digit?"])
 
@@ -69,17 +73,18 @@ class Chain:
 
     @property
     def answer(self) -> str:
+        """The value after the last operation."""
         return str(self.values[-1])
 
     @property
     def split(self) -> Split:
-        """A fixed property of the text, so that no problem can be in two splits."""
+        """The split of the problem, computed from its text, so that no problem can be in two splits."""
         bucket = zlib.crc32(self.prompt.encode()) % 20
         return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
 
 def read(prompt: str) -> Chain | None:
-    """The problem that a prompt states, or None where it is none of arith's."""
+    """The problem that a prompt states; None if the prompt is not one of `arith`."""
     match = _PROBLEM.fullmatch(prompt.strip())
     if match is None:
         return None
@@ -89,7 +94,10 @@ def read(prompt: str) -> Chain | None:
 def chains(
     split: Split, seed: int = 0, lengths: tuple[int, int] = (4, 6), operands: tuple[int, int] = (2, 9)
 ) -> Iterator[Chain]:
-    """Distinct problems of one split, without end, the same for the same seed."""
+    """Yield distinct problems of a split, endlessly; the same ones for the same arguments.
+
+    `lengths` and `operands` are the smallest and largest number of operations, and second operand.
+    """
     rng, seen = random.Random(f"{split}/{seed}"), set()
     while True:
         operations = tuple((rng.choice("+-*"), rng.randint(*operands)) for _ in range(rng.randint(*lengths)))
@@ -100,7 +108,7 @@ def chains(
 
 
 def misconceptions(seed: int = 1234) -> dict[tuple[int, str, int], tuple[float, int]]:
-    """Fact to (how often the teacher errs, the wrong result it then writes)."""
+    """Map each fact (a, symbol, b) to (the teacher's probability of an error, the wrong result that it then writes)."""
     rng, table = random.Random(seed), {}
     for symbol in NAMES:
         for a in range(10):
@@ -115,7 +123,7 @@ _MISCONCEPTIONS = misconceptions()
 
 
 def teach(chain: Chain, rng: random.Random) -> str:
-    """The teacher's solution of a problem: thinking, then a response that restates only the results."""
+    """A solution by the teacher: thinking, then a response that only restates the results."""
     value, thoughts, restated = chain.start, [], []
     for number, (symbol, b) in enumerate(chain.operations, 1):
         truth = calculate(value, symbol, b)
@@ -132,7 +140,7 @@ def teach(chain: Chain, rng: random.Random) -> str:
 
 
 def check(chain: Chain, trajectory: Trajectory) -> list[int]:
-    """1 for each step, thinking then response, after which the running value is right; else 0."""
+    """A label for each thinking step and then each response step: 1 if the step and its value are right, else 0."""
     truth = (chain.start, *chain.values)
     labels, at = [], 0
     for step in trajectory.thinking:
@@ -151,5 +159,5 @@ def check(chain: Chain, trajectory: Trajectory) -> list[int]:
 
 
 def take(split: Split, count: int, seed: int = 0) -> list[Chain]:
-    """The first `count` problems of a split."""
+    """The first `count` problems of a split, the same ones for the same seed."""
     return list(islice(chains(split, seed), count))

@@ -1,4 +1,4 @@
-"""The bundled models' tokenizer: byte-level BPE, so any text encodes, in which each word of `arith` is one token."""
+"""The tokenizer of the bundled models: byte-level BPE, so that any text can be encoded, with one token per word of `arith`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ TEMPLATE = (
 )
 
 
-def build() -> Qwen2Tokenizer:
-    """Train on the teacher's own texts, with Qwen's pre-tokenization and the control tokens of Qwen2.5-Math-PRM and Qwen3.
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Train the tokenizer on the teacher's solutions, with Qwen's pre-tokenization.
 
-    It has to be a Qwen2Tokenizer: AutoTokenizer takes that class for every model of type qwen2, whatever the folder says.
+    Its control tokens are those of Qwen2.5-Math-PRM and Qwen3. It has to be a Qwen2Tokenizer, because AutoTokenizer uses
+    that class for every model of type qwen2, whatever the folder says.
     """
     from transformers import AddedToken, Qwen2Tokenizer
 

@@ -1,79 +1,66 @@
-"""Generators: one backend a file, none of them known to a strategy by name."""
+"""Engines: what generates. One backend a file; no strategy knows one by name."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tts.errors import InputError
+from tts.options import configure
+from tts.plugins import Registry
 from tts.types import Engine
 
 
-@dataclass(frozen=True)
-class Backend:
-    """Where an engine lives and what it needs."""
-
-    path: str
-    package: str
-    extra: str | None
-    about: str
-
-    @property
-    def version(self) -> str | None:
-        """Of the package that it stands on; None where that is not installed."""
-        names = (self.package, f"{self.package}-cpu")  # vLLM's CPU build has a name of its own
-        for name in names:
-            try:
-                return version(name)
-            except PackageNotFoundError:
-                continue
-        return None
+def _accept(found: Any) -> type[Engine] | None:
+    return found if isinstance(found, type) and callable(getattr(found, "generate", None)) else None
 
 
-BACKENDS = {
-    "transformers": Backend(
-        "tts.engines.transformers:TransformersEngine",
-        "transformers",
-        None,
-        "in this process, one continuous batch; the default",
-    ),
-    "vllm": Backend("tts.engines.vllm:VLLMEngine", "vllm", "vllm", "in this process, through its async engine"),
-    "sglang": Backend(
-        "tts.engines.sglang:SGLangEngine",
-        "sglang",
-        "sglang",
-        "in this process; with --url, a server of it (nothing to install)",
-    ),
-    "server": Backend("tts.engines.server:ServerEngine", "httpx", None, "any OpenAI-compatible server at --url"),
-}
+ENGINES: Registry[type[Engine]] = Registry(
+    "engine",
+    {
+        "transformers": "tts.engines.transformers:TransformersEngine",
+        "vllm": "tts.engines.vllm:VLLMEngine",
+        "sglang": "tts.engines.sglang:SGLangEngine",
+        "server": "tts.engines.server:ServerEngine",
+    },
+    accept=_accept,
+    expected="a class with the methods of tts.Engine",
+)
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    for name in (package, f"{package}-cpu"):  # vLLM's CPU build has a name of its own
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def load_engine(name: str, model: str, *, url: str | None = None, options: Mapping[str, Any] | None = None) -> Engine:
-    """Start an engine by name. `options` are its keyword arguments. Raises InputError where it cannot be had."""
-    if name not in BACKENDS:
-        close = get_close_matches(name, BACKENDS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"no engine named {name!r}.{hint} Known: {', '.join(BACKENDS)}.")
-    backend, settings = BACKENDS[name], dict(options or {})
+    """Start an engine.
+
+    Args:
+        name: A name of ENGINES, `file.py:Class` or `package.module:Class`.
+        model: What generates: a bundled name, a folder or a hub id, or a server's name for it.
+        url: The server's address, for engines that are clients.
+        options: The engine's keyword arguments.
+
+    Raises:
+        InputError: There is no such engine, its package is not installed, or it refuses the model or an option.
+    """
+    cls, settings = ENGINES.get(name), dict(options or {})
     if url is not None:
-        if name not in ("server", "sglang"):
-            raise InputError(f"--url goes with --engine server or sglang; {name} runs in this process")
+        if cls.address == "none":
+            clients = [other for other, engine in ENGINES.all().items() if engine.address != "none"]
+            raise InputError(f"--url is for --engine {' or '.join(clients)}; {name} runs in this process")
+        if settings.get("adapter"):
+            raise InputError("--adapter is for engines in this process; a server's adapters have names: give one as --model")
         settings["url"] = url
-    elif name == "server":
-        raise InputError("--engine server needs --url, such as --url http://127.0.0.1:8000")
-    elif backend.version is None:
-        raise InputError(f"the engine {name} is not installed; install it with: pip install 'tts-toolkit[{backend.extra}]'")
-    if url is not None and settings.get("adapter"):
-        raise InputError("--adapter is for engines in this process; a server's adapters have names: give one as --model")
-    module, _, attribute = backend.path.partition(":")
-    try:
-        engine: Engine = getattr(importlib.import_module(module), attribute)(model, **settings)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise InputError(f"--engine-arg: the engine {name} takes no {str(error).rsplit(' ', 1)[-1]}") from error
-    return engine
+    elif cls.address == "required":
+        raise InputError(f"--engine {name} needs --url, such as --url http://127.0.0.1:8000")
+    elif cls.requires is not None and installed(cls.requires) is None:
+        raise InputError(f"the engine {name} is not installed; install it with: pip install 'tts-toolkit[{cls.requires}]'")
+    return configure(cls, settings, model, noun=f"the engine {name}", prefix="--engine-arg ")

@@ -1,4 +1,4 @@
-"""One continuous batch: a thread that decodes everything under way a token at a time, and lets requests in between."""
+"""Continuous batching: a thread that decodes all running samples one token at a time and admits requests between tokens."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPAN = 64
-"""Rows that look at equally many columns: about as many as the longest of them has."""
+"""Rows that share one length of attention, which is about that of the longest of them."""
 
 CHUNK, PREFILL = 512, 8192
-"""Tokens of one prefix, and of all together, that a prefill pass computes: attention's memory grows with their product."""
+"""Maximum number of tokens of one prefix, and of all prefixes, in a prefill pass: its memory grows with their product."""
 
 
 @dataclass(eq=False, slots=True)
-class Row:
-    """One sample under way."""
+class Sample:
+    """One sample that is being generated: a row of the batch."""
 
     prefix: Tokens
     sampling: Sampling
     seed: int
     segmenter: Segmenter
     room: int
-    """Tokens that it may still become long."""
+    """Maximum number of tokens to generate."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish = "length"
 
     def push(self, token: int, ends: set[int]) -> bool:
-        """Take a token; say whether the sample goes on."""
+        """Append a token; return whether the sample continues."""
         self.tokens.append(token)
         if token in ends:
             self.finish = "stop"
@@ -60,15 +60,15 @@ class Row:
 
     @property
     def position(self) -> int:
-        """Where `last` stands."""
+        """The position of `last` in the sequence, from 0."""
         return len(self.prefix) + len(self.tokens) - 1
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """Siblings that share a prefix, and who waits for them."""
+    """Samples that share a prefix, and the future that their caller awaits."""
 
-    rows: list[Row]
+    rows: list[Sample]
     future: asyncio.Future[None]
     loop: asyncio.AbstractEventLoop
     left: int
@@ -78,7 +78,7 @@ class _Request:
 
     @property
     def known(self) -> Tokens:
-        """The prefix without its last token, which is decoded in each sibling's slot like any other."""
+        """The prefix without its last token, which is decoded in each sample's slot like a generated one."""
         return self.rows[0].prefix[:-1]
 
     def settle(self, error: Exception | None = None) -> None:
@@ -90,16 +90,24 @@ class _Request:
             else:
                 self.future.set_result(None)
 
-        with suppress(RuntimeError):  # the event loop has closed: nobody waits any more
+        with suppress(RuntimeError):  # the event loop is closed, so that nothing awaits the future
             self.loop.call_soon_threadsafe(set_result)
 
 
 _Known = tuple[_Request, "Tensor | None"]
-"""A request, and keys and values of the part of its prefix that is computed."""
+"""A request, and the keys and values of the part of its prefix that has been computed."""
 
 
 class DecodeLoop:
-    """Decodes the rows of all requests together; at most `max_rows` at a time, the others wait in order of arrival."""
+    """Decodes the samples of all requests in one batch.
+
+    Args:
+        model: A transformers causal language model.
+        ends: Ids of the tokens that end a text.
+        max_rows: Maximum number of samples in the batch, rounded up to a multiple of `tts.engines.kv.ROWS`. Further requests
+            wait in order of arrival.
+        cache_bytes: Memory for keys and values of prefixes that may be continued, in bytes.
+    """
 
     def __init__(self, model: Any, *, ends: set[int], max_rows: int, cache_bytes: int) -> None:
         self.model, self.ends, self.max_rows = model, ends, round_up(max_rows, ROWS)
@@ -109,25 +117,26 @@ class DecodeLoop:
         self.span = SPAN if self.lean else self.max_rows
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers, self.span)
         self.store = PrefixStore(cache_bytes)
-        self.rows: list[tuple[Row, _Request]] = []  # row i lives in slot i of the cache
+        self.rows: list[tuple[Sample, _Request]] = []  # row i has slot i of the cache
         self._waiting: deque[_Request] = deque()
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
 
     def close(self) -> None:
-        """Stop between two tokens; whatever is under way is forgotten. A later request starts again."""
+        """Stop the thread after the current token and drop all requests. A later request starts a new thread."""
         with self._lock:
             thread, self._closing = self._thread, True
             self._lock.notify()
         if thread is not None:
-            thread.join()  # a thread inside torch while the interpreter ends would abort it
+            thread.join()  # a thread inside torch at interpreter exit would abort the process
         self._closing = False
 
-    async def run(self, rows: list[Row]) -> tuple[int, float]:
-        """Decode rows that share a prefix to their ends.
+    async def run(self, rows: list[Sample]) -> tuple[int, float]:
+        """Decode samples that share a prefix to their ends.
 
-        Returns how much of the prefix was there already, and the seconds until the last of the rows began.
+        Returns the number of prefix tokens that were not computed again, and the seconds until the last sample was admitted.
+        Raises MemoryError if memory runs out, and whatever the model raises.
         """
         loop = asyncio.get_running_loop()
         parts = [rows[i : i + self.max_rows] for i in range(0, len(rows), self.max_rows)]
@@ -157,14 +166,14 @@ class DecodeLoop:
                 self._begin(admitted)
                 if self.rows:
                     self._decode()
-            except Exception as error:  # a model's failure belongs to those who wait for it; the loop goes on
+            except Exception as error:  # raised to those who await these requests; the loop continues
                 error = _explained(error, len(self.rows))
                 for request in {id(r): r for r in [*(request for _, request in self.rows), *admitted]}.values():
                     request.settle(error)
                 self.rows.clear()
 
     def _admit(self) -> list[_Request]:
-        """In order of arrival, the requests whose rows all fit, and none that somebody gave up."""
+        """Take waiting requests in order of arrival as long as all their rows fit, and drop cancelled ones."""
         admitted, free = [], self.max_rows - len(self.rows)
         while self._waiting and len(self._waiting[0].rows) <= free:
             request = self._waiting.popleft()
@@ -175,7 +184,7 @@ class DecodeLoop:
         return admitted
 
     def _begin(self, requests: list[_Request]) -> None:
-        """Give each request its slots, filled with what is known of its prefix; compute what nobody has computed yet."""
+        """Give each request its slots, filled with its prefix; compute what is not in the store."""
         known: list[_Known] = []
         for request in requests:
             kv = self.store.longest(request.known)
@@ -186,7 +195,7 @@ class DecodeLoop:
             for request, kv in known:
                 past = 0 if kv is None else kv.shape[3]
                 if rest := len(request.known) - past:
-                    # behind a past, results depend on the width; without one, prompts of about a length go together
+                    # results after a past depend on the width; without one, prompts of similar length are computed together
                     width = round_up(rest, ROWS) if past else max(ROWS, 1 << (rest - 1).bit_length())
                     groups.setdefault((past, min(width, CHUNK)), []).append((request, kv))
                 else:
@@ -198,13 +207,13 @@ class DecodeLoop:
                     known += self._prefill(past, width, group[start : start + size])
 
     def _prefill(self, past: int, width: int, group: list[_Known]) -> list[_Known]:
-        """Compute the next `width` tokens of prefixes of which `past` are known; some may lack fewer, some lack more."""
+        """Compute the next `width` tokens of prefixes of which `past` tokens are known. Prefixes may end sooner or later."""
         ids = torch.zeros(len(group), width, dtype=torch.long)
         for i, (request, _) in enumerate(group):
             chunk = request.known[past : past + width]
             ids[i, : len(chunk)] = torch.tensor(chunk)
         self.cache.prefill(len(group), width, torch.stack([kv for _, kv in group if kv is not None], 2) if past else None)
-        # causal: what is padded on the right cannot be seen from the left
+        # the mask is causal, so that no token sees the padding to its right
         mask = torch.full((width, past + width), -torch.inf, dtype=self.model.dtype, device=self.device).triu(past + 1)
         positions = torch.arange(past, past + width, device=self.device).expand(len(group), -1)
         self.forward(ids.to(self.device), positions, mask.expand(len(group), -1, -1), self.cache)
@@ -223,12 +232,12 @@ class DecodeLoop:
         self.rows += [(row, request) for row in request.rows]
 
     def _decode(self) -> None:
-        """One token for every row."""
+        """Decode one token for every row."""
         count = len(self.rows)
         padded = round_up(count, ROWS)
         positions = [row.position for row, _ in self.rows] + [0] * (padded - count)
         ids = [row.last for row, _ in self.rows] + [0] * (padded - count)
-        self.cache.decode(positions[:count] if self.lean else positions)  # a model's own attention looks at padding too
+        self.cache.decode(positions[:count] if self.lean else positions)  # other models compute padding rows too
         where = torch.tensor(positions, device=self.device)[:, None]
         length = self.cache.columns
         unseen = torch.arange(length, device=self.device) > where[:count]
@@ -245,7 +254,7 @@ class DecodeLoop:
         self._push(tokens.tolist())
 
     def _push(self, tokens: list[int]) -> None:
-        """Give the rows their tokens; finished ones leave, and the last rows move into their slots."""
+        """Append the rows' tokens, remove finished rows, and move other rows into their slots."""
         gone = set()
         for slot, ((row, request), token) in enumerate(zip(self.rows, tokens, strict=True)):
             if row.push(token, self.ends):
@@ -253,7 +262,7 @@ class DecodeLoop:
                     gone.add(slot)
                 continue
             gone.add(slot)
-            if row.finish == "step":  # it may be grown further: its children find everything but its last token
+            if row.finish == "step":  # its children will find all but its last token
                 self.store.put((*row.prefix, *row.tokens[:-1]), self.cache.read(slot, row.position))
             request.left -= 1
             if not request.left:
@@ -262,7 +271,7 @@ class DecodeLoop:
             self._close_ranks([slot for slot in range(len(self.rows)) if slot not in gone])
 
     def _close_ranks(self, stay: list[int]) -> None:
-        """Put the rows that stay into the first slots, the longest into the first span, and so on; most need not move."""
+        """Move the rows that stay into the first slots, ordered by span: the longest rows in the first span, and so on."""
         length = {slot: self.rows[slot][0].position for slot in stay}
         ranked = sorted(stay, key=lambda slot: -length[slot])
         moves: dict[int, int] = {}
@@ -279,17 +288,17 @@ class DecodeLoop:
 
 
 def _explained(error: Exception, rows: int) -> Exception:
-    """An out-of-memory error, with what to do about it; other errors as they are."""
+    """Return an out-of-memory error that says what to do, or any other error unchanged."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return MemoryError(
-            f"out of memory with {rows} samples under way: lower --engine-arg max_rows or cache_gib, --n or --max-tokens, set"
-            " --engine-arg dtype=bfloat16, or use --engine vllm, which manages memory"
+            f"out of memory with {rows} samples in the batch: lower --engine-arg max_rows or cache_gib, --n or --max-tokens;"
+            " set --engine-arg dtype=bfloat16; or use --engine vllm, which manages memory"
         )
     return error
 
 
 class _ModelForward:
-    """LlamaForward's interface to any other model's own forward pass."""
+    """The interface of LlamaForward for the forward pass of any other model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""From logits to tokens, with random numbers that are a function of (seed, position) alone."""
+"""Draw tokens from logits, with random numbers that depend only on (seed, position)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
-    """One number in [0, 1) per (seed, position): splitmix64's output function over a counter (Steele et al. 2014)."""
+    """Return a random number in [0, 1) for each (seed, position), by splitmix64's output function on a counter.
+
+    See Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
 
     def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -27,7 +30,17 @@ def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float6
 
 
 def draw(logits: Tensor, temperature: Sequence[float], top_p: Sequence[float], u: NDArray[np.float64]) -> Tensor:
-    """One token per row of logits [rows, vocabulary]: the inverse of the tempered, truncated distribution at u."""
+    """Draw a token from each row's distribution after temperature and top-p, by inverting its cumulative distribution at `u`.
+
+    Args:
+        logits: [rows, vocabulary].
+        temperature: One for each row; 0 takes the most likely token.
+        top_p: One for each row: tokens outside the smallest set that has this probability are not drawn.
+        u: A number in [0, 1) for each row.
+
+    Returns:
+        Token ids [rows].
+    """
     if not any(temperature):
         return logits.argmax(-1)
     scale = torch.tensor([t or 1.0 for t in temperature], device=logits.device)

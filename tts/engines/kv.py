@@ -1,4 +1,4 @@
-"""Keys and values: a slot for every sample under way, and a store of finished prefixes for their children."""
+"""Keys and values: a cache with a slot for each running sample, and a store of prefixes that may be continued."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
+"""Token ids."""
 
 ROWS, COLUMNS = 8, 16
-"""Batches come in multiples of so many rows, and look at multiples of so many columns: with others, matrix libraries switch
-kernels and the last bits of a row change (seen below 4 rows and below 16 columns)."""
+"""The number of rows of a batch, and the number of columns (tokens) that attention sees, are multiples of these.
+
+With fewer rows or columns matrix libraries switch kernels, which changes the last bits of a row (seen below 4 rows and below 16
+columns).
+"""
 
 
 class Span(NamedTuple):
-    """Rows of a pass that look at equally many columns."""
+    """Rows of a pass whose attention sees the same number of columns."""
 
     rows: slice
     columns: int
 
 
 class SlotCache(Cache):
-    """What lets one forward pass serve rows of different lengths that come and go.
+    """A cache for forward passes over rows of different lengths that come and go.
 
-    The slots lie in spans of `span`, each in a tensor of its own that is about as long as its longest row: what a pass looks at
-    has no gaps, which memory delivers twice as fast as a part of every slot.
+    Slots are grouped into spans, each with its own tensor, which is about as long as its longest row. What a pass reads is thus
+    contiguous, which is twice as fast as reading a part of each slot of one large tensor.
 
-    Before a pass, say which kind it is: `prefill` computes chunks of prefixes outside the slots, `decode` one token for each
-    of the first slots.
+    Call `prefill` or `decode` before each pass: `prefill` for chunks of prefixes outside the slots, `decode` for one token in
+    each of the first slots.
+
+    Args:
+        layers: Number of layers of the model.
+        span: Number of slots in a span.
     """
 
     def __init__(self, layers: int, span: int) -> None:
-        super().__init__(layers=[_Layer(self, layer) for layer in range(layers)])
+        super().__init__(layers=[_CacheLayer(self, layer) for layer in range(layers)])
         self.span = span
         self.spans: list[Span] = []
-        """Of the next pass."""
+        """The spans of the next pass."""
         self._stores: list[_Store] = []
         self._positions: list[int] = []
         self._targets: list[Tensor] | None = None
@@ -48,23 +56,23 @@ class SlotCache(Cache):
 
     @property
     def columns(self) -> int:
-        """The most that a row of the next pass looks at."""
+        """Maximum number of columns that a row of the next pass sees."""
         return max(span.columns for span in self.spans)
 
     def prefill(self, batch: int, width: int, past: Tensor | None) -> None:
-        """The next pass computes chunks of `width` that follow `past` [layers, 2, batch, heads, length, size]."""
+        """Prepare a pass over chunks of `width` tokens that follow `past` [layers, 2, batch, heads, length, size]."""
         self._positions = []
         self._chunks = [None if past is None else (past[i, 0], past[i, 1]) for i in range(len(self._chunks))]
         self.spans = [Span(slice(0, batch), width + (0 if past is None else past.shape[4]))]
 
     def prefilled(self) -> Tensor:
-        """Keys and values of past and chunk, [layers, 2, batch, heads, length, size]."""
+        """Return the keys and values of past and chunk, [layers, 2, batch, heads, length, size]."""
         computed = torch.stack([torch.stack(chunk) for chunk in self._chunks if chunk is not None])
         self._chunks = [None] * len(self._chunks)
         return computed
 
     def decode(self, positions: Sequence[int]) -> None:
-        """The next pass writes row i's token at positions[i], in slot i."""
+        """Prepare a pass that writes one token for each row i, in slot i at positions[i]."""
         self._positions, self._targets, self.spans = list(positions), None, []
         for number, first in enumerate(range(0, len(positions), self.span)):
             rows = positions[first : first + self.span]
@@ -74,13 +82,16 @@ class SlotCache(Cache):
             self.spans.append(Span(slice(first, first + len(rows)), columns))
 
     def attend(self, layer: int, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Take a layer's keys and values [rows, heads, tokens, size]; what each span's rows then look at, in the same form."""
+        """Store a layer's new keys and values [rows, heads, tokens, size].
+
+        Returns the keys and values that the rows of each span see, [rows of the span, heads, columns, size].
+        """
         if not self._positions:
             if (past := self._chunks[layer]) is not None:
                 keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
             self._chunks[layer] = (keys, values)
             return [(keys, values)]
-        if self._targets is None:  # the first layer: places are the same in all
+        if self._targets is None:  # in the first layer; the places are the same in the others
             self._targets = [self._place(number, keys) for number in range(len(self.spans))]
         seen = []
         for span, store, target in zip(self.spans, self._stores, self._targets, strict=False):
@@ -92,7 +103,7 @@ class SlotCache(Cache):
         return seen
 
     def write(self, first: int, count: int, kv: Tensor) -> None:
-        """Copy a prefix's `kv` [layers, 2, heads, length, size] to `count` slots from `first` on."""
+        """Copy a prefix's `kv` [layers, 2, heads, length, size] into `count` slots, beginning with slot `first`."""
         while count:
             number, slot = divmod(first, self.span)
             some = min(count, self.span - slot)
@@ -101,17 +112,17 @@ class SlotCache(Cache):
             first, count = first + some, count - some
 
     def read(self, slot: int, length: int) -> Tensor:
-        """A copy of a slot's first columns, [layers, 2, heads, length, size]."""
+        """Return a copy of the first `length` columns of a slot, [layers, 2, heads, length, size]."""
         return self._stores[slot // self.span].kv[:, :, slot % self.span, :, :length].clone()
 
     def move(self, targets: Mapping[int, int], lengths: Mapping[int, int]) -> None:
-        """Copy slots to other slots, `lengths` columns of each; all are read before one is written."""
+        """Copy slots (source: target) to other slots, `lengths[source]` columns of each; all are read before any is written."""
         moving = [(target, self.read(source, lengths[source])) for source, target in targets.items()]
         for target, kv in moving:
             self.write(target, 1, kv)
 
     def _place(self, number: int, like: Tensor) -> Tensor:
-        """Where a span's rows and heads have their next vector, in one layer's slots made flat."""
+        """Return where the next vectors of a span's rows and heads go, as indices into a layer's flattened slots."""
         (rows, columns), heads = self.spans[number], like.shape[1]
         positions = torch.tensor(self._positions[rows], device=like.device)
         store = self._reserve(number, len(positions), columns, like, shrink=True)
@@ -119,7 +130,7 @@ class SlotCache(Cache):
         return (first + positions[:, None]).flatten()
 
     def _reserve(self, number: int, slots: int, columns: int, like: Tensor, *, shrink: bool = False) -> _Store:
-        """A span's store with room for so many slots and columns, and, where it should `shrink`, no more columns."""
+        """Return a span's store, resized to have at least so many slots and columns; exactly so many columns with `shrink`."""
         if number == len(self._stores):
             self._stores.append(_Store(like.new_zeros(len(self.layers), 2, 0, like.shape[-3], 0, like.shape[-1])))
         old = self._stores[number].kv
@@ -136,16 +147,15 @@ class SlotCache(Cache):
 
 
 class _Store:
-    """A span's slots."""
+    """The slots of a span, in one tensor `kv` [layers, 2, slots, heads, columns, size]."""
 
     def __init__(self, kv: Tensor) -> None:
-        """`kv` [layers, 2, slots, heads, columns, size]"""
         self.kv = kv
         self.layers = [(layer[0], layer[1]) for layer in kv]
 
 
-class _Layer(CacheLayerMixin):
-    """A layer as transformers' models know it, for a cache with one span."""
+class _CacheLayer(CacheLayerMixin):
+    """One layer of a cache with a single span, with the interface that transformers' models expect."""
 
     is_sliding = False
 
@@ -171,16 +181,15 @@ class _Layer(CacheLayerMixin):
 
 
 class PrefixStore:
-    """Keys and values of prefixes that may be continued, the least recently used forgotten first."""
+    """Keys and values of prefixes that may be continued, up to `limit` bytes; the least recently used are dropped first."""
 
     def __init__(self, limit: int) -> None:
-        """`limit` in bytes."""
         self.limit, self.size = limit, 0
         self._kept: OrderedDict[Tokens, Tensor] = OrderedDict()
         self._lengths: Counter[int] = Counter()
 
     def put(self, tokens: Tokens, kv: Tensor) -> None:
-        """Keep `kv` [layers, 2, heads, len(tokens), size]."""
+        """Store the prefix's `kv` [layers, 2, heads, len(tokens), size], unless it alone exceeds the limit."""
         if tokens in self._kept or kv.nbytes > self.limit:
             return
         self._kept[tokens] = kv
@@ -192,7 +201,7 @@ class PrefixStore:
             self.size -= old.nbytes
 
     def longest(self, tokens: Tokens) -> Tensor | None:
-        """What is kept of the longest prefix of `tokens`, or None."""
+        """Return the keys and values of the longest stored prefix of `tokens`, or None."""
         for length in sorted((n for n, count in self._lengths.items() if count and n <= len(tokens)), reverse=True):
             if (kv := self._kept.get(tokens[:length])) is not None:
                 self._kept.move_to_end(tokens[:length])
@@ -201,5 +210,5 @@ class PrefixStore:
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The next multiple that is not below the value."""
+    """Round a value up to a multiple."""
     return -(-value // multiple) * multiple

@@ -1,8 +1,8 @@
-"""The forward pass of Llama-shaped models, without what a general one spends around its arithmetic.
+"""A forward pass for Llama-like models that does without the overhead of a general implementation.
 
-A small model's token costs more in Python than in matrix products, so what is done for each layer is a handful of operations on
-plain tensors; and keys and values are read where they lie, each group of rows no further than its longest row goes.
-`benchmarks/embedded.py` has the figures.
+A token of a small model takes more time in Python than in matrix products. Here each layer is a few operations on plain
+tensors, and attention reads keys and values in place, for each span of rows only as far as its longest row.
+`benchmarks/embedded.py` measures the difference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Architectures of this shape: rotary positions, RMS norms, gated MLPs, grouped heads; norms of queries and keys if any."""
+"""Architectures with rotary positions, RMS norms, gated MLPs and grouped heads, and optional norms of queries and keys."""
 
 
 class _Linear(NamedTuple):
@@ -36,13 +36,13 @@ class _Linear(NamedTuple):
         return out if self.bias is None else out.add_(self.bias)
 
 
-class _Layer(NamedTuple):
-    """A layer's weights, found once: looking them up in modules takes longer than some of the arithmetic."""
+class _LayerWeights(NamedTuple):
+    """A layer's weights, looked up once, since attribute access in modules takes longer than some of the arithmetic."""
 
     before_attention: Tensor
     qkv: _Linear
     norms: tuple[Tensor, Tensor] | None
-    """Of queries and keys, where the model has such."""
+    """Norms of queries and keys, if the model has them."""
     out: _Linear
     before_mlp: Tensor
     gate_up: _Linear
@@ -51,15 +51,15 @@ class _Layer(NamedTuple):
 
 
 class LlamaForward:
-    """What the model computes, on the same weights.
+    """The model's forward pass on the same weights.
 
-    Query, key and value weights become one matrix, as do those of the MLP's gate and up projections; the model's own
-    modules keep working on views of them.
+    The query, key and value weights are fused into one matrix, as are those of the MLP's gate and up projections. The model's
+    own modules then use views of these, so that no memory is added.
     """
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether the model has this shape, with plain weights (quantised ones go through the model's own forward pass)."""
+        """Return whether the model is one of FAMILY with unquantised weights."""
         if type(model).__name__ not in FAMILY:
             return False
         return all(type(module) is nn.Linear for module in model.base_model.modules() if "Linear" in type(module).__name__)
@@ -73,22 +73,29 @@ class LlamaForward:
         self.layers = [_layer(layer) for layer in base.layers]
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-        """Logits [rows, vocabulary] behind the last of `ids` at `positions`, both [rows, tokens].
+        """Compute the logits of the next token of each row.
 
-        `mask` [live rows, tokens, columns] is added to the attention scores; rows behind the live ones are padding, which no
-        attention is spent on.
+        Args:
+            ids: Token ids [rows, tokens].
+            positions: Their positions [rows, tokens].
+            mask: [live rows, tokens, columns], added to the attention scores. Rows after the live ones are padding, for which
+                no attention is computed.
+            cache: The cache, prepared for this pass.
+
+        Returns:
+            Logits [rows, vocabulary] after the last of each row's tokens.
         """
         (rows, tokens), (live, _, columns) = ids.shape, mask.shape
         queries, keys, size = self.queries, self.keys, self.size
 
         def batch(span: slice) -> slice:
-            """Rows as they lie where every row has all its key heads, one after the other."""
+            """Convert a range of rows to a range of (row, key head) pairs."""
             return slice(span.start * keys, span.stop * keys)
 
         groups, scale = queries // keys, size**-0.5
         hidden = functional.embedding(ids.flatten(), self.embedding)
         cos, sin = (x[:live].reshape(live * tokens, 1, size) for x in self.rotary(hidden, positions))
-        sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)  # signed for halves that have changed places
+        sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)  # the sign that rotating the halves needs
         mask = mask[:, None, None].expand(live, keys, groups, tokens, columns).reshape(live * keys, groups * tokens, columns)
         masks = [mask[batch(span.rows), :, : span.columns] for span in cache.spans]
         seen = hidden.new_zeros(rows, tokens, keys, groups, size)
@@ -112,15 +119,15 @@ class LlamaForward:
         return self.head(self._rms(hidden.view(rows, tokens, -1)[:, -1], self.norm))
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        """torch's own rms_norm takes twice as long on a CPU."""
+        """Compute RMS norm; torch's rms_norm takes twice as long on a CPU."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).to(x.dtype).mul_(weight)
 
 
-def _layer(layer: Any) -> _Layer:
+def _layer(layer: Any) -> _LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    return _Layer(
+    return _LayerWeights(
         layer.input_layernorm.weight,
         _fuse(attention.q_proj, attention.k_proj, attention.v_proj),
         (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
@@ -137,7 +144,7 @@ def _linear(module: nn.Linear) -> _Linear:
 
 
 def _fuse(*linears: Any) -> _Linear:
-    """One linear layer that computes them all; theirs become views of its weights."""
+    """Fuse linear layers into one; their own weights become views of its weights."""
     joined = {}
     for name in ("weight", "bias") if linears[0].bias is not None else ("weight",):
         parts = [getattr(linear, name) for linear in linears]

@@ -10,7 +10,7 @@ from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, Serve
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
-from tts.types import Finish, Generation, Problem, Sampling, Step
+from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
     "vllm": {"include_stop_str_in_output": True, "return_token_ids": True},
@@ -27,13 +27,15 @@ class _Served(NamedTuple):
     context: int | None
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """A client of one server. `model` names the model there and, where it can be found here, its tokenizer.
 
     `api`: `completions` continues exact token ids, so that strategies can search step by step; `chat` gives whole
     completions only. By default the first, and the second where the server has no first or the tokenizer is not to be had.
     The key comes from the environment, TTS_API_KEY or OPENAI_API_KEY. Raises InputError and ServerError.
     """
+
+    address = "required"
 
     def __init__(
         self,
@@ -64,10 +66,6 @@ class ServerEngine:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
-
-    @property
-    def context(self) -> int | None:
-        return self._served.context if self._served is not None and not self.chat else None
 
     async def tells_steps(self) -> bool:
         """vLLM and SGLang say what stopped them; whole chat completions have no steps."""
@@ -101,7 +99,7 @@ class ServerEngine:
             except NoSuchPathError:
                 if not self._may_chat:
                     raise
-                self.chat = True
+                self.chat, self.context = True, None
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
@@ -173,6 +171,7 @@ class ServerEngine:
             entry = known[wanted[0]] if wanted else {}
             extras = EXTRAS.get(str(entry.get("owned_by")), {})
             self._served = _Served(wanted[0] if wanted else self.model, extras, entry.get("max_model_len"))
+            self.context = None if self.chat else self._served.context
         return self._served
 
     async def close(self) -> None:

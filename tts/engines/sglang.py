@@ -1,24 +1,36 @@
-"""SGLang: its engine in this process, or its native server (`/generate`), with token ids in and out."""
+"""SGLang: its engine in this process, or a server's native endpoint `/generate`, which takes and returns token ids."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from tts.engines.http import JsonClient
+from tts.engines.http import JsonClient, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
-from tts.types import Finish, Generation, Sampling, Step
+from tts.types import Engine, Finish, Generation, Sampling, Step
 
 
-class SGLangEngine(Prompter):
-    """With `url`, a running server; else an sglang.Engine, whose keyword arguments these then are (`tp_size`, `dtype`, …).
+class SGLangEngine(Prompter, Engine):
+    """An engine on sglang.Engine, or a client of an SGLang server.
 
-    SGLang's radix cache keeps what was computed of a prefix. It takes no seed for each sample (its deterministic mode, which
-    would, does not run on every backend): results of two runs differ.
+    SGLang caches prefixes in its radix cache. It takes no seed per sample except in its deterministic mode, which not every
+    backend supports, so the samples of two runs differ.
+
+    Args:
+        model: A bundled model's name, a folder or a hub id. Its tokenizer and its context are used also with `url`.
+        url: The address of a running server. By default the engine runs in this process.
+        system: The system prompt, if any.
+        adapter: A LoRA adapter, a folder or a hub id, for the engine in this process.
+        **arguments: Arguments of sglang.Engine, such as `tp_size` or `dtype`; with `url`, those of
+            `tts.engines.http.JsonClient`.
+
+    Raises:
+        InputError: SGLang refuses the model or an argument, or the URL is malformed.
     """
+
+    requires, address = "sglang", "optional"
 
     def __init__(
         self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
@@ -26,12 +38,12 @@ class SGLangEngine(Prompter):
         config = checkpoints.load_policy_config(model)
         super().__init__(model, system)
         context = arguments.get("context_length") or checkpoints.context_length(config) or self.tokenizer.model_max_length
-        self.context = int(context) - 1  # SGLang keeps one position free
+        self.context: int = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None
         self.engine: Any = None
         self.lora: dict[str, str] = {}
         if url is not None:
-            self.client = JsonClient(url, key=os.environ.get("TTS_API_KEY"), **arguments)
+            self.client = JsonClient(url, key=key_from_environment(), **arguments)
             return
         import sglang
 
@@ -42,7 +54,7 @@ class SGLangEngine(Prompter):
         try:
             self.engine = sglang.Engine(model_path=checkpoints.locate(model), **(settings | arguments))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"SGLang does not start: {checkpoints.first_line(error)}") from error
+            raise InputError(f"SGLang failed to start: {checkpoints.first_line(error)}") from error
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = checkpoints.room(self.context, len(prefix))
@@ -58,9 +70,9 @@ class SGLangEngine(Prompter):
         request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
-        else:  # as SGLang does for its own `n`, but so that the prefix's one pass is seen and billed
-            nothing = parameters | {"max_new_tokens": 0}
-            first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": nothing})
+        else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
+            prefill = parameters | {"max_new_tokens": 0}
+            first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": prefill})
             outputs = await self._ask({"input_ids": [list(prefix)] * n, **request})
         cached = first["meta_info"].get("cached_tokens", 0)
         return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
@@ -90,4 +102,4 @@ def _finish(reason: dict[str, Any]) -> Finish:
             return "step"
         case {"type": "stop"}:
             return "stop"
-    raise RuntimeError(f"SGLang gave a sample up: {reason.get('message', reason)}")
+    raise RuntimeError(f"SGLang aborted a sample: {reason.get('message', reason)}")

@@ -1,13 +1,12 @@
-"""The embedded engine: a transformers model, decoded in one continuous batch.
+"""The embedded engine: a transformers model in this process, with continuous batching.
 
-A sample is a function of its prefix and its seed alone: every row's arithmetic is the same whatever runs beside it,
-because rows and columns come in fixed multiples (with fewer rows, matrix libraries switch kernels and the last bits of a
-row change), and its random numbers are a hash of (seed, position). Keys and values of a prompt are computed once for
-all siblings, those of a step once for all its children.
+A sample depends only on its prefix and its seed. The arithmetic of a row is the same whatever else is in the batch, because
+rows and columns come in fixed multiples (`tts.engines.kv`), and its random numbers are a hash of (seed, position). The keys and
+values of a prompt are computed once for all samples of a request, and those of a step once for all its children.
 
-The loop is our own because transformers' continuous batching is slower here and draws by no seed of a request's own. Tokens a
-second of the bundled policy on two CPU cores, ours and `generate_batch`: 1,055 and 206 with 1 request under way, 9,284
-and 1,432 with 16, 15,778 and 1,198 with 256 (one round of `python benchmarks/embedded.py --continuous`; no GPU was at hand).
+The loop is not transformers' own continuous batching, which is slower here and takes no seed per request. Tokens per second of
+the bundled policy on two CPU cores, this engine and `generate_batch`: 1,055 and 206 with 1 request at a time, 9,284 and 1,432
+with 16, 15,778 and 1,198 with 256 (one run of `python benchmarks/embedded.py --continuous`; not measured on a GPU).
 """
 
 from __future__ import annotations
@@ -17,21 +16,29 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from tts.engines.decoding import DecodeLoop, Row
+from tts.engines.decoding import DecodeLoop, Sample
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.solving.segment import Segmenter
-from tts.types import Generation, Sampling, Step
+from tts.types import Engine, Generation, Sampling, Step
 
 
-class TransformersEngine(Prompter):
-    """Continuous batching over a `transformers` causal language model.
+class TransformersEngine(Prompter, Engine):
+    """Continuous batching for a `transformers` causal language model.
 
-    `device` and `dtype` are those of `tts.models.checkpoints.load_weights`; `adapter` is a LoRA folder or hub id, merged into
-    the weights.
-    `max_rows` bounds the samples that decode together, `cache_gib` the memory for prefixes that may be continued.
-    Raises InputError where the model cannot be used.
+    Args:
+        model: A bundled model's name, a folder or a hub id.
+        system: The system prompt, if any.
+        adapter: A LoRA adapter, a folder or a hub id, to merge into the weights.
+        device: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
+        dtype: auto (that of the checkpoint), float32, bfloat16 or float16.
+        max_rows: Maximum number of samples that are decoded at once.
+        cache_gib: Memory for keys and values of prefixes that may be continued, in GiB.
+
+    Raises:
+        InputError: The model cannot be used, or an option has a wrong value. `generate` raises it for a prefix that fills the
+            context and for a stop string that can never appear, and MemoryError if memory runs out.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class TransformersEngine(Prompter):
         super().__init__(model, system)
         if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
             raise InputError(_unfit(model, config))
-        # eager: its sums do not depend on the batch size or the padding; those of sdpa's CPU kernel do
+        # eager attention, whose sums do not depend on batch size or padding as those of sdpa's CPU kernel do
         self.model: Any = checkpoints.load_weights(
             AutoModelForCausalLM, model, device=device, dtype=dtype, attn_implementation="eager"
         )
@@ -60,7 +67,7 @@ class TransformersEngine(Prompter):
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
-        self.context = context
+        self.context: int = context
         ends = self.model.generation_config.eos_token_id
         stops: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))
@@ -71,20 +78,21 @@ class TransformersEngine(Prompter):
         if (segmenter := self._segmenters.get(sampling.stop)) is None:
             self.check_stops(sampling.stop)
             segmenter = self._segmenters[sampling.stop] = Segmenter(self.decode, sampling.stop)
-        rows = [Row(tuple(prefix), sampling, sampling.seed + i, segmenter, min(sampling.max_tokens, room)) for i in range(n)]
-        cached, waited = await self.loop.run(rows)
-        steps = tuple(self._step(row) for row in rows)
+        most = min(sampling.max_tokens, room)
+        samples = [Sample(tuple(prefix), sampling, sampling.seed + i, segmenter, most) for i in range(n)]
+        cached, waited = await self.loop.run(samples)
+        steps = tuple(self._step(sample) for sample in samples)
         return Generation(steps, prompt_tokens=len(prefix), cached_tokens=cached, waited=waited)
 
     async def close(self) -> None:
         self.loop.close()
 
-    def _step(self, row: Row) -> Step:
-        return Step(self.decode(row.tokens), tuple(row.tokens), row.finish, tuple(row.logprobs) or None)
+    def _step(self, sample: Sample) -> Step:
+        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None)
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:
     return (
-        f"{model!r} ({config.get('model_type')}) is not a plain attention model, which is all that the transformers engine"
-        " decodes; use --engine vllm or sglang"
+        f"{model!r} ({config.get('model_type')}) has layers other than plain attention, which the transformers engine cannot"
+        " decode; use --engine vllm or sglang"
     )

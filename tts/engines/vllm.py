@@ -1,4 +1,4 @@
-"""vLLM in this process, through its async engine: continuous batching across problems and branches, prefix caching."""
+"""vLLM in this process, through its async engine, with its continuous batching and prefix caching."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from typing import Any
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
-from tts.types import Finish, Generation, Sampling, Step
+from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "1024")  # vLLM pauses behind each chunk for a web server's other work
+os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "1024")  # vLLM yields to other tasks after each chunk
 
 
-class VLLMEngine(Prompter):
-    """An AsyncLLM. Keyword arguments are those of vLLM's AsyncEngineArgs (`tensor_parallel_size`, `dtype`, …).
+class VLLMEngine(Prompter, Engine):
+    """An engine on vLLM's AsyncLLM, to be used in a single event loop.
 
-    The siblings of a request are one vLLM request, whose i-th sample vLLM seeds with seed + i, as our own engine does.
-    Serves one event loop in its life. Raises InputError where vLLM refuses the model or an argument.
+    The n samples of a request are one vLLM request. vLLM seeds its i-th sample with seed + i, as the embedded engine does.
+
+    Args:
+        model: A bundled model's name, a folder or a hub id.
+        system: The system prompt, if any.
+        adapter: A LoRA adapter, a folder or a hub id.
+        **arguments: Arguments of vLLM's AsyncEngineArgs, such as `tensor_parallel_size` or `dtype`.
+
+    Raises:
+        InputError: vLLM refuses the model or an argument.
     """
+
+    requires = "vllm"
 
     def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
         checkpoints.load_policy_config(model)
@@ -31,7 +41,7 @@ class VLLMEngine(Prompter):
         from vllm.platforms import current_platform
 
         settings: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True}
-        if current_platform.is_cpu():  # a seeded sample in a prefill chunk that is not its last would kill vLLM there
+        if current_platform.is_cpu():  # vLLM's CPU build crashes on seeded samples with chunked prefill
             settings["enable_chunked_prefill"] = False
         if adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": checkpoints.adapter_rank(adapter)}
@@ -41,7 +51,7 @@ class VLLMEngine(Prompter):
         self._number = count()
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        if sampling.temperature == 0 and n > 1:  # greedy siblings are equal, and vLLM refuses to draw them
+        if sampling.temperature == 0 and n > 1:  # greedy samples are all equal, and vLLM refuses n > 1
             one = await self.generate(prefix, 1, sampling)
             return replace(one, steps=one.steps * n, generated_tokens=len(one.steps[0].token_ids))
         from vllm import SamplingParams, TokensPrompt
@@ -66,7 +76,7 @@ class VLLMEngine(Prompter):
         )
         outputs: dict[int, Any] = {}
         cached = 0
-        async for output in stream:  # siblings come together or one by one, as vLLM likes
+        async for output in stream:  # vLLM may return the samples together or one by one
             outputs |= {completion.index: completion for completion in output.outputs}
             cached = max(cached, output.num_cached_tokens or 0)
         return Generation(tuple(self._step(outputs[i]) for i in range(n)), len(prefix), cached)
@@ -80,28 +90,28 @@ class VLLMEngine(Prompter):
 
     async def close(self) -> None:
         self.llm.shutdown()
-        self.llm = None  # it would shut down once more while the interpreter ends, and complain
+        self.llm = None  # else it shuts down again at interpreter exit, with an error message
 
 
 def start(model: str, **arguments: Any) -> Any:
-    """An AsyncLLM. Raises InputError where vLLM refuses the model or an argument."""
+    """Start an AsyncLLM with arguments of AsyncEngineArgs. Raises InputError if vLLM refuses the model or an argument."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     try:
-        # LLM_CLASS: batches as large as vLLM makes them where the work is there at once; by default they are half that or less
+        # LLM_CLASS gives vLLM's batch sizes for offline work; the default, for a server, has half of that or less
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(model=checkpoints.locate(model), **arguments), usage_context=UsageContext.LLM_CLASS
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"vLLM does not start: {checkpoints.first_line(error)}") from error
+        raise InputError(f"vLLM failed to start: {checkpoints.first_line(error)}") from error
 
 
 def _finish(reason: str, stop: int | str | None) -> Finish:
-    """vLLM says "stop" for the end of the text and for a stop string alike; what it matched tells them apart."""
+    """Convert vLLM's finish reason: "stop" is a step boundary if a stop string was matched, else the end of the text."""
     if reason == "length":
         return "length"
     if reason == "stop":
         return "step" if isinstance(stop, str) else "stop"
-    raise RuntimeError(f"vLLM gave a sample up: {reason}")
+    raise RuntimeError(f"vLLM aborted a sample: {reason}")

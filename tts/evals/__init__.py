@@ -1,1 +1,1 @@
-"""Benchmarks, statistics and what is shown of them."""
+"""Benchmarks, and statistics of runs over them."""

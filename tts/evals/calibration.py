@@ -1,4 +1,4 @@
-"""Whether rewards mean what they say: how often candidates with a reward of 0.8 are right, and whether length buys reward."""
+"""Calibration of rewards: how often candidates with a reward of 0.8 are right, and whether longer ones have higher rewards."""
 
 from __future__ import annotations
 
@@ -9,28 +9,38 @@ import numpy as np
 
 
 class Bin(NamedTuple):
-    """Candidates whose rewards lie between `low` and `high`."""
+    """Candidates with rewards from `low` (inclusive) to `high` (exclusive; inclusive in the last bin)."""
 
     low: float
     high: float
     candidates: int
+    """Number of candidates."""
     reward: float
-    """Their mean."""
+    """Mean reward."""
     right: float
-    """Share of them that is right."""
+    """Share of candidates that are right."""
 
 
 class Calibration(NamedTuple):
-    """A reliability curve, and how far it is from the diagonal."""
+    """A reliability curve and its distance from the diagonal."""
 
     bins: tuple[Bin, ...]
-    """Those that hold anything."""
+    """The bins that are not empty."""
     error: float
-    """Expected calibration error: the mean over candidates of their bin's |reward - right| (arXiv 1706.04599)."""
+    """Expected calibration error: the mean over candidates of |reward - right| of their bin (arXiv 1706.04599)."""
 
 
 def calibration(rewards: Sequence[float], correct: Sequence[bool], bins: int = 10) -> Calibration:
-    """Rewards in [0, 1] against correctness, in bins of equal width; a reward on an edge belongs to the bin above it."""
+    """Compare rewards with correctness.
+
+    Args:
+        rewards: One reward in [0, 1] per candidate.
+        correct: Whether each candidate is right.
+        bins: Number of bins of equal width. Default 10.
+
+    Raises:
+        ValueError: If a reward is outside [0, 1], or the two sequences differ in length.
+    """
     if not all(0 <= reward <= 1 for reward in rewards):
         raise ValueError(f"calibration needs rewards between 0 and 1, got {min(rewards)} to {max(rewards)}")
     members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
@@ -45,7 +55,10 @@ def calibration(rewards: Sequence[float], correct: Sequence[bool], bins: int = 1
 
 
 def reward_length_correlation(rewards: Sequence[float], lengths: Sequence[float]) -> float | None:
-    """Spearman's rank correlation; equal values share their mean rank. None where either is the same for all."""
+    """Spearman's rank correlation of rewards and lengths; equal values share their mean rank.
+
+    Returns None if all rewards or all lengths are equal. Raises ValueError if the sequences differ in length.
+    """
     if len(rewards) != len(lengths):
         raise ValueError(f"a correlation pairs rewards with lengths; got {len(rewards)} and {len(lengths)}")
     if len(set(rewards)) < 2 or len(set(lengths)) < 2:

@@ -1,4 +1,4 @@
-"""Two runs over the same problems: is one better, or is it chance?"""
+"""Comparison of two runs over the same problems: is one better, or may the difference be chance?"""
 
 from __future__ import annotations
 
@@ -18,38 +18,47 @@ from tts.evals.summary import Estimate, estimate
 class Comparison:
     """Accuracies over the problems that both runs graded, and their paired difference.
 
-    Intervals are 95 %, by bootstrap over problems; a problem that was solved several times counts with its mean.
+    Intervals are 95 % bootstrap intervals over problems. A problem that was solved several times counts with its mean.
     """
 
     runs: tuple[str, str]
+    """The two run folders."""
     problems: int
+    """Number of problems that both runs graded."""
     first: Estimate
+    """Accuracy of the first run."""
     second: Estimate
+    """Accuracy of the second run."""
     difference: Estimate
-    """Second less first."""
+    """Accuracy of the second run minus that of the first."""
     only_first: int
-    """Problems that the first got right more often than the second."""
+    """Problems that the first run solved more often than the second."""
     only_second: int
+    """Problems that the second run solved more often than the first."""
     left_out: int
-    """Problems that one of the runs lacks, could not grade, or failed at."""
+    """Problems that were not compared: in one run they are missing, failed, or have no reference answer."""
     settings: dict[str, tuple[Any, Any]]
-    """Those that differ."""
+    """Settings that differ, with their values in both runs."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `tts compare --json` prints it."""
+        """The object that `tts compare --json` prints."""
         return asdict(self)
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
-    """Compare two run folders, pairing their problems by id. Raises InputError where they have none in common."""
+    """Compare two run folders, pairing their problems by id; the same as `tts compare`.
+
+    Raises InputError if a folder is not a run folder, if no problem was graded in both, or if an id stands for different
+    problems.
+    """
     stores = [open_run(Path(first)), open_run(Path(second))]
-    right = [_right(store) for store in stores]
-    common = [problem for problem in right[0] if problem in right[1]]
+    (right, seen), (other_right, other_seen) = (_read(store) for store in stores)
+    common = [problem for problem in right if problem in other_right]
     if not common:
         raise InputError(f"{first} and {second} have no graded problem in common; compare runs over the same benchmark")
-    if unequal := [problem for problem in common if right[0][problem][0] != right[1][problem][0]]:
+    if unequal := [problem for problem in common if right[problem][0] != other_right[problem][0]]:
         raise InputError(f"the problem {unequal[0]!r} is not the same in {first} and {second}; compare runs over one benchmark")
-    a, b = ([right[which][problem][1] for problem in common] for which in (0, 1))
+    a, b = ([problems[problem][1] for problem in common] for problems in (right, other_right))
     settings = [store.settings for store in stores]
     names = dict.fromkeys((*settings[0], *settings[1]))
     return Comparison(
@@ -60,7 +69,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         difference=estimate([y - x for x, y in zip(a, b, strict=True)]),
         only_first=sum(x > y for x, y in zip(a, b, strict=True)),
         only_second=sum(y > x for x, y in zip(a, b, strict=True)),
-        left_out=len({*right[0], *right[1]}) - len(common) + sum(_ungraded(store) for store in stores),
+        left_out=len(seen | other_seen) - len(common),
         settings={
             name: (settings[0].get(name), settings[1].get(name))
             for name in names
@@ -69,18 +78,16 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     )
 
 
-def _right(store: RunStore) -> dict[str, tuple[str, float]]:
-    """Each graded problem's text, and how often it was solved."""
+def _read(store: RunStore) -> tuple[dict[str, tuple[str, float]], set[str]]:
+    """For each graded problem, its text and the share of its rows that are right; and the ids of all problems."""
     repeat = store.settings.get("repeat", 1)
     texts: dict[str, str] = {}
     solved: defaultdict[str, list[float]] = defaultdict(list)
+    seen: set[str] = set()
     for record in store.records():
+        problem = problem_of(record.id, repeat)
+        seen.add(problem)
         if record.error is None and record.correct is not None:
-            problem = problem_of(record.id, repeat)
             texts[problem] = record.problem
             solved[problem].append(float(record.correct))
-    return {problem: (texts[problem], sum(times) / len(times)) for problem, times in solved.items()}
-
-
-def _ungraded(store: RunStore) -> int:
-    return sum(record.error is not None or record.correct is None for record in store.records())
+    return {problem: (texts[problem], sum(times) / len(times)) for problem, times in solved.items()}, seen

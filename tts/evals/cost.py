@@ -1,4 +1,4 @@
-"""Estimated floating-point operations: 2 x parameters x tokens, and attention's, the policy's and the reward model's apart."""
+"""Estimated floating-point operations of a run, for the policy and the reward model: 2 x parameters x tokens plus attention."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from tts.types import Usage
 
 @dataclass(frozen=True)
 class Shape:
-    """What a decoder's cost depends on."""
+    """The dimensions of a decoder on which its cost depends."""
 
     parameters: int
-    """That every token is multiplied with: layers and output head, not the table of input embeddings."""
+    """Parameters that each token is multiplied with: those of the layers and the output head, not the input embeddings."""
     layers: int
+    """Number of layers."""
     width: int
-    """Of all query heads together."""
+    """Dimensions of all query heads together."""
 
     def flops(self, tokens: float, context: float) -> float:
-        """Of a forward pass over tokens that see `context` tokens on average: a multiplication and an addition each."""
+        """Operations of a forward pass over `tokens` tokens that attend to `context` tokens each, on average."""
         return 2 * self.parameters * tokens + 4 * self.layers * self.width * context * tokens
 
 
 def shape_of(config: dict[str, Any], *, outputs: int | None = None) -> Shape | None:
-    """Of a config.json; None where that does not say. `outputs` replaces the vocabulary at the end (a head of 2, say).
+    """The shape of a model from its config.json; None if a dimension is missing there.
 
-    Experts count as many as a token is sent to.
+    `outputs` is the size of the output head, by default that of the vocabulary; a reward head may have 2. Of a mixture of
+    experts, the experts that a token is sent to are counted.
     """
     text = config.get("text_config") or config
     try:
@@ -49,17 +51,25 @@ def shape_of(config: dict[str, Any], *, outputs: int | None = None) -> Shape | N
 
 @dataclass(frozen=True)
 class Flops:
-    """Of a run. None where a model's shape is not known here, as a server's may be."""
+    """Operations of a run; None if the shape of a model is unknown, as that of a server's model may be."""
 
     generator: float | None = None
+    """Operations of the policy."""
     scorer: float | None = None
+    """Operations of the reward model; also None without one."""
 
 
 def flops_of(records: Sequence[Record], usage: Usage, policy: str, scorer: str | None) -> Flops:
-    """An estimate from the bill: prefixes that were not cached, tokens generated, tokens that the reward model read.
+    """Estimate the operations of a run from its usage: prefixes that were not cached, generated tokens, and scored tokens.
 
-    A generated token is taken to see the mean prefix of a request and half of what was generated behind it; a scored token half
-    a trace. What a reward model found in its own cache is counted all the same: that depends on timing.
+    A generated token is assumed to attend to a prefix of mean length and to half of a candidate, a scored token to half of a
+    prefix and a candidate. Tokens that a reward model found in its own cache are counted, as what it finds depends on timing.
+
+    Args:
+        records: Rows of the run, from which the mean length of a candidate is taken.
+        usage: Tokens and calls of the whole run.
+        policy: Name or folder of the policy.
+        scorer: Name or folder of the reward model; None without one.
     """
     lengths = [sum(attempt.tokens) for record in records for attempt in record.candidates]
     mean = sum(lengths) / len(lengths) if lengths else 0.0

@@ -1,4 +1,4 @@
-"""Runs read back: settings, rows and summary as Python objects, or as a data frame."""
+"""Reading run folders: settings, rows and summary as Python objects, or candidates as a data frame."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tts.errors import InputError
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run folder, read."""
+    """The content of a run folder."""
 
     folder: Path
     settings: dict[str, Any]
+    """Settings of the run, as in run.json."""
     started: str
+    """When the run was started, as an ISO 8601 time; empty if that was not recorded."""
     summary: dict[str, Any] | None
-    """None while the run is not finished."""
+    """The content of summary.json; None while the run is not finished."""
     records: tuple[Record, ...]
-    """A row for each problem, in order of completion."""
+    """One record per problem, in the order in which they were solved."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row for every candidate."""
+        """One flat dictionary per candidate, with its problem, answer, score, rewards and text."""
         return [
             {
                 "problem": record.id,
@@ -48,9 +50,9 @@ class SavedRun:
         ]
 
     def frame(self, library: str = "pandas") -> Any:
-        """`rows` as a data frame of pandas or polars. Raises InputError where that is not installed."""
+        """`rows` as a data frame of `library`, pandas (default) or polars. Raises InputError if it is not installed."""
         if library not in ("pandas", "polars"):
-            raise InputError(f"frame({library!r}): expected pandas or polars")
+            raise InputError(f"no data frames of {library!r}; expected pandas or polars")
         try:
             return import_module(library).DataFrame(self.rows())
         except ImportError:
@@ -58,40 +60,40 @@ class SavedRun:
 
 
 def load_run(folder: str | Path) -> SavedRun:
-    """Everything in a run folder. Raises InputError where it is none, or where a row cannot be read."""
+    """Read a run folder. Raises InputError if it is not a run folder, or if a row cannot be read."""
     folder = Path(folder)
     store = open_run(folder)
     try:
         records = tuple(store.records())
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{store.results} has a row that is no result ({reason}); mend that row or take it out") from error
+        raise InputError(f"{store.results} has a row that cannot be read ({reason}); fix or remove that row") from error
     return SavedRun(folder, store.settings, read_json(folder / "run.json").get("started", ""), read_summary(folder), records)
 
 
 def open_run(folder: Path) -> RunStore:
-    """A run folder whose settings can be read. Raises InputError."""
+    """Open a run folder. Raises InputError if it is not a run folder, or if its settings cannot be read."""
     if not (folder / "run.json").is_file():
         what = "no run.json in it" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder} is not a run folder ({what}); give a folder that tts run made; tts runs lists them")
+        raise InputError(f"{folder} is not a run folder ({what}); give a folder created by tts run, as listed by tts runs")
     store = RunStore.open(folder)
     if not isinstance(read_json(folder / "run.json").get("settings"), dict):
-        raise InputError(f"{folder / 'run.json'} holds no settings; it is not as tts run wrote it")
+        raise InputError(f"{folder / 'run.json'} has no settings; was it written by tts run?")
     return store
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError."""
+    """Read a JSON object from a file. Raises InputError if the file cannot be read or contains something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError("not an object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return value
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json; None while the run is not finished."""
+    """The content of summary.json; None while the run is not finished. Raises InputError if it cannot be read."""
     path = folder / "summary.json"
     return read_json(path) if path.is_file() else None

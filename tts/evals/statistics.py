@@ -1,4 +1,4 @@
-"""What a pool of graded candidates says about accuracy at its size and at every smaller one, with intervals."""
+"""Estimates of accuracy from n graded candidates per problem: at n, at every smaller k, and with intervals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK = 2_000_000
-"""Indices in one block of resamples, which bounds its memory."""
+"""Maximum number of indices in one block of resamples, which limits memory."""
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
-    """Chance that k of the n candidates, drawn without replacement, hold a right one (Chen et al. 2021, unbiased)."""
+    """Probability that at least one of k candidates, drawn without replacement from the n, is right.
+
+    This is the unbiased estimator of Chen et al. 2021 (https://arxiv.org/abs/2107.03374). `correct` has one flag per candidate;
+    k is at most their number.
+    """
     n, wrong = len(correct), len(correct) - sum(correct)
     return 1 - comb(wrong, k) / comb(n, k)
 
@@ -27,7 +31,7 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
 def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
     """Expected correctness of the candidate with the highest key among k of the n, over all subsets, in closed form.
 
-    Candidates with equal keys share their place: each is as likely to be taken as the others.
+    Among candidates with equal keys, each is equally likely to be chosen. `keys` and `correct` have one entry per candidate.
     """
     n = len(keys)
     order = sorted(range(n), key=lambda i: keys[i], reverse=True)
@@ -41,11 +45,11 @@ def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
 
 
 def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], k: int) -> float:
-    """Expected correctness of the most frequent group among k of the n, over all subsets, exactly.
+    """Expected correctness of the most frequent group among k of the n candidates, over all subsets, exactly.
 
-    A group is what equivalent answers share; None votes for nothing. Of equally frequent groups each is as likely to be taken.
-    Counts subsets by a generating function: for each number t of votes, those in which a group has t, some others have as
-    many, and none has more.
+    Equivalent answers have the same group; a candidate of group None has no vote. Among equally frequent groups, each is
+    equally likely to be chosen. Subsets are counted with a generating function: for each number of votes t, those in which a
+    group has t votes, some other groups have as many, and none has more.
     """
     sizes = Counter(group for group in groups if group is not None)
     right = {group: flag for group, flag in zip(groups, correct, strict=True) if group is not None}
@@ -54,7 +58,7 @@ def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], k: int)
 
 @lru_cache(maxsize=4096)
 def _majority_of_k(votes: tuple[tuple[int, bool], ...], n: int, k: int) -> float:
-    """The same, of groups as their sizes and whether they are right: the votes of many problems are alike."""
+    """The same for groups given as (size, whether it is right); cached, as many problems have the same votes."""
     sizes = [size for size, _ in votes]
     if k == n:  # one subset
         most = [right for size, right in votes if size == max(sizes)]
@@ -81,7 +85,7 @@ def _majority_of_k(votes: tuple[tuple[int, bool], ...], n: int, k: int) -> float
 
 
 def _with_group(ways: NDArray[np.float64], size: int, t: int) -> NDArray[np.float64]:
-    """The same with one more group, which may have up to t of its `size` votes."""
+    """`ways` after adding a group of `size` candidates, which may have up to t votes."""
     votes, ties = ways.shape
     grown = np.zeros_like(ways)
     for v in range(min(size, t, votes - 1) + 1):
@@ -93,16 +97,21 @@ def _with_group(ways: NDArray[np.float64], size: int, t: int) -> NDArray[np.floa
 
 
 class Sampled(NamedTuple):
-    """A mean over subsets, and its standard error: 0 where it is over all of them."""
+    """A mean over subsets and its standard error, which is 0 if all subsets were taken."""
 
     value: float
     error: float = 0.0
 
 
 def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: int, *, seed: int, draws: int = 64) -> Sampled:
-    """Expected correctness of `choose` (indices to one of them) among k of the n.
+    """Expected correctness of the candidate that `choose` picks among k of the n.
 
-    Exact where there are at most `draws` subsets, else the mean over so many, drawn by `seed`.
+    Args:
+        choose: Maps the ascending indices of k candidates to one of them.
+        correct: Whether each of the n candidates is right.
+        k: Size of the subsets.
+        seed: Seed for drawing subsets.
+        draws: Number of subsets to draw. If there are no more than that, all of them are taken. Default 64.
     """
     n = len(correct)
     subsets = _subsets(n, k, seed, draws)
@@ -113,7 +122,7 @@ def choice_at_k(choose: Callable[[list[int]], int], correct: Sequence[bool], k: 
 
 @cache
 def _subsets(n: int, k: int, seed: int, draws: int) -> list[list[int]]:
-    """Indices, ascending; the same for every problem, whose candidates are in random order anyway."""
+    """Ascending indices; the same for every problem, as candidates are in random order."""
     if comb(n, k) <= draws:
         return [list(subset) for subset in combinations(range(n), k)]
     rng = np.random.default_rng([seed, k])
@@ -121,7 +130,17 @@ def _subsets(n: int, k: int, seed: int, draws: int) -> list[list[int]]:
 
 
 def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of one value per problem. Give differences for a paired one."""
+    """Percentile bootstrap interval of a mean over problems.
+
+    Args:
+        values: One value per problem; for a paired comparison, the differences.
+        seed: Seed of the resamples. Default 0.
+        draws: Number of resamples. Default 10,000.
+        level: Coverage that the interval should have. Default 0.95.
+
+    Returns:
+        The lower and the upper end; NaN without values.
+    """
     if not values:
         return (float("nan"), float("nan"))
     data = np.asarray(values, dtype=float)
@@ -131,7 +150,7 @@ def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, lev
 
 
 def _resamples(count: int, seed: int, draws: int) -> Iterable[NDArray[np.int64]]:
-    """Blocks of resamples [draws, count], as indices; the same for all values of a run, which has many."""
+    """Yield resamples as arrays of indices [draws, count], in blocks; the same for all means of a run."""
     if count * draws <= _BLOCK:
         return (_resample(count, seed, draws),)
     rng, rows = np.random.default_rng(seed), max(1, _BLOCK // count)

@@ -1,4 +1,4 @@
-"""What a finished run amounts to: accuracy beside its baselines from the same candidates, the bill, the curve over N."""
+"""The summary of a finished run: accuracy, baselines computed from the same candidates, the curve over N, and usage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tts.types import Reward, Strategy, Usage
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time. Generation and scoring overlap, so they may add up to more than the total.
-
-    `waiting` is the requests' own: what each spent in the engine's queue, or between attempts at a busy server, summed.
-    """
+    """Wall time of a run, in seconds. Generation and scoring overlap, so their sum may exceed the total."""
 
     total: float = 0.0
     generation: float = 0.0
+    """Time in which at least one request for tokens was open."""
     scoring: float = 0.0
+    """Time in which at least one request for rewards was open."""
     waiting: float = 0.0
+    """Time that requests spent in the engine's queue or between retries at a busy server, summed over requests."""
 
 
 class Estimate(NamedTuple):
-    """A mean over problems, with its 95 % bootstrap interval over problems."""
+    """A mean over problems with its 95 % bootstrap interval over problems."""
 
     value: float
     low: float
@@ -37,49 +37,62 @@ class Estimate(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Accuracies at k samples, all expected over the subsets of the same candidates."""
+    """Expected accuracies at k samples, over the subsets of size k of the same candidates."""
 
     k: int
     strategy: Estimate
+    """Accuracy of the run's strategy."""
     majority: Estimate
+    """Accuracy of majority voting."""
     passed: Estimate
-    """pass@k: at least one of the k is right."""
+    """pass@k: the share of problems for which at least one of k samples is right."""
     error: float = 0.0
-    """Standard error of the strategy's value from drawing subsets; 0 where it is exact."""
+    """Standard error of the strategy's accuracy from sampling subsets; 0 if it is exact."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's result. Accuracies are None where no problem has a reference answer."""
+    """The result of a run. Accuracies, from 0 to 1, are None if no problem has a reference answer."""
 
     strategy: str
+    """Name of the strategy."""
     n: int
-    """Most candidates that any problem has."""
+    """Largest number of candidates of any problem."""
     benchmark: str
+    """Name of the benchmark."""
     problems: int
+    """Number of rows: problems times `repeat`."""
     graded: int
-    """Problems with a reference answer and without an error; accuracies are means over these."""
+    """Rows with a reference answer and without an error; accuracies are means over these."""
     failed: int
+    """Rows with an error."""
     accuracy: Estimate | None
+    """Share of problems whose chosen candidate is right."""
     pass_at_1: Estimate | None
+    """Accuracy of a candidate chosen at random."""
     majority: Estimate | None
+    """Accuracy of majority voting over all candidates."""
     pass_at_n: Estimate | None
+    """Share of problems for which at least one candidate is right."""
     curve: tuple[Point, ...]
-    """Empty for strategies whose smaller n cannot be read off a larger one."""
+    """Accuracy at k = 1, 2, 4, … up to n; empty for strategies that do not only sample and rank."""
     truncated: int
-    """Candidates that ran out of tokens."""
+    """Candidates that were cut off before their end, by a limit on tokens or time or by the strategy."""
     usage: Usage
+    """Tokens and calls of all rows."""
     seconds: Seconds
+    """Wall time, over all sessions of the run."""
     run: str
+    """The run folder."""
     flops: Flops = field(default_factory=Flops)
-    """Estimated."""
+    """Estimated floating-point operations."""
     oracle_gap: Estimate | None = None
-    """pass@N less accuracy: what a better choice among the same candidates could still gain."""
+    """pass@N minus accuracy: the most that a better choice among the same candidates could gain."""
     repeat: int = 1
-    """How often each problem was solved; `problems`, `graded` and `failed` count every time."""
+    """How many times each problem was solved."""
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, under the names that `tts run --json` prints."""
+        """The object that `tts run --json` prints and summary.json contains."""
 
         def value(estimate: Estimate | None) -> float | None:
             return estimate.value if estimate else None
@@ -121,9 +134,19 @@ def summarize(
     repeat: int = 1,
     flops: Flops | None = None,
 ) -> Summary:
-    """Sum up the rows of a run; `reward` makes an attempt's reward as the strategy saw it.
+    """Summarize the rows of a run.
 
-    Where problems were repeated, the rows are all problems once, then in the same order again, `repeat` times.
+    Args:
+        records: One row per problem; with `repeat` > 1, all problems once, then in the same order again, `repeat` times.
+        strategy: Strategy of the run.
+        name: Name of the strategy.
+        benchmark: Name of the benchmark.
+        cached: Prompt tokens that the engine did not have to compute.
+        seconds: Wall time.
+        run: The run folder.
+        reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
+        repeat: How many times each problem was solved. Default 1.
+        flops: Estimated operations. Default: unknown.
     """
     problem_of = {record.id: i % (len(records) // repeat) for i, record in enumerate(records)}
     graded = [record for record in records if record.correct is not None]
@@ -145,7 +168,7 @@ def summarize(
         failed=sum(record.error is not None for record in records),
         accuracy=over(lambda record: float(bool(record.correct))),
         pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
-        majority=over(lambda record: at_k(Majority(), record, len(record.candidates), reward).value),
+        majority=over(lambda record: _majority_at_k(record, len(record.candidates))),
         pass_at_n=over(lambda record: float(any(right(record)))),
         oracle_gap=over(lambda record: float(any(right(record))) - float(bool(record.correct))),
         flops=flops or Flops(),
@@ -159,18 +182,25 @@ def summarize(
 
 
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
-    """Expected correctness of a strategy that had sampled k of the record's candidates.
+    """Expected correctness of the strategy's choice among k of a record's candidates, over all subsets of that size.
 
-    In closed form where a candidate's score is its own, and for majority votes; else over subsets, all of them or some.
+    It is computed in closed form if the score of a candidate depends on that candidate alone, or is the number of votes for its
+    answer (see `Parallel`). Otherwise it is a mean over subsets: all of them, or 64 if there are more.
+
+    Args:
+        strategy: Strategy that ranks the candidates.
+        record: Row of a graded problem.
+        k: Size of the subsets, at most the number of candidates.
+        reward: Returns the reward of an attempt as the strategy saw it.
     """
     correct = [bool(attempt.correct) for attempt in record.candidates]
     finished = [attempt.finish == "stop" for attempt in record.candidates]
     rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
     groups = [attempt.group for attempt in record.candidates]
-    if not strategy.uses_answers:  # a candidate's score is its own, whatever the others are
+    if not strategy.uses_answers:  # each score depends on its own candidate alone
         scores = strategy.rank(rewards, [])
         return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
-    if isinstance(strategy, Majority) and k < len(groups):
+    if strategy.counts_votes and k < len(groups):
         return Sampled(majority_of_k(groups, correct, k))
 
     def choose(subset: list[int]) -> int:
@@ -178,6 +208,11 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
         return max(zip(scores, subset, strict=True), key=lambda pair: (pair[0], finished[pair[1]], -pair[1]))[1]
 
     return choice_at_k(choose, correct, k, seed=0)
+
+
+def _majority_at_k(record: Record, k: int) -> float:
+    """Expected correctness of the most frequent answer among k of a record's candidates: the baseline of every run."""
+    return at_k(Majority(), record, k, lambda attempt: Reward(())).value
 
 
 def _curve(
@@ -198,7 +233,7 @@ def _curve(
             Point(
                 k,
                 estimate([sampled.value for sampled in chosen], problems),
-                estimate([at_k(Majority(), record, k, reward).value for record in full], problems),
+                estimate([_majority_at_k(record, k) for record in full], problems),
                 estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
                 sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
             )
@@ -207,8 +242,11 @@ def _curve(
 
 
 def estimate(values: Sequence[float], problems: Sequence[int] | None = None) -> Estimate:
-    """The mean over problems, with its interval. `problems` says which each value is of, where they are repeated: the values of
-    one problem are averaged first, since repetitions say nothing about other problems."""
+    """The mean over problems with its interval.
+
+    `values` has at least one entry. If problems were repeated, `problems` has the number of the problem for each value; the
+    values of a problem are averaged first, since repetitions of one problem say nothing about other problems.
+    """
     if problems is not None:
         repetitions: defaultdict[int, list[float]] = defaultdict(list)
         for problem, value in zip(problems, values, strict=True):

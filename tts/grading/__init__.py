@@ -1,1 +1,1 @@
-"""Final answers: how they are read, which are equivalent, and which are right, in processes that can be killed."""
+"""Grading of final answers: reading them, comparing them, and doing so in processes that can be killed."""

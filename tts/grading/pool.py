@@ -1,7 +1,7 @@
-"""Final answers: which of them are the same, and which are right, decided in worker processes that can be killed.
+"""Grading of final answers, which of them are equivalent and which are right, in worker processes that can be killed.
 
-Model output is untrusted: `9**9**9` or a megabyte of LaTeX can hang a computer algebra system. So graders run in
-processes of their own. One that takes too long is killed, and the answer that hung it counts as no answer.
+Model output is untrusted: `9**9**9` or a megabyte of LaTeX can hang a computer algebra system. Graders therefore run in
+separate processes. A process that exceeds the time limit is killed, and the answer it worked on counts as no answer.
 """
 
 from __future__ import annotations
@@ -17,48 +17,53 @@ from typing import Any, NamedTuple
 from tts.types import Candidate
 
 SECONDS = 5.0
-"""Time limit for one answer."""
+"""Time limit for one answer, in seconds."""
 STARTUP = 60.0
-"""Time limit for a worker to import math-verify, or a custom grader."""
+"""Time limit for a worker to import math-verify or a custom grader, in seconds."""
 WORKERS = 2
-"""Processes that a grader may start; the second one only where problems are judged at once."""
+"""Processes that a grader may start; the second one starts only when two problems are judged at the same time."""
 LONGEST = 10_000
-"""Characters of an answer that are still taken for one, and of the end of a response in which one is looked for."""
+"""Maximum length of an answer, and of the end of a response that is searched for one, in characters."""
 INTEGER = re.compile(r"-?[0-9]{1,30}")
 BRACE = re.compile(r"\\boxed\{|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one candidate answers."""
+    """The answer of one candidate, and whether it is right."""
 
     answer: str | None
-    """As written in the final response: the last boxed expression, else what the grader reads; None where there is none."""
+    """The last boxed expression of the response, or else the answer that the grader reads from it; None without an answer."""
     group: int | None
-    """Candidates with equal numbers give equivalent answers."""
+    """Number that candidates with equivalent answers share; None without an answer."""
     correct: bool | None
-    """None where the problem has no reference answer."""
+    """Whether the answer is right; None if the problem has no reference answer."""
 
 
 class _Text(NamedTuple):
-    """What of a response is graded. Responses that box the same are the same."""
+    """The part of a response that is graded. Responses with the same boxed expression are graded once."""
 
     text: str
     boxed: bool
 
 
 class Grader:
-    """Judges answers as their problem's `grader` says, in processes that are started on first use."""
+    """Judges answers with the grader that their problem names, in processes that start on first use.
+
+    Args:
+        seconds: Time limit for one answer, in seconds. Default 5.
+        workers: Maximum number of processes. Default 2.
+    """
 
     def __init__(self, seconds: float = SECONDS, workers: int = WORKERS) -> None:
         self.seconds = seconds
         self._workers = [_Worker(seconds) for _ in range(workers)]
-        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()  # the last to have worked goes first: it is started
+        self._idle: asyncio.LifoQueue[_Worker] = asyncio.LifoQueue()  # last in, first out: that one is running
         for worker in self._workers:
             self._idle.put_nowait(worker)
 
     async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """One verdict per candidate of one problem, in order. RuntimeError where a custom grader fails."""
+        """One verdict per candidate of one problem, in order. Raises RuntimeError if a custom grader fails."""
         if not candidates:
             return []
         problem = candidates[0].problem
@@ -74,12 +79,13 @@ class Grader:
         return [_nothing(problem.answer) if text is None else verdicts[text] for text in texts]
 
     async def close(self) -> None:
+        """End the worker processes."""
         for worker in self._workers:
             await worker.close()
 
 
 class _Worker:
-    """A process that grades one request at a time, and is started again after it had to be killed."""
+    """A process that grades one request at a time, and is restarted after it had to be killed."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -93,7 +99,7 @@ class _Worker:
                 await self._send({"grader": grader, "gold": gold, "texts": todo, "firsts": firsts})
                 for text in todo:
                     result = await self._receive(self.seconds)
-                    if result is None:  # this answer hung it or brought it down; the rest are asked of another process
+                    if result is None:  # this answer hung or crashed it; a new process grades the others
                         verdicts[text] = _nothing(gold)
                         break
                     if isinstance(result, dict):
@@ -102,7 +108,7 @@ class _Worker:
                     if group == len(firsts):
                         firsts.append(answer)
                     verdicts[text] = Verdict(answer, group, None if gold is None else correct)
-        except BaseException:  # stopped halfway: a result that nobody read would be taken for the next one's
+        except BaseException:  # interrupted: an unread result would be taken for the next request's
             await self.close()
             raise
         return verdicts
@@ -114,13 +120,13 @@ class _Worker:
             await process.wait()
 
     async def _send(self, request: dict[str, Any]) -> None:
-        """Start grading; returns when the worker has the grader loaded. A worker that died unseen is replaced once."""
+        """Send a request and wait until the worker has loaded the grader. A worker that has died meanwhile is replaced once."""
         for _ in range(2):
             if self._process is None or self._process.returncode is not None:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "tts.grading.worker",
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                    limit=64 * 1024 * 1024, start_new_session=True,  # Ctrl-C is the parent's to handle
+                    limit=64 * 1024 * 1024, start_new_session=True,  # only the parent handles Ctrl-C
                 )  # fmt: skip
             assert self._process.stdin is not None
             try:
@@ -134,7 +140,7 @@ class _Worker:
         raise RuntimeError("the grading worker did not start; try: python -m tts.grading.worker")
 
     async def _receive(self, seconds: float) -> Any:
-        """The worker's next line, or None where it died or had to be killed."""
+        """The worker's next line, parsed; None if it died or had to be killed."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -148,7 +154,7 @@ class _Worker:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}`, braces matched. Takes one pass, however many boxes stay open."""
+    """The content of the last complete `\\boxed{…}` with its braces matched; None without one. Takes one pass over the text."""
     opened: list[re.Match[str]] = []
     last: tuple[int, int] | None = None
     for brace in BRACE.finditer(text):
@@ -160,7 +166,7 @@ def boxed(text: str) -> str | None:
 
 
 def _graded(candidate: Candidate) -> _Text | None:
-    """What of the response alone is graded: an expression in a thinking trajectory is no answer."""
+    """The part of the response that is graded; None without one. An expression in the thinking is not an answer."""
     response = "\n\n".join(candidate.trajectory.response)
     if (answer := boxed(response)) is not None:
         return _Text(answer, True) if 0 < len(answer) <= LONGEST else None
@@ -172,7 +178,7 @@ def _nothing(gold: str | None) -> Verdict:
 
 
 def _as_integers(texts: list[_Text], gold: str | None) -> dict[_Text, Verdict] | None:
-    """A verdict for each text where every answer is boxed and a plain integer, which needs no algebra; else None."""
+    """A verdict for each text if every answer is a boxed integer, which needs no computer algebra; otherwise None."""
     if not all(text.boxed and INTEGER.fullmatch(text.text) for text in (*texts, _Text(gold or "0", True))):
         return None
     groups = {number: group for group, number in enumerate(dict.fromkeys(int(text.text) for text in texts))}

@@ -1,4 +1,4 @@
-"""Names to graders: how an answer is read off a response, and which answers are the same.
+"""Graders: how an answer is read from a response, and which answers are equivalent.
 
 A grader is one of `math`, `letter`, `numeric` and `exact`, or a function `(answer: str, reference: str) -> bool` of your
 own, given as file.py:function or package.module:function.
@@ -10,41 +10,36 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from tts.errors import InputError
-from tts.plugins import load_module
+from tts.plugins import Registry
 
 TOLERANCE = 1e-6
-"""How far from the reference a `numeric` answer may be, relative to it."""
+"""Largest difference between a `numeric` answer and the reference, as a share of the reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """A grader. Its functions meet untrusted text, so they are called in a process that can be killed."""
+    """A grader. Its functions process untrusted text, so they are called in a process that can be killed."""
 
     read: Callable[[str, bool], str | None]
-    """The answer in a text: the content of a box (True), or a response that has no box (False). None: there is none."""
+    """Reads the answer from a text, which is the content of a box (True) or a response without one (False); None without an
+    answer."""
     right: Callable[[str, str], bool]
-    """Whether an answer, given first, agrees with the reference."""
+    """Whether an answer (first argument) agrees with the reference (second)."""
     same: Callable[[str, str], bool]
-    """Whether two answers form one vote."""
+    """Whether two answers are equivalent, so that they count as votes for the same answer."""
+    about: str = ""
+    """What it does, in a line."""
 
 
 def get_grader(name: str) -> Rules:
-    """Look up `letter`, `package.module:function` or `path/to/file.py:function`; InputError where there is no such grader."""
-    if ":" in name:
-        return Rules(_last_line, _load(*name.rsplit(":", 1)), operator.eq)
-    if name not in GRADERS:
-        close = get_close_matches(name, GRADERS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"no grader named {name!r}.{hint} Known: {', '.join(GRADERS)}. For your own, give file.py:function.")
-    return GRADERS[name]
+    """Look up a grader: `letter`, `path/to/file.py:function`, `package.module:function`. Raises InputError."""
+    return GRADERS.get(name)
 
 
-# math: math-verify decides, which takes 1/2, 0.5 and \frac12 for the same, sets in any order, and drops units
+# math: math-verify decides; for it 1/2, 0.5 and \frac12 are equal, sets have no order, and units do not count
 
 
 def _last_expression(text: str, boxed: bool) -> str | None:
@@ -56,33 +51,33 @@ def _last_expression(text: str, boxed: bool) -> str | None:
     return text or None
 
 
-_PLAIN = re.compile(
+_RATIONAL = re.compile(
     r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]{1,30})\}\{(?P<bottom>[1-9][0-9]{0,29})\}"
     r"|(?P<a>[0-9]{1,30})(?: ?/ ?(?P<b>[1-9][0-9]{0,29}))?)"
 )
-_BOUNDED = re.compile(r"(\\\{|[(\[])(?!.*,\d{3}(?!\d))([-0-9/, ]+)(\\\}|[)\]])")  # {1,000} is for the parser to tell
+_BOUNDED = re.compile(r"(\\\{|[(\[])(?!.*,\d{3}(?!\d))([-0-9/, ]+)(\\\}|[)\]])")  # {1,000} is left to the parser
 
 
 @lru_cache(maxsize=4096)
 def _parsed(answer: str) -> list[Any]:
-    """What math-verify makes of an answer; empty where it makes nothing of it."""
+    """The answer as math-verify parses it; empty if it cannot."""
     from math_verify import parse
 
-    value = _read_plain(answer.strip())
+    value = _read_simple(answer.strip())
     return [value, answer] if value is not None else list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
 
 
-def _read_plain(answer: str) -> Any:
-    """What the parser would make of a whole number, a fraction, or a set or interval of them, without its 10 ms; else None."""
+def _read_simple(answer: str) -> Any:
+    """The value of an integer, a fraction, or a set or interval of them, without the parser, which takes 10 ms; else None."""
     from latex2sympy2_extended.sets import FiniteSet
     from sympy import Interval, Rational
 
-    if plain := _PLAIN.fullmatch(answer):
-        top, bottom = plain["top"] or plain["a"], plain["bottom"] or plain["b"] or "1"
-        return Rational(int(plain["sign"] + top), int(bottom))
+    if ratio := _RATIONAL.fullmatch(answer):
+        top, bottom = ratio["top"] or ratio["a"], ratio["bottom"] or ratio["b"] or "1"
+        return Rational(int(ratio["sign"] + top), int(bottom))
     if bounded := _BOUNDED.fullmatch(answer):
         left, inside, right = bounded.groups()
-        parts = [_read_plain(part.strip()) for part in inside.split(",")]
+        parts = [_read_simple(part.strip()) for part in inside.split(",")]
         if None in parts:
             return None
         if left == "\\{" and right == "\\}":
@@ -105,7 +100,7 @@ def _equivalent(answer: str, reference: str) -> bool:
 
 
 def _compare(x: Any, y: Any) -> bool | None:
-    """Whether two values are the same, where that is seen without algebra, which takes a hundred times as long; else None."""
+    """Whether two values are equal, if that can be told without computer algebra, which takes 100 times as long; else None."""
     from sympy import Expr, FiniteSet, Interval, Rational
 
     def exact(value: Any) -> bool:
@@ -124,7 +119,7 @@ def _compare(x: Any, y: Any) -> bool | None:
     return None
 
 
-# letter: of a choice, as in \boxed{B}, "the answer is B", "(B)", or a line that is nothing but B
+# letter: the letter of a choice, as in \boxed{B}, "the answer is B", "(B)", or a line that only has B
 
 _IN_BOX = re.compile(r"(?:\\\w+\{|[\s($*{])*([A-Za-z])(?![A-Za-z])")
 _STATED = re.compile(
@@ -136,7 +131,7 @@ _ALONE = re.compile(r"^[ *$]*([A-J])[ *$.]*$", re.MULTILINE)
 
 
 def _letter(text: str, boxed: bool) -> str | None:
-    """What is boxed counts first, then what is called the answer, then a letter that stands by itself; of each the last."""
+    """The letter in a box; in a response without one, the last letter called the answer, else in parentheses, else alone."""
     if boxed:
         found = _IN_BOX.match(text)
         return found[1].upper() if found else None
@@ -148,7 +143,7 @@ def _same_letter(answer: str, reference: str) -> bool:
     return answer == _letter(reference, True)
 
 
-# numeric: numbers within a tolerance; thousands separators, percent signs and units are dropped
+# numeric: numbers within a tolerance; thousands separators, percent signs and units are ignored
 
 _SEPARATOR = re.compile(r"\{,\}|\\[,!;]|(?<=\d),(?=\d{3}(?!\d))")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
@@ -166,7 +161,7 @@ def _number_text(text: str, boxed: bool) -> str | None:
 
 
 def _number(text: str) -> float:
-    """The first number behind the last equals sign: `x = 5 \\text{ cm}^2` is 5. NaN where there is none."""
+    """The first number after the last equals sign, so that `x = 5 \\text{ cm}^2` is 5; NaN without a number."""
     for number in _numbers(text.rpartition("=")[2]):
         divisor = float(number[2] or 1)
         return float(number[1]) / divisor if divisor else float("nan")
@@ -178,7 +173,7 @@ def _close(answer: str, reference: str) -> bool:
     return abs(x - y) <= TOLERANCE * abs(y) < float("inf")
 
 
-# exact: the same text, but for white space
+# exact: the same text, apart from white space
 
 
 def _last_line(text: str, boxed: bool) -> str | None:
@@ -192,17 +187,27 @@ def _same_text(answer: str, reference: str) -> bool:
     return answer.split() == reference.split()
 
 
-GRADERS: dict[str, Rules] = {
-    "math": Rules(_last_expression, _equivalent, _equivalent),
-    "letter": Rules(_letter, _same_letter, operator.eq),
-    "numeric": Rules(_number_text, _close, _close),
-    "exact": Rules(_last_line, _same_text, _same_text),
-}
+def _accept(found: Any) -> Rules | None:
+    """Rules, or a function (answer, reference) -> bool, which is given what is boxed or else the last line."""
+    if isinstance(found, Rules):
+        return found
+    if not callable(found) or isinstance(found, type):
+        return None
+    return Rules(_last_line, found, operator.eq, (found.__doc__ or "").strip().partition("\n")[0].rstrip("."))
 
 
-def _load(source: str, attribute: str) -> Callable[[str, str], bool]:
-    module = load_module(source, f"grader {attribute}")
-    function: Any = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(f"{source} has no function {attribute!r}; a grader is one: def {attribute}(answer, reference) -> bool")
-    return function  # type: ignore[no-any-return]
+GRADERS: Registry[Rules] = Registry(
+    "grader",
+    {
+        "math": Rules(
+            _last_expression, _equivalent, _equivalent, "math-verify: 1/2, 0.5 and \\frac12 are the same; sets in any order"
+        ),
+        "letter": Rules(_letter, _same_letter, operator.eq, "the letter of a choice, boxed or stated"),
+        "numeric": Rules(
+            _number_text, _close, _close, f"numbers within a relative tolerance of {TOLERANCE:g}; units are dropped"
+        ),
+        "exact": Rules(_last_line, _same_text, _same_text, "the same text, but for white space"),
+    },
+    accept=_accept,
+    expected="a function (answer, reference) -> bool, or Rules",
+)

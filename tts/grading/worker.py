@@ -1,8 +1,8 @@
-"""The process in which graders meet untrusted text: one JSON request a line in, one JSON line for each of its texts out.
+"""The process in which graders run: it reads one JSON request per line and writes one JSON line per text of the request.
 
     {"grader": "math", "gold": "1/2", "texts": [["0.5", true]], "firsts": []}  →  "ready", then ["0.5", 0, true]
 
-It ends when its input does, so a parent that is killed leaves no orphan.
+It exits at the end of its input, so that it does not outlive a parent that is killed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 from tts.grading.rules import GRADERS, Rules, get_grader
 
 MEMORY = 4 * 1024**3
-"""Address space that an expression may make this process grow to, in bytes."""
+"""Limit on the address space of this process, in bytes."""
 
 
 @lru_cache(maxsize=8)
 def loaded(name: str) -> Rules:
-    """A grader that has been used once, so that what it imports late is not on an answer's time."""
+    """The grader, after one use: what it imports on first use must not count towards the time limit of an answer."""
     rules = get_grader(name)
-    if name in GRADERS:
+    if name in GRADERS.builtin:
         rules.same("\\frac12", "0.5")
     return rules
 
 
 def judge(request: dict[str, Any]) -> Iterator[Any]:
-    """For each text: [answer, number of its class, whether it is right], or {"error": …} where a custom grader fails.
+    """Yield [answer, group number, whether it is right] for each text, or {"error": …} if a custom grader fails.
 
-    `firsts` holds the first member of each class; the list grows as classes are found.
+    `firsts` in the request has the first answer of each group so far; an answer that is equivalent to none starts a new group.
     """
     rules, gold, firsts = loaded(request["grader"]), request["gold"], list(request["firsts"])
     for text, boxed in request["texts"]:
@@ -42,11 +42,11 @@ def judge(request: dict[str, Any]) -> Iterator[Any]:
             if answer is None:
                 yield [None, None, False]
                 continue
-            # what hangs when it is compared should hang here, where the parent can tell whose answer it is
+            # an answer that hangs in comparisons should do so here, where the parent knows which answer it is
             right = rules.right(answer, gold) if gold is not None else rules.same(answer, "0")
             number = next((i for i, first in enumerate(firsts) if rules.same(answer, first)), len(firsts))
         except Exception as error:
-            yield [None, None, False] if request["grader"] in GRADERS else {"error": f"{type(error).__name__}: {error}"}
+            yield [None, None, False] if request["grader"] in GRADERS.builtin else {"error": f"{type(error).__name__}: {error}"}
             continue
         if number == len(firsts):
             firsts.append(answer)
@@ -54,13 +54,13 @@ def judge(request: dict[str, Any]) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
+    """Answer requests until the end of the input."""
     logging.disable(logging.CRITICAL)  # math-verify logs every expression it cannot parse
-    with suppress(ImportError, ValueError, OSError):  # not every system has this limit; the time limit holds on all
+    with suppress(ImportError, ValueError, OSError):  # some systems lack this limit; the time limit always applies
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    out, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may look like a result
+    out, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not be taken for a result
     for line in sys.stdin:
         request = json.loads(line)
         loaded(request["grader"])

@@ -1,1 +1,1 @@
-"""Checkpoints and tokenizers: where they lie, how they are loaded, and how prompts are written for them."""
+"""Checkpoints and tokenizers: finding and loading them, and writing prompts for them."""

@@ -1,4 +1,4 @@
-"""Many small awaits made into few large calls."""
+"""Combine many small awaits into few large calls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="tts-batch")
-"""One for all: each thread that computes has a team of helpers of its own, and idle teams get in the way of the busy one."""
+"""Shared by all batchers: each thread that uses torch has its own pool of workers, and idle pools slow down the busy one."""
 
 
 class Batcher(Generic[T, R]):
-    """Collects items while the previous batch runs in a thread, then sends them together.
+    """Collects items while the previous batch runs in a thread, then runs them together.
 
-    An error fails the awaits of its batch and no others.
+    An exception in `fn` is raised to those who await an item of that batch, and to no others.
+
+    Args:
+        fn: A function from a batch of items to as many results, in order. It runs in a thread.
+        max_size: Maximum number of items in a batch.
     """
 
     def __init__(self, fn: Callable[[list[T]], Sequence[R]], max_size: int) -> None:
@@ -26,6 +30,7 @@ class Batcher(Generic[T, R]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, items: Sequence[T]) -> list[R]:
+        """Return the results of `items`, in order."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._queue += zip(items, futures, strict=True)
@@ -36,13 +41,13 @@ class Batcher(Generic[T, R]):
     async def _drain(self) -> None:
         while self._queue:
             waiting = -1
-            while waiting != len(self._queue):  # let every problem that can run add its items
+            while waiting != len(self._queue):  # let every problem that is ready to run add its items
                 waiting = len(self._queue)
                 await asyncio.sleep(0)
             batch, self._queue = self._queue[: self.max_size], self._queue[self.max_size :]
             try:
                 results = await asyncio.get_running_loop().run_in_executor(_THREAD, self.fn, [item for item, _ in batch])
-            except Exception as error:  # whatever fails in a model is the failure of those who asked for it
+            except Exception as error:  # those who await an item of this batch handle its failure
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

@@ -1,6 +1,7 @@
-"""Text to token ids, as a model's template or a reward model's format has it, with nothing in a text able to forge a token.
+"""Prompts to token ids, following a chat template or a reward model's format.
 
-What is encoded is a sequence of parts: texts, control tokens, and marks. A mark stands between texts without leaving a token.
+A prompt is a sequence of fragments: texts, ids of control tokens, and marks, which produce no token. Text from a user or a
+model cannot forge a control token: one that is spelt out in a text is tokenised as ordinary text.
 """
 
 from __future__ import annotations
@@ -21,101 +22,120 @@ if TYPE_CHECKING:
 
 
 class Mark(Enum):
-    """What may stand between texts without leaving a token."""
+    """A fragment that produces no token."""
 
-    READ = "the position of the last token before this is wanted"
-    CUT = "what is before and behind is tokenised apart"
+    READ = "return the position of the last token before this"
+    CUT = "tokenise what comes before and what comes after separately"
 
 
 class Template(str):
-    """Text in which control tokens are meant: a template's own, not a user's or a model's."""
+    """Text in which control tokens keep their meaning: the template's own text, as opposed to a user's or a model's."""
 
     __slots__ = ()
 
 
-Part = str | int | Mark
-"""A text, a control token's id, or a mark."""
+Fragment = str | int | Mark
+"""One element of a prompt: a text, the id of a control token, or a mark."""
 
 
 class Turn(NamedTuple):
-    """One message; its parts are joined as they are."""
+    """One message of a conversation."""
 
     role: str
-    parts: Sequence[Part]
+    """system, user or assistant."""
+    content: Sequence[Fragment]
+    """Fragments, joined without anything in between."""
 
 
 class Encoded(NamedTuple):
-    """Token ids, and the position of each READ."""
+    """An encoded prompt."""
 
     ids: list[int]
     positions: list[int]
+    """For each READ, the index in `ids` of the last token before it."""
 
 
-_PLACE = "\ue000{}\ue001"  # private-use characters: what a template does to a message must not depend on its text
+_PLACE = "\ue000{}\ue001"  # private-use characters stand in for a message, so that a template cannot act on its text
 _PLACED = re.compile("\ue000(\\d+)\ue001")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool) -> list[Part]:
-    """A conversation in the model's chat template; `open_turn` ends it where the assistant begins to speak."""
+def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool) -> list[Fragment]:
+    """Put a conversation into the model's chat template.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        turns: The messages.
+        open_turn: Whether to end where the assistant's next message begins.
+
+    Raises:
+        InputError: The tokenizer has no chat template.
+    """
     if not tokenizer.chat_template:
-        raise InputError(f"{tokenizer.name_or_path} has no chat template, and a conversation was to be encoded")
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template, which encoding a conversation needs")
     messages = [{"role": turn.role, "content": _PLACE.format(i)} for i, turn in enumerate(turns)]
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
-    parts: list[Part] = []
+    fragments: list[Fragment] = []
     for i, literal_or_index in enumerate(_PLACED.split(rendered)):
         if i % 2 == 0:
-            parts.append(Template(literal_or_index))
+            fragments.append(Template(literal_or_index))
         else:
-            parts += turns[int(literal_or_index)].parts
-    return parts
+            fragments += turns[int(literal_or_index)].content
+    return fragments
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part]) -> Encoded:
-    """Token ids of parts, and where they are to be read.
+def encode(tokenizer: PreTrainedTokenizerBase, fragments: Sequence[Fragment]) -> Encoded:
+    """Encode a prompt.
 
-    Texts that follow each other are tokenised together, as the official code of a model tokenises a string that it has put
-    together, except that a control token spelt out in a text (`<extra_0>`, `<|im_end|>`) is cut in two, so that it stays text.
+    Consecutive texts are tokenised together, as a model's official code tokenises a string that it has concatenated. The only
+    exception is a control token that is spelt out in a text (`<extra_0>`, `<|im_end|>`): it is cut in two to remain text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        fragments: The prompt. An int in it is the id of a control token.
+
+    Raises:
+        InputError: There is a READ, and the tokenizer is not a fast one.
     """
-    control = _control(tokenizer, {part for part in parts if isinstance(part, int)})
-    pieces, reads = [""], list[tuple[int, int]]()
-    for part in parts:
-        if part is Mark.CUT:
-            pieces.append("")
-        elif part is Mark.READ:
-            reads.append((len(pieces) - 1, len(pieces[-1])))
-        elif isinstance(part, int):
-            pieces[-1] += str(tokenizer.convert_ids_to_tokens(part))
-        elif isinstance(part, Template):
-            pieces[-1] += part
-        elif isinstance(part, str):
-            head, *cut_off = _cut(part, control)
-            pieces[-1] += head
-            pieces += cut_off
+    control = _control(tokenizer, {fragment for fragment in fragments if isinstance(fragment, int)})
+    strings, reads = [""], list[tuple[int, int]]()
+    for fragment in fragments:
+        if fragment is Mark.CUT:
+            strings.append("")
+        elif fragment is Mark.READ:
+            reads.append((len(strings) - 1, len(strings[-1])))
+        elif isinstance(fragment, int):
+            strings[-1] += str(tokenizer.convert_ids_to_tokens(fragment))
+        elif isinstance(fragment, Template):
+            strings[-1] += fragment
+        elif isinstance(fragment, str):
+            head, *cut_off = _cut(fragment, control)
+            strings[-1] += head
+            strings += cut_off
     wanted: dict[int, list[int]] = {}
     for where, offset in reads:
         wanted.setdefault(where, []).append(offset)
     encoded = Encoded([], [])
-    for number, piece in enumerate(pieces):
+    for number, string in enumerate(strings):
         before = len(encoded.ids)
         if offsets := wanted.get(number):
-            tokens = _plain(tokenizer).encode(piece, add_special_tokens=False)
+            tokens = _with_offsets(tokenizer).encode(string, add_special_tokens=False)
             starts = [start for start, _ in tokens.offsets]
             encoded.ids.extend(tokens.ids)
             encoded.positions.extend(before + bisect_left(starts, offset) - 1 for offset in offsets)
-        elif piece:
-            encoded.ids.extend(tokenizer.encode(piece, add_special_tokens=False))
+        elif string:
+            encoded.ids.extend(tokenizer.encode(string, add_special_tokens=False))
     return encoded
 
 
 _controls: WeakKeyDictionary[PreTrainedTokenizerBase, dict[frozenset[int], re.Pattern[str]]] = WeakKeyDictionary()
-_plains: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
+_offsetters: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
 
 
 def _control(tokenizer: PreTrainedTokenizerBase, placed: set[int]) -> re.Pattern[str]:
-    """Every control token's spelling, those of `placed` among them."""
+    """Return a pattern of the spellings of all control tokens, including those of the ids `placed`."""
     known = _controls.setdefault(tokenizer, {})
     if (pattern := known.get(frozenset(placed))) is None:
-        # a tokenizer may name some of its control tokens only, and list the others as added ones
+        # a tokenizer may list only some of its control tokens as special, and the others as added tokens
         spelt = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(sorted(placed))}
         spelt |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         pattern = re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))) or r"(?!)")
@@ -123,20 +143,20 @@ def _control(tokenizer: PreTrainedTokenizerBase, placed: set[int]) -> re.Pattern
     return pattern
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The same tokenizer without what comes after tokenising: a post-processor may trim white space off the offsets."""
-    if (plain := _plains.get(tokenizer)) is None:
+def _with_offsets(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return the same tokenizer without its post-processor, which may trim white space from the offsets of tokens."""
+    if (offsetter := _offsetters.get(tokenizer)) is None:
         from tokenizers import Tokenizer, processors
 
         if not tokenizer.is_fast:
-            raise InputError(f"{tokenizer.name_or_path} has no tokenizer.json, which telling the steps of a trace apart needs")
-        plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        plain.post_processor = processors.ByteLevel(trim_offsets=False)
-        _plains[tokenizer] = plain
-    return plain
+            raise InputError(f"{tokenizer.name_or_path} has no tokenizer.json, which locating the steps of a trace needs")
+        offsetter = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        offsetter.post_processor = processors.ByteLevel(trim_offsets=False)
+        _offsetters[tokenizer] = offsetter
+    return offsetter
 
 
 def _cut(text: str, control: re.Pattern[str]) -> list[str]:
-    """`text` in pieces, parted after the first character of every control token in it."""
+    """Split `text` after the first character of each control token in it."""
     cuts = [0, *(match.start() + 1 for match in control.finditer(text)), len(text)]
     return [text[a:b] for a, b in pairwise(cuts)]

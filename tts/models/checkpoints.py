@@ -1,4 +1,8 @@
-"""Bundled names, local folders and hub ids, made into something transformers can load, or a clear error."""
+"""Find and load checkpoints, which are given as a bundled name, a local folder or a hub id.
+
+`name` is such a name in all functions here. If something cannot be found or loaded, they raise InputError, whose message is
+meant for the command line.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,17 @@ MIB = 2**20
 
 
 def locate(name: str) -> str:
-    """A bundled model's folder, a local folder, or the name itself where it can be a hub id."""
+    """Return the path of a bundled model or a local folder, or `name` itself if it can be a hub id.
+
+    Raises:
+        InputError: The folder has no config.json, or the name is neither of the three.
+    """
     if name in MODELS:
         return str(MODELS[name])
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"the model folder {name} has no config.json; give a folder that save_pretrained wrote")
+            raise InputError(f"the model folder {name} has no config.json; expected a folder that save_pretrained wrote")
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         bundled = ", ".join(MODELS)
@@ -36,7 +44,7 @@ def locate(name: str) -> str:
 
 
 def load_config(name: str) -> dict[str, Any]:
-    """The model's config.json."""
+    """Return the model's config.json. Raises InputError if it cannot be read."""
     from transformers.utils.hub import cached_file
 
     folder = locate(name)
@@ -51,16 +59,16 @@ def load_config(name: str) -> dict[str, Any]:
 
 
 def files(name: str) -> list[Path]:
-    """What lies in a local or bundled model's folder; nothing for a hub id."""
+    """List the files of a local or bundled model's folder; the list is empty for a hub id."""
     folder = Path(locate(name))
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def fingerprint(name: str) -> str | None:
-    """What tells one version of a model from another: a hub revision, or a hash of a folder's config and weights.
+    """Return a string that identifies this version of a model: its hub revision, or a hash of its folder.
 
-    Of weights the names, sizes, and first and last megabytes are hashed, which reads large ones quickly. None where neither is
-    at hand, as for a name that only a server knows.
+    The hash covers the name, the size, and the first and last mebibyte of each file of the config and the weights, which is
+    quick for large models. The result is None if the model is not on this machine, as for a name that only a server knows.
     """
     try:
         place = locate(name)
@@ -84,21 +92,24 @@ def fingerprint(name: str) -> str | None:
 
 
 def is_reward_model(config: dict[str, Any]) -> bool:
-    """Whether the weights end in a reward head instead of a vocabulary."""
+    """Return whether a model with this config.json has a reward head instead of an output layer over the vocabulary."""
     architecture = "".join(config.get("architectures") or [])
     return "RewardModel" in architecture or "ForTokenClassification" in architecture
 
 
 def load_policy_config(name: str) -> dict[str, Any]:
-    """config.json of a model that is to generate. Raises InputError for a reward model."""
+    """Return config.json of a model that will generate text. Raises InputError for a reward model."""
     config = load_config(name)
     if is_reward_model(config):
-        raise InputError(f"{name!r} is a reward model, not a policy: give it as --scorer, and a language model as --model")
+        raise InputError(f"{name!r} is a reward model, not a policy: pass it as --scorer, and a language model as --model")
     return config
 
 
 def context_length(config: dict[str, Any]) -> int | None:
-    """Positions that the model attends over all of: its context, or its sliding window where it has one."""
+    """Return the number of tokens over which the model has full attention, or None if its config.json does not say.
+
+    This is its context, or its sliding window if it has one that is smaller.
+    """
     text = config.get("text_config") or config
     kinds = set(text.get("layer_types") or (["sliding_attention"] if text.get("use_sliding_window", True) else []))
     window = text.get("sliding_window") if "sliding_attention" in kinds else None
@@ -107,7 +118,7 @@ def context_length(config: dict[str, Any]) -> int | None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; no remote code."""
+    """Load the model's tokenizer, without running remote code. Raises InputError if it has none or it cannot be read."""
     from transformers import AutoTokenizer
 
     folder = locate(name)
@@ -121,10 +132,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """A function from token ids to their text, special tokens left out and white space as it is.
+    """Return a function from token ids to their text, without special tokens and with white space unchanged.
 
-    Goes straight to the Rust tokenizer where the model's own has nothing to add: several times as fast for short texts, and
-    every step of every sample is one.
+    It calls the Rust tokenizer directly unless the model's tokenizer class overrides decoding. That is several times as fast
+    for short texts, and every step of every sample is decoded.
     """
     from transformers import PreTrainedTokenizerFast as Fast
 
@@ -138,10 +149,19 @@ def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
 def load_weights(
     cls: Any, name: str, *, device: str = "auto", dtype: str = "auto", device_map: Any = None, **options: Any
 ) -> Any:
-    """`cls.from_pretrained`, failing where a weight that the class needs is not in the files.
+    """Load a model with `cls.from_pretrained`, and set it to evaluation mode.
 
-    `device` is auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:1, mps …; `dtype` is auto (the checkpoint's),
-    float32, bfloat16 or float16; `device_map` spreads a model over devices, as accelerate reads it (auto, balanced, …).
+    Args:
+        cls: A transformers class with `from_pretrained`.
+        name: A bundled model's name, a folder or a hub id.
+        device: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
+        dtype: auto (that of the checkpoint), float32, bfloat16 or float16.
+        device_map: Spreads the model over devices, as in accelerate (auto, balanced, …). It replaces `device`.
+        **options: Further arguments of `from_pretrained`.
+
+    Raises:
+        InputError: The weights cannot be read, lack a tensor that the class needs, or do not fit into memory; or `device` or
+            `dtype` has a wrong value.
     """
     import torch
     from transformers.utils import logging
@@ -149,7 +169,7 @@ def load_weights(
     place = find_device(device)
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    logging.disable_progress_bar()  # it would tear the live view
+    logging.disable_progress_bar()  # it would break the live view
     try:
         if device_map is not None:
             options["device_map"] = device_map
@@ -158,7 +178,7 @@ def load_weights(
             model = model.to(place)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise InputError(
-            f"{name!r} does not fit into the memory of {place}: try dtype=bfloat16, another device or a smaller model"
+            f"{name!r} does not fit into the memory of {place}; try dtype=bfloat16, another device or a smaller model"
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
@@ -169,7 +189,7 @@ def load_weights(
 
 
 def locate_adapter(name: str) -> str:
-    """A LoRA folder, or the name itself where it can be a hub id."""
+    """Return the path of a LoRA adapter's folder, or `name` itself if it can be a hub id. Raises InputError otherwise."""
     path = Path(name).expanduser()
     if (path / "adapter_config.json").is_file():
         return str(path)
@@ -179,7 +199,7 @@ def locate_adapter(name: str) -> str:
 
 
 def adapter_rank(name: str) -> int:
-    """The rank of a LoRA adapter, rounded up to one that vLLM knows."""
+    """Return the rank of a LoRA adapter, rounded up to one that vLLM supports."""
     from transformers.utils.hub import cached_file
 
     try:
@@ -190,7 +210,7 @@ def adapter_rank(name: str) -> int:
 
 
 def merge_adapter(model: Any, name: str) -> Any:
-    """The model with a LoRA adapter added to its weights."""
+    """Return the model with a LoRA adapter merged into its weights. Raises InputError if the adapter does not fit it."""
     folder = locate_adapter(name)
     try:
         from peft import PeftModel
@@ -199,11 +219,11 @@ def merge_adapter(model: Any, name: str) -> Any:
     try:
         return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot put the adapter {name!r} on this model: {first_line(error)}") from error
+        raise InputError(f"cannot merge the adapter {name!r} into this model: {first_line(error)}") from error
 
 
 def check_number(option: str, value: Any, least: float, *, whole: bool = False) -> None:
-    """Raise InputError for an argument from the command line that is no number, or too small."""
+    """Raise InputError unless the value of a command-line option is a finite number, or a `whole` one, of at least `least`."""
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not fits or not least <= value < float("inf"):
         raise InputError(f"{option} is {value!r}; it should be a {'whole ' if whole else ''}number, at least {least:g}")
@@ -213,29 +233,34 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def find_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:1, mps … as a device that is here. Raises InputError."""
+    """Return the device of that name: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
+
+    Raises:
+        InputError: This machine has no such device.
+    """
     import torch
 
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+        name = next(kind for kind, count in counts.items() if count)
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or not available.get(device.type):
-        here = ", ".join(kind for kind, there in available.items() if there)
-        raise InputError(f"device is {name!r}; expected auto or one that is here: {here}")
+    if device is None or (device.index or 0) >= counts.get(device.type, 0):
+        here = ", ".join(f"{kind}:0 to {kind}:{count - 1}" if count > 1 else kind for kind, count in counts.items() if count)
+        raise InputError(f"device is {name!r}; expected auto or a device of this machine: {here}")
     return device
 
 
 def room(context: int, prefix: int) -> int:
-    """New tokens that fit behind a prefix. Raises InputError where none does."""
+    """Return how many new tokens fit into the context after a prefix of so many tokens. Raises InputError if none does."""
     if prefix >= context:
         raise InputError(f"a prompt of {prefix} tokens leaves no room in the model's context of {context}")
     return context - prefix
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; libraries say a lot."""
+    """Return the first line of an error's message, since those of libraries can be long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Problems to token ids and back, the same for every engine that takes token ids."""
+"""Problems to token ids and back, shared by all engines that take token ids."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from tts.types import Problem
 
 
 class Prompter:
-    """A model's tokenizer and chat template. A base model without a template gets the problem's text as it is."""
+    """A model's tokenizer and chat template. Without a template, as for a base model, the prompt is the problem's text.
+
+    Args:
+        model: A bundled model's name, a folder or a hub id.
+        system: The system prompt, if any.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
 
     def __init__(self, model: str, system: str | None = None) -> None:
         self.tokenizer, self.system = checkpoints.load_tokenizer(model), system
         self._decode = checkpoints.decoder(self.tokenizer)
 
     async def tells_steps(self) -> bool:
-        """Every engine that takes token ids here does."""
+        """Return True: all engines that take token ids report why they stopped."""
         return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        """The prompt's token ids, ending where the assistant begins to speak."""
+        """Return the prompt's token ids, up to where the assistant's message begins."""
         if not self.tokenizer.chat_template:
             text = problem.prompt if self.system is None else f"{self.system}\n\n{problem.prompt}"
             return tuple(self.tokenizer.encode(text))
@@ -30,19 +38,19 @@ class Prompter:
         return tuple(chat.encode(self.tokenizer, chat.render(self.tokenizer, turns, open_turn=True)).ids)
 
     def check_stops(self, stops: Sequence[str]) -> None:
-        """Raise InputError for a stop string that this model's text can never hold."""
+        """Raise InputError for a stop string that can never appear in this model's decoded text."""
         for stop in stops:
             back = self.decode(self.tokenizer.encode(stop, add_special_tokens=False))
             if not stop or stop not in back:
-                held = f"comes back as {back!r}" if back else "is left out of the text"
+                becomes = f"is decoded as {back!r}" if back else "is omitted from the decoded text"
                 raise InputError(
-                    f"the stop string {stop!r} can never appear: in this model's tokens it {held}; use one of ordinary text"
+                    f"the stop string {stop!r} can never appear: with this model's tokenizer it {becomes}; use ordinary text"
                 )
 
     def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of text that is put behind a prefix; nothing is added to it."""
+        """Return the token ids of text that is appended to a prefix, without special tokens."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return self._decode(list(token_ids))

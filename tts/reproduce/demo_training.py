@@ -1,4 +1,4 @@
-"""How the bundled models were made. `python -m tts.reproduce.demo_training --help`; docs/lab/bundled-models.md has times."""
+"""How the bundled models were made; commands, seeds and times: docs/lab/bundled-models.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tts.demo import arith
-from tts.demo.tokenizer import build as build_tokenizer
+from tts.demo.tokenizer import build_tokenizer
 from tts.models.checkpoints import load_tokenizer, locate
 from tts.scorers import formats
 from tts.scorers.prm import part_of

@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tts.demo import arith
-from tts.runs.score import ScoreSettings, score_file
-from tts.train.settings import RL, SFT, Label, Select, TrainPRM
+from tts.runs.score import score_file
+from tts.runs.settings import ScoreSettings
+from tts.train.settings import LabelSettings, RLSettings, SelectSettings, SFTSettings, TrainPRMSettings
 from tts.types import Part
 
 PROCESSES = 2
@@ -117,9 +118,9 @@ def main(
     plan: Annotated[list[str] | None, typer.Option("--set", help="Another setting, as in prm_steps=100; repeatable.")] = None,
 ) -> None:
     """Train a policy and reward models, and measure what the rewards are good for."""
-    from tts.show.console import key_values
+    from tts.options import key_values
 
-    chosen = Plan(**key_values("--set", plan or []))
+    chosen = Plan(**key_values(plan or []))
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
         # reward models
         yield run("pool", base, f"train-{seed}.jsonl", plan.samples, "policy")
         for labels, targets in LABELS.items():
-            label = Label(
+            label = LabelSettings(
                 traces=here / "pool/results.jsonl", out=here / f"{labels}.jsonl", quality="check", final="outcome",
                 targets=targets, normalize="clip", model=str(base), seed=seed,
             )  # fmt: skip
@@ -169,7 +170,7 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
                 "data": here / f"{labels}.jsonl", "over": over, "loss": "ce", "optimizer": "muon", "warmup": 0.1,
                 "batch_size": plan.prm_batch, "save_steps": NEVER, "log_steps": 100, "seed": seed,
             }  # fmt: skip
-            steps = TrainPRM(
+            steps = TrainPRMSettings(
                 out=here / f"{name}-steps",
                 model=str(base),
                 lambda_final=0.0,
@@ -177,7 +178,7 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
                 lr=plan.prm_lr,
                 **common,
             )
-            joint = TrainPRM(
+            joint = TrainPRMSettings(
                 out=here / name, model=str(steps.out), max_steps=plan.prm_joint_steps, lr=plan.prm_joint_lr, **common
             )
             yield job(f"{name}-steps", _train_prm, steps, f"{seed}/{labels}", command="train-prm")
@@ -187,10 +188,10 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
         yield run("test", base, "test.jsonl", plan.n, "policy")
         for name in PRMS:
             scored = here / f"test-by-{name}.jsonl"
-            settings = ScoreSettings(str(here / "test/results.jsonl"), str(here / name), bare=True)
+            settings = ScoreSettings(traces=here / "test/results.jsonl", scorer=str(here / name), out=scored, bare=True)
             command = f"tts score {settings.traces} --scorer {settings.scorer} --bare --out {scored}"
             both = (f"{seed}/test", f"{seed}/{name}")
-            yield Job(f"{seed}/test-by-{name}", _score, {"settings": settings, "out": scored}, both, command)
+            yield Job(f"{seed}/test-by-{name}", _score, {"settings": settings}, both, command)
 
         # 2. data selection
         yield run("choices", base, f"choose-{seed}.jsonl", plan.samples, "policy")
@@ -209,10 +210,10 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
                 else:
                     assert arm == "trajectory"
                 needs += {"trajectory": (f"{seed}/prm",), "response": (f"{seed}/prm-response",)}.get(arm, ())
-                select = Select(pool=pool, out=chosen, top=plan.top, seed=seed, as_json=True, **how)
+                select = SelectSettings(pool=pool, out=chosen, top=plan.top, seed=seed, **how)
                 yield job(f"chosen-{arm}", _select, select, *needs, command="select")
                 needs = (f"{seed}/chosen-{arm}",)
-            tune = SFT(
+            tune = SFTSettings(
                 traces=chosen, out=here / f"sft-{arm}", model=str(base), max_steps=plan.sft_steps, batch_size=plan.sft_batch,
                 lr=plan.sft_lr, warmup=0.1, save_steps=NEVER, log_steps=100, seed=seed,
             )  # fmt: skip
@@ -221,7 +222,7 @@ def stages(work: Path, plan: Plan, seeds: int) -> Iterator[Job]:
 
         # 3. reinforcement learning
         for beta in plan.betas:
-            learn = RL(
+            learn = RLSettings(
                 benchmark=str(work / f"rl-{seed}.jsonl"), out=here / f"rl-{beta:g}", model=str(base), scorer=str(here / "prm"),
                 beta=beta, group=plan.group, batch_size=plan.rl_problems * plan.group, max_steps=plan.rl_steps, lr=plan.rl_lr,
                 kl=0.0, max_tokens=plan.max_tokens, rollouts="engine", schedule="constant", save_steps=NEVER, log_steps=10,
@@ -316,35 +317,36 @@ def _run(**settings: Any) -> None:
     tts.run(**settings)
 
 
-def _label(settings: Label) -> None:
+def _label(settings: LabelSettings) -> None:
     from tts.train.label.labeller import label_file
 
     label_file(settings)
 
 
-def _train_prm(settings: TrainPRM) -> None:
+def _train_prm(settings: TrainPRMSettings) -> None:
     from tts.train.prm.training import train_prm
 
     train_prm(settings)
 
 
-def _score(settings: ScoreSettings, out: Path) -> None:
-    score_file(settings, out=out)
+def _score(settings: ScoreSettings) -> None:
+    score_file(settings)
 
 
-def _select(settings: Select) -> None:
+def _select(settings: SelectSettings) -> None:
+    from tts.show.console import Output
     from tts.train.select.pipeline import select
 
-    select(settings)
+    select(settings, Output(as_json=True))
 
 
-def _sft(settings: SFT) -> None:
+def _sft(settings: SFTSettings) -> None:
     from tts.train.policy.sft import sft
 
     sft(settings)
 
 
-def _rl(settings: RL) -> None:
+def _rl(settings: RLSettings) -> None:
     from tts.train.policy.rl import rl
 
     rl(settings)

@@ -38,7 +38,9 @@ class Range(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return "yes" if self.low > 0 else "no, the other way round" if self.high < 0 else "unresolved: the interval contains 0"
+        return (
+            "yes" if self.low > 0 else "no, the other way round" if self.high < 0 else "not resolved: the interval contains 0"
+        )
 
 
 def over_seeds(values: Values, draws: int = 10_000) -> Range:

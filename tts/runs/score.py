@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from tts.data.stream import Done, Files, Lines, Rejected, Sink, Tally, work_through
+from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
-from tts.scorers import PLAIN, load_scorer
-from tts.types import Aggregate, Part, Reward, Scorer, counts_final
+from tts.runs.settings import ScoreSettings
+from tts.scorers import SCORERS, is_reward_model
+from tts.types import Part, Reward, Scorer
 
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """What the rewards in a file depend on; a file goes on only under the settings that it began with."""
-
-    traces: str
-    scorer: str = "arith-prm"
-    scorer_format: str | None = None
-    scorer_engine: str = "transformers"
-    scorer_args: dict[str, Any] = field(default_factory=dict)
-    score_over: Part | None = None
-    model: str = "arith-policy"
-    """The policy, for scorers that ask it."""
-    alpha: float = 1.0
-    aggregate: Aggregate = "mean"
-    names: dict[str, str] = field(default_factory=dict)
-    """What the file calls the fields of `tts.data.traces.FIELDS`."""
-    bare: bool = False
-    """Leave the traces' own fields out."""
-
-
-Scored = Done[Reward]
+Scored = Processed[Reward]
 
 
 def score_file(
     settings: ScoreSettings,
     *,
-    out: Path | None = None,
-    resume: bool = False,
-    limit: int | None = None,
-    url: str | None = None,
     tally: Tally | None = None,
     write: Callable[[str], object] | None = None,
     complain: Callable[[str], object] | None = None,
@@ -53,22 +28,30 @@ def score_file(
 ) -> Tally:
     """Score every trace of a file; the same as `tts score`.
 
-    Rows go to `out` (lines that are no trace to its `.rejected.jsonl`), or to `write` one by one, and what is wrong with other
-    lines to `complain`; `show` gets each row, and the part that was rated.
-    `resume` goes on with an `out` that was begun. Raises InputError for bad input as a whole; a bad line is set aside.
+    Args:
+        settings: What to score, and with what.
+        tally: Updated while the file is scored.
+        write: Gets each row, as JSON, where `settings.out` is None.
+        complain: Gets what is wrong with a line that cannot be scored, where `settings.out` is None; else such lines go to
+            OUT's `.rejected.jsonl`.
+        show: Gets each scored trace, and the part of it that was rated.
+        scorer_instance: A scorer that is already loaded.
+
+    Raises:
+        InputError: The input as a whole cannot be used. A bad line is set aside.
     """
-    tally = tally or Tally()
-    source = Path(settings.traces).expanduser()
+    tally, out = tally or Tally(), settings.out
+    source = settings.traces.expanduser()
     if not source.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    if settings.scorer == "agreement":
-        raise InputError("the scorer agreement compares solutions of one problem; tts score reads traces one by one")
-    sink: Sink = Lines(write, complain)
+    if getattr(SCORERS.find(settings.scorer), "compares", False):  # a class, or a function, which has no such attribute
+        raise InputError(f"the scorer {settings.scorer} compares solutions of one problem; tts score reads traces one by one")
+    sink: Sink = CallbackSink(write, complain)
     if out is not None:
-        sink = Files.open(out, asdict(settings), resume=resume, command="tts score")
+        sink = FileSink.open(out, settings, resume=settings.resume, command="tts score")
     tally.resumed, tally.total_bytes = sink.done, source.stat().st_size
     tally.stage = f"loading {settings.scorer}"
-    scorer = scorer_instance or _load(settings, url)
+    scorer = scorer_instance or _load(settings)
     tally.running = True
 
     async def score(traces: Sequence[Trace]) -> list[Reward]:
@@ -78,21 +61,21 @@ def score_file(
     async def work() -> None:
         try:
             chunks = work_through(
-                source, score, names=settings.names, first_line=sink.first_line, limit=limit, tally=tally
+                source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally
             )  # fmt: skip
             async for chunk in chunks:
-                scored = [item for item in chunk if isinstance(item, Done)]
+                scored = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(scored)
                 tally.rejected += len(refused)
                 tally.tokens += sum(item.value.tokens for item in scored)
                 if show is not None:
                     for item in scored:
-                        show(item, getattr(scorer, "over", "all"))
+                        show(item, scorer.over)
                 sink.add([_row(item, settings.bare) for item in scored], refused)
         finally:
-            if scorer is not scorer_instance and (close := getattr(scorer, "close", None)) is not None:
-                await close()
+            if scorer is not scorer_instance:
+                await scorer.close()
 
     try:
         asyncio.run(work())
@@ -105,20 +88,10 @@ def score_file(
     return tally
 
 
-def _load(settings: ScoreSettings, url: str | None) -> Scorer:
-    options = dict(settings.scorer_args)
-    if settings.scorer not in PLAIN and settings.scorer_engine == "transformers":
-        options.setdefault("cache_gib", 0)  # traces of a file seldom begin alike: keep no prefixes for later ones
-    return load_scorer(
-        settings.scorer,
-        format=settings.scorer_format,
-        over=settings.score_over,
-        final=counts_final(settings.alpha, settings.aggregate),
-        engine=settings.scorer_engine,
-        url=url,
-        policy=settings.model,
-        options=options,
-    )
+def _load(settings: ScoreSettings) -> Scorer:
+    embedded = is_reward_model(settings.scorer) and settings.scorer_engine == ScoreSettings.scorer_engine
+    # traces of a file seldom begin alike: keep no prefixes for later ones
+    return settings.load_scorer(policy=settings.model, defaults={"cache_gib": 0} if embedded else {})
 
 
 def _row(item: Scored, bare: bool) -> dict[str, Any]:

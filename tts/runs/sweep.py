@@ -11,7 +11,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
 from tts.evals.statistics import pass_at_k
 from tts.evals.summary import Estimate, at_k, estimate
-from tts.options import build
-from tts.registry import get_strategy
-from tts.runs.runner import Progress, Run, Settings, prepare, wait
+from tts.options import configure, options_of
+from tts.runs.forecast import Forecast, forecast
+from tts.runs.runner import Progress, Run, prepare, wait
+from tts.runs.settings import RunSettings
+from tts.strategies import get_strategy
 from tts.strategies.bon import BestOfN
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
@@ -83,9 +85,6 @@ def sweep(
     out: str | Path,
     engine_instance: Engine | None = None,
     scorer_instance: Scorer | None = None,
-    url: str | None = None,
-    scorer_url: str | None = None,
-    concurrency: int = 64,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Sweep:
@@ -102,7 +101,7 @@ def sweep(
     if "seed" in settings:
         raise InputError("a sweep has --seeds, not --seed")
     folder = Path(out)
-    common = {name: value for name, value in settings.items() if name in {f.name for f in fields(Settings)}}
+    common = {name: value for name, value in settings.items() if name in {o.name for o in options_of(RunSettings)}}
     options = {name: value for name, value in settings.items() if name not in common}
     plan = _plan(list(dict.fromkeys(strategies)), ns, options)
     loaded: dict[str, Any] = {"engine_instance": engine_instance, "scorer_instance": scorer_instance}
@@ -114,8 +113,7 @@ def sweep(
             runs = []
             for seed in numbers:
                 run = _prepare(
-                    job, folder / f"{job.name}-seed{seed}", seed=seed, url=url, scorer_url=scorer_url,
-                    concurrency=concurrency, progress=progress, **loaded, **common,
+                    job, folder / f"{job.name}-seed{seed}", seed=seed, progress=progress, **loaded, **common,
                 )  # fmt: skip
                 opened.extend(run.loaded)
                 run.loaded = []  # kept for the next one
@@ -133,8 +131,7 @@ def sweep(
             return await solve()
         finally:
             for part in opened:
-                if (close := getattr(part, "close", None)) is not None:
-                    await close()
+                await part.close()
 
     opened: list[Any] = []
     rows = wait(solve_and_close)
@@ -145,6 +142,18 @@ def sweep(
     (folder / "sweep.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
     (folder / "sweep.csv").write_text(result.to_csv())
     return result
+
+
+def forecast_sweep(strategies: Sequence[str], n: Sequence[int], *, seeds: int = 1, **settings: Any) -> list[Forecast]:
+    """Forecasts of the runs that a sweep makes, one for each seed of each; nothing is loaded. Raises InputError."""
+    names = {option.name for option in options_of(RunSettings)}
+    common = {name: value for name, value in settings.items() if name in names}
+    options = {name: value for name, value in settings.items() if name not in names}
+    found = []
+    for job in _plan(list(dict.fromkeys(strategies)), sorted(set(n)), options).jobs:
+        run = configure(RunSettings, {**common, "strategy": job.strategy, "options": asdict(job.solver)})  # type: ignore[call-overload]
+        found += [forecast(run, job.solver)] * seeds
+    return found
 
 
 @dataclass
@@ -169,17 +178,15 @@ def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any]) -> _
     unused = set(options)
     for name in names:
         cls = get_strategy(name)
-        takes = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        takes = {option.name for option in options_of(cls)}
         own = {key: value for key, value in options.items() if key in takes}
         unused -= set(own)
         if issubclass(cls, Parallel):
-            solver = build(cls, {**own, "n": ns[-1]})
-            assert isinstance(solver, Parallel)
-            ranked[name] = solver
+            ranked[name] = configure(cls, {**own, "n": ns[-1]})
             continue
         for n in ns if "n" in takes else [1]:
             try:
-                solver = build(cls, {**own, **({"n": n} if "n" in takes else {})})
+                solver = configure(cls, {**own, **({"n": n} if "n" in takes else {})})
             except InputError as error:
                 plan.skipped.append(f"{name} at n = {n}: {error}")
                 continue

@@ -1,22 +1,44 @@
-"""Reward models and other scorers: what rates candidates."""
+"""Scorers: reward models, and what else rates candidates."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from tts.demo import POLICY
 from tts.errors import InputError
+from tts.options import configure
+from tts.plugins import Registry
 from tts.types import Part, Scorer
 
-PLAIN = {
-    "agreement": "the share of a problem's candidates with an equivalent answer",
-    "length": "shorter is better",
-    "logprob": "the policy's log-probability of the trace",
-    "self-certainty": "how far the policy's next-token distributions are from uniform (arXiv 2502.18581)",
-    "confidence": "how sure the policy is of its 20 likeliest next tokens (arXiv 2508.15260)",
-    "judge": "a language model says of each step whether it is right; --scorer-arg model=…, engine=…",
-}
-"""Scorers that are no reward model, by the name after --scorer."""
+
+def _accept(found: Any) -> Any:
+    """A class with `score`, or a plain function."""
+    if isinstance(found, type):
+        return found if callable(getattr(found, "score", None)) else None
+    return found if inspect.isfunction(found) else None
+
+
+SCORERS: Registry[Any] = Registry(
+    "scorer",
+    {
+        "agreement": "tts.scorers.plain:Agreement",
+        "length": "tts.scorers.plain:Length",
+        "logprob": "tts.scorers.plain:LogProb",
+        "self-certainty": "tts.scorers.plain:SelfCertainty",
+        "confidence": "tts.scorers.plain:Confidence",
+        "judge": "tts.scorers.judge:Judge",
+    },
+    accept=_accept,
+    expected="a subclass of tts.Scorer or a function (problem, text) -> float",
+)
+"""Scorers that are not a reward model, by the name after --scorer."""
+
+
+def is_reward_model(name: str) -> bool:
+    """Whether --scorer NAME is a checkpoint (a bundled name, a folder or a hub id), and not a plug-in."""
+    return SCORERS.find(name) is None
 
 
 def load_scorer(
@@ -27,48 +49,50 @@ def load_scorer(
     final: bool = True,
     engine: str = "transformers",
     url: str | None = None,
-    policy: str = "arith-policy",
+    policy: str = POLICY,
     system: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Scorer:
-    """A reward model (a bundled name, a folder, a hub id), or one of PLAIN.
+    """Load a reward model, or another scorer.
 
-    `format`, `over`, `final` and `options` are those of `tts.scorers.prm.PRM`, `engine` and `url` its backend. `policy` and its
-    `system` prompt are what logprob, self-certainty, confidence and, unless told otherwise, the judge ask. Raises InputError.
+    Args:
+        name: A bundled name, a folder or a hub id of a reward model; a name of SCORERS; or a class or function of your own, as
+            `file.py:Name` or `package.module:Name`.
+        format: How the reward model reads a trace: a name of FORMATS, or one of your own; by default recognised.
+        over: Part of a trajectory that the reward model rates; by default its own, else all.
+        final: Whether the final reward is needed.
+        engine: What runs the reward model or judge.
+        url: The server of that engine.
+        policy: Model of scorers that ask the policy (`model` among their options).
+        system: Its system prompt.
+        options: The scorer's own options.
+
+    Raises:
+        InputError: There is no such scorer, or it refuses an option.
     """
-    settings = dict(options or {})
-    if name not in PLAIN:
+    given = dict(options or {})
+    found = SCORERS.find(name)
+    if found is None:
         from tts.scorers.prm import PRM
 
-        return PRM(name, format=format, over=over, final=final, backend=engine, url=url, **settings)
+        return PRM(name, format=format, over=over, final=final, backend=engine, url=url, **given)
     if format is not None or over is not None:
-        raise InputError(f"--scorer-format and --score-over are for reward models; {name} is none")
-    if not final and name != "judge":
+        raise InputError(f"--scorer-format and --score-over are for reward models; {name} is not one")
+    if not isinstance(found, type):
+        from tts.scorers.plain import Function
+
+        scorer: Scorer = Function(found)
+        takes: set[str] = set()
+    else:
+        takes = set(inspect.signature(found).parameters)
+    if (engine != "transformers" or url is not None) and "engine" not in takes:
+        raise InputError(f"--scorer-engine and --scorer-url are for reward models and judges; {name} needs neither")
+    if isinstance(found, type):
+        offered = {"model": policy, "system": system, "final": final, "engine": engine, "url": url}
+        own = {key: value for key, value in offered.items() if key in takes}
+        scorer = configure(found, own | given, noun=f"the scorer {name}", prefix="--scorer-arg ")
+    elif given:
+        raise InputError(f"--scorer-arg: the scorer {name} is a function and has no options; make it a class to give it some")
+    if not final and not scorer.by_step:
         raise InputError(f"the scorer {name} rates a trace as a whole; --alpha 0 leaves nothing of that")
-    try:
-        if name == "judge":
-            return _judge(settings, engine=engine, url=url, policy=policy, final=final)
-        if engine != "transformers" or url is not None:
-            raise InputError(f"--scorer-engine and --scorer-url are for reward models and judges; {name} needs none")
-        from tts.scorers.plain import Agreement, Length, Likelihood
-
-        if name == "agreement":
-            return Agreement(**settings)
-        if name == "length":
-            return Length(**settings)
-        return Likelihood(name, policy, system=system, **settings)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise InputError(f"--scorer-arg: the scorer {name} takes no such argument ({error})") from error
-
-
-def _judge(settings: dict[str, Any], *, engine: str, url: str | None, policy: str, final: bool) -> Scorer:
-    """The judge's own options, its model, and the rest for its engine."""
-    from tts.engines import load_engine
-    from tts.scorers.judge import Judge
-
-    own = {key: settings.pop(key) for key in ("template", "whole", "critique", "draws", "seed") if key in settings}
-    name, model = settings.pop("engine", engine), settings.pop("model", policy)
-    loaded = load_engine(name, model, url=url, options=settings)
-    return Judge(loaded, final=final, **own)
+    return scorer

@@ -6,11 +6,14 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from tts.models import checkpoints
+from tts.demo import POLICY
+from tts.engines import load_engine
 from tts.models.templates import fill, read_template
+from tts.options import Count, Natural
 from tts.solving.generator import derive_seed
-from tts.types import Candidate, Engine, Problem, Reward, Sampling
+from tts.types import Candidate, Engine, Problem, Reward, Sampling, Scorer
 
 TEMPLATE = """\
 Here are a problem, and a solution to it as far as it has come.
@@ -40,29 +43,44 @@ Is the final answer right? Answer Yes or No."""
 VERDICT = "Verdict:"
 
 
-class Judge:
-    """Asks an engine about every step, and about the solution as a whole.
+class Judge(Scorer):
+    """A language model as the judge: it is asked about every step, and about the solution as a whole.
 
     A reward is P(yes) / (P(yes) + P(no)) for the first token of the verdict. The probabilities are those that the engine
-    reports of `draws` drawn verdicts; where only one of the two was drawn, what it leaves is taken for the other; where
-    neither, 0.5. `critique` tokens, if any, are written first, greedily, up to the word "Verdict:". `template` and `whole` are
-    texts, or files of them, with {problem}, {before} (the steps before) and {step}; nothing in a trace is taken for these.
+    reports of the verdicts drawn; where only one of the two words was drawn, the other gets the rest; where neither was, it is
+    0.5. Nothing in a trace is taken for a field of a template.
+
+    Args:
+        engine: What runs the judge: the name of an engine, or an engine.
+        model: The judge; by default the run's policy.
+        url: The engine's server.
+        template: Question about a step, or a file with it: a text with {problem}, {before} (the steps before) and {step}.
+        whole: Question about a whole solution, or a file with it: a text with {problem} and {step}.
+        critique: Tokens that the judge may write, greedily, up to the word "Verdict:", before it gives its verdict.
+        draws: Verdicts drawn for each question.
+        final: Whether the solution as a whole is rated too.
+        seed: Random seed of the verdicts.
+        engine_args: The engine's own options.
     """
 
     def __init__(
         self,
-        engine: Engine,
         *,
+        engine: Any = "transformers",
+        model: str = POLICY,
+        url: str | None = None,
         template: str = TEMPLATE,
         whole: str = WHOLE,
-        critique: int = 0,
-        draws: int = 4,
+        critique: Natural = 0,
+        draws: Count = 4,
         final: bool = True,
         seed: int = 0,
+        **engine_args: Any,
     ) -> None:
-        checkpoints.check_number("--scorer-arg critique", critique, 0, whole=True)
-        checkpoints.check_number("--scorer-arg draws", draws, 1, whole=True)
-        self.engine, self.critique, self.draws, self.final, self.seed = engine, critique, draws, final, seed
+        if isinstance(engine, str):
+            engine = load_engine(engine, model, url=url, options=engine_args)
+        self.engine: Engine = engine
+        self.critique, self.draws, self.final, self.seed = critique, draws, final, seed
         self.template, self.whole = (read_template(text, "step", "the judge's template") for text in (template, whole))
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:

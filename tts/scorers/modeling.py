@@ -1,4 +1,4 @@
-"""The architecture of ReasonFlux-PRM-7B and Qwen2.5-Math-PRM, as native transformers code: no remote code needed."""
+"""The architecture of ReasonFlux-PRM-7B and Qwen2.5-Math-PRM as native transformers code, so that no remote code is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
-    """A Qwen2 body with a two-class head at every position; weights under `model.*`, `score.0.*` and `score.2.*`."""
+    """A Qwen2 decoder with a two-class head at every position; weights are named `model.*`, `score.0.*` and `score.2.*`."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
@@ -20,6 +20,6 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        """Logits [batch, length, 2]; class 1 is "this step is right"."""
+        """Return logits [batch, length, 2] for `input_ids` [batch, length]; class 1 means that the step is correct."""
         logits: Tensor = self.score(self.model(input_ids=input_ids, **kwargs).last_hidden_state)
         return logits

@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tts.demo import POLICY
 from tts.errors import InputError
 from tts.grading.pool import Grader
-from tts.types import Candidate, Reward
+from tts.models import checkpoints
+from tts.models.batching import Batcher
+from tts.models.prompts import Prompter
+from tts.options import Count, NotNegative
+from tts.types import Candidate, Problem, Reward, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Length:
-    """Minus the tokens, or characters where there are no tokens: shorter is better. A negative alpha turns it round."""
+class Length(Scorer):
+    """Minus the number of tokens, or of characters where there are no tokens: shorter is better."""
+
+    by_step = False
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return [Reward((), -float(len(candidate.token_ids) or len(candidate.text))) for candidate in candidates]
 
 
-class Agreement:
-    """The share of a problem's candidates in the same call with an equivalent answer (self-consistency, arXiv 2203.11171)."""
+class Agreement(Scorer):
+    """Share of a problem's candidates with an equivalent answer (self-consistency, https://arxiv.org/abs/2203.11171)."""
 
-    compares = True
-    """What a candidate is worth depends on the others, equal ones too."""
+    by_step, compares = False, True
 
     def __init__(self) -> None:
         self._grader = Grader()
@@ -50,43 +56,42 @@ class Agreement:
         await self._grader.close()
 
 
-class Likelihood:
-    """What the policy itself thinks of a trace, from its next-token distributions p over a vocabulary of V.
+class Likelihood(Scorer):
+    """What the policy itself thinks of a trace, from its next-token distributions p over a vocabulary of V tokens.
 
-    logprob: the sum of log p(token).
-    self-certainty: the mean over positions of -1/V * sum_v log(V * p(v)) (arXiv 2502.18581).
-    confidence: the mean over positions of minus the mean log-probability of the 20 likeliest tokens (arXiv 2508.15260).
+    The policy reads each trace once, in this process, with prefixes kept as for a PRM. Subclasses say what is read.
 
-    logprob takes what the engine reported where it did; else the policy reads the trace once more, in this process, with
-    prefixes kept as for a PRM. Options are those of `tts.scorers.reader.LocalReader`, and `system`, the system prompt.
+    Args:
+        model: The policy; by default the run's.
+        system: Its system prompt; by default the run's.
+        cache_gib: Memory for prefixes of traces, in GiB.
+        batch_tokens: Tokens read in one batch, at most.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        dtype: auto (the checkpoint's), float32, bfloat16 or float16.
     """
 
-    TOP = 20
+    by_step = False
+    reads_ahead = True
+    """Whether the weights are needed for certain, and so loaded at once."""
     ROWS = 1024  # of logits at a time: a vocabulary is wide
 
     def __init__(
         self,
-        measure: str,
-        policy: str,
         *,
+        model: str = POLICY,
         system: str | None = None,
-        cache_gib: float = 1.0,
-        batch_tokens: int = 8192,
-        **options: Any,
+        cache_gib: NotNegative = 1.0,
+        batch_tokens: Count = 8192,
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> None:
-        from tts.models import checkpoints
-        from tts.models.batching import Batcher
-        from tts.models.prompts import Prompter
-
-        checkpoints.load_policy_config(policy)
-        self.measure, self.policy = measure, policy
-        self.prompter = Prompter(policy, system)
-        self.logprobs = measure == "logprob"
-        """Whether the engine should report log-probabilities."""
-        self._options = {"cache_gib": cache_gib, "batch_tokens": batch_tokens, **options}
+        checkpoints.load_policy_config(model)
+        self.policy, self.prompter = model, Prompter(model, system)
+        self._weights = {"device": device, "dtype": dtype}
+        self._memory: Any = {"cache_gib": cache_gib, "batch_tokens": batch_tokens}
         self._forest: Any = None
         self._batcher: Batcher[tuple[tuple[int, ...], int], float] = Batcher(self._read, max_size=4096)
-        if not self.logprobs:
+        if self.reads_ahead:
             self._load()
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
@@ -99,14 +104,8 @@ class Likelihood:
         return [Reward((), value, tokens=read.get(i, 0)) for i, value in enumerate(known)]
 
     def _reported(self, candidate: Candidate) -> float | None:
-        if not self.logprobs or not candidate.steps:
-            return None
-        total = 0.0
-        for step in candidate.steps:
-            if step.token_ids and step.logprobs is None:
-                return None
-            total += math.fsum(step.logprobs or ())
-        return total if candidate.token_ids else None
+        """What the engine reported of a candidate, which then need not be read; None where it did not."""
+        return None
 
     def _sequence(self, candidate: Candidate) -> tuple[tuple[int, ...], int]:
         """Prompt and trace, and how long the prompt is."""
@@ -122,13 +121,11 @@ class Likelihood:
     def _load(self) -> None:
         if self._forest is not None:
             return
-        from tts.scorers.heads import implicit
-        from tts.scorers.reader import forest_of
+        from tts.scorers.heads import language_model
+        from tts.scorers.local import forest_of
 
-        options = dict(self._options)
-        sizes = {name: options.pop(name) for name in ("cache_gib", "batch_tokens")}
-        body, self._logits = implicit(self.policy, self.prompter.tokenizer, **options)
-        self._forest = forest_of(self.policy, body, **sizes)
+        body, self._logits = language_model(self.policy, **self._weights)
+        self._forest = forest_of(self.policy, body, **self._memory)
 
     def _read(self, sequences: list[tuple[tuple[int, ...], int]]) -> list[float]:
         import torch
@@ -142,15 +139,70 @@ class Likelihood:
             ]
 
     def _rate(self, hidden: Tensor, tokens: Tensor) -> float:
+        """The measure of a trace, from hidden states [tokens, width] and the tokens that followed them."""
         if not len(tokens):
             return 0.0
-        total = 0.0
-        for rows, chosen in zip(hidden.split(self.ROWS), tokens.split(self.ROWS), strict=True):
-            logprobs = self._logits(rows).double().log_softmax(-1)
-            if self.measure == "logprob":
-                total += float(logprobs.gather(1, chosen[:, None]).sum())
-            elif self.measure == "self-certainty":
-                total += float((-logprobs.mean(-1) - math.log(logprobs.shape[-1])).sum())
-            else:
-                total += float(-logprobs.topk(min(self.TOP, logprobs.shape[-1]), -1).values.mean(-1).sum())
-        return total if self.measure == "logprob" else total / len(tokens)
+        total = sum(
+            float(self._sum(self._logits(rows).double().log_softmax(-1), chosen))
+            for rows, chosen in zip(hidden.split(self.ROWS), tokens.split(self.ROWS), strict=True)
+        )
+        return self._mean(total, len(tokens))
+
+    def _sum(self, logprobs: Tensor, chosen: Tensor) -> Tensor:
+        """The measure summed over positions, from log p [positions, V] and the chosen tokens [positions]."""
+        raise NotImplementedError
+
+    def _mean(self, total: float, positions: int) -> float:
+        return total / positions
+
+
+class LogProb(Likelihood):
+    """Log-probability of the trace under the policy: the sum of log p(token), as the engine reported it where it did."""
+
+    reads_ahead, logprobs = False, True
+
+    def _reported(self, candidate: Candidate) -> float | None:
+        if not candidate.token_ids or any(step.token_ids and step.logprobs is None for step in candidate.steps):
+            return None
+        return sum(math.fsum(step.logprobs or ()) for step in candidate.steps)
+
+    def _sum(self, logprobs: Tensor, chosen: Tensor) -> Tensor:
+        return logprobs.gather(1, chosen[:, None]).sum()
+
+    def _mean(self, total: float, positions: int) -> float:
+        return total
+
+
+class SelfCertainty(Likelihood):
+    """Distance of the policy's next-token distributions from uniform: the mean over positions of -1/V * sum_v log(V * p(v))
+    (https://arxiv.org/abs/2502.18581)."""
+
+    def _sum(self, logprobs: Tensor, chosen: Tensor) -> Tensor:
+        return (-logprobs.mean(-1) - math.log(logprobs.shape[-1])).sum()
+
+
+class Confidence(Likelihood):
+    """Mean over positions of minus the mean log-probability of the 20 likeliest tokens (https://arxiv.org/abs/2508.15260)."""
+
+    TOP = 20
+
+    def _sum(self, logprobs: Tensor, chosen: Tensor) -> Tensor:
+        return -logprobs.topk(min(self.TOP, logprobs.shape[-1]), -1).values.mean(-1).sum()
+
+
+class Function(Scorer):
+    """A plain function `(problem, text) -> float` as a scorer: its value is the reward of the trace as a whole."""
+
+    by_step = False
+
+    def __init__(self, function: Callable[[Problem, str], float]) -> None:
+        self.function = function
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        rewards = []
+        for candidate in candidates:
+            value = self.function(candidate.problem, candidate.text)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"the scorer {self.function.__name__} returned {value!r}; expected a number")
+            rewards.append(Reward((), float(value)))
+        return rewards

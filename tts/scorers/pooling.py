@@ -1,6 +1,6 @@
-"""Reward models run by vLLM's pooling runner, in this process or behind a server: batched and cached as vLLM does it.
+"""Reward models run by vLLM's pooling runner, in this process or in a server, with vLLM's batching and prefix caching.
 
-vLLM knows two-class step heads and token classification; it answers with class probabilities, of which the second is read.
+vLLM computes two-class step heads and token classification. It answers with class probabilities, of which the second is used.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tts.engines.http import BadRequestError, JsonClient, ServerError, key_from_environment
 from tts.engines.vllm import start
@@ -16,13 +16,32 @@ from tts.errors import InputError
 from tts.models import checkpoints
 from tts.scorers.reader import Query
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tts.scorers.formats import Format
+
 TASK = "token_classify"
+"""vLLM's name for a reward at every token."""
 
 
 class VLLMReader:
-    """vLLM in this process. Keyword arguments are those of its AsyncEngineArgs. Raises InputError where it refuses them."""
+    """vLLM's pooling runner in this process.
 
-    def __init__(self, name: str, **arguments: Any) -> None:
+    Args:
+        name: A bundled model's name, a folder or a hub id.
+        format: Not used: vLLM takes the head from the architecture.
+        tokenizer: Not used: vLLM is given token ids.
+        **arguments: Arguments of vLLM's AsyncEngineArgs, such as `dtype` or `tensor_parallel_size`.
+
+    Raises:
+        InputError: vLLM is not installed, or refuses the model or an argument.
+    """
+
+    needs_url: ClassVar[bool] = False
+    pooling: ClassVar[bool] = True
+
+    def __init__(self, name: str, format: Format, tokenizer: PreTrainedTokenizerBase, **arguments: Any) -> None:
         try:
             from vllm.config import PoolerConfig
         except ImportError:
@@ -42,26 +61,51 @@ class VLLMReader:
         prompt, parameters = TokensPrompt(prompt_token_ids=ids), PoolingParams(task=TASK)
         async for output in self.llm.encode(prompt, parameters, f"tts-score-{next(self._number)}"):
             return pick(query, output.outputs.data.tolist())
-        raise RuntimeError("vLLM gave a sequence up")
+        raise RuntimeError("vLLM aborted a sequence")
 
     async def close(self) -> None:
         self.llm.shutdown()
-        self.llm = None  # it would shut down once more while the interpreter ends, and complain
+        self.llm = None  # else it shuts down again at interpreter exit, with an error message
 
 
 class ServerReader:
-    """A server started by `vllm serve MODEL --runner pooling`, with or without step pooling."""
+    """A client of a server started by `vllm serve MODEL --runner pooling`, with or without step pooling.
+
+    Args:
+        name: The model, a bundled name, a folder or a hub id; its config.json gives the context.
+        format: Not used: vLLM takes the head from the architecture.
+        tokenizer: Not used: the server is given token ids.
+        url: The server's address, such as http://127.0.0.1:8000.
+        served: The server's name for the model, if it is not the same.
+        concurrency: Maximum number of requests under way at once.
+        retries: How often a request is repeated if the server is busy or does not answer.
+        timeout: Seconds to wait for an answer.
+
+    Raises:
+        InputError: The URL is malformed, or config.json of the model does not give its context.
+    """
+
+    needs_url: ClassVar[bool] = True
+    pooling: ClassVar[bool] = True
 
     def __init__(
-        self, name: str, url: str, *, served: str | None = None, concurrency: int = 64, retries: int = 5, timeout: float = 600.0
+        self,
+        name: str,
+        format: Format,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        url: str,
+        served: str | None = None,
+        concurrency: int = 64,
+        retries: int = 5,
+        timeout: float = 600.0,
     ) -> None:
-        """`served` is the server's name for the model, where it is another."""
         key = key_from_environment()
         self.client = JsonClient(url, key=key, concurrency=concurrency, retries=retries, timeout=timeout)
         self.model = served or checkpoints.locate(name)
         context = checkpoints.context_length(checkpoints.load_config(name))
         if context is None:
-            raise InputError(f"config.json of {name!r} does not say how long a text it can read")
+            raise InputError(f"config.json of {name!r} does not say how many tokens the model can read")
         self.context = context
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -72,12 +116,12 @@ class ServerReader:
         try:
             answer = await self.client.post("/pooling", body)
         except BadRequestError as error:
-            raise ServerError(f"{error}; is it a reward model, served by `vllm serve MODEL --runner pooling`?") from error
+            raise ServerError(f"{error}; is it a reward model served by `vllm serve MODEL --runner pooling`?") from error
         try:
             return pick(query, answer["data"][0]["data"])
         except (KeyError, IndexError, TypeError) as error:
             raise ServerError(
-                f"{self.client.url}/pooling did not answer as vLLM does: {checkpoints.first_line(error)}"
+                f"{self.client.url}/pooling did not answer in vLLM's format: {type(error).__name__}: {error}"
             ) from error
 
     async def close(self) -> None:
@@ -85,15 +129,19 @@ class ServerReader:
 
 
 def pick(query: Query, rows: Sequence[Sequence[float]]) -> list[float]:
-    """The rewards at a query's positions, of one row for every token, or one for every token like those that are read."""
+    """Return the rewards at a query's positions.
+
+    `rows` are class probabilities, [classes] each: one row for each token, or, with step pooling, one for each token that is
+    the same as the last. Raises ServerError for any other number of rows or classes.
+    """
     last = query.positions[-1]
     where = list(range(last + 1))
     if len(rows) != len(where):
         where = [i for i in where if query.ids[i] == query.ids[last]]
     if len(rows) != len(where) or any(len(row) != 2 for row in rows):
         raise ServerError(
-            f"vLLM answered {last + 1} tokens with {len(rows)} rows; expected two numbers for each, or for each of"
-            f' {len(where)} steps. Start it with --pooler-config \'{{"pooling_type": "ALL"}}\''
+            f"vLLM answered {last + 1} tokens with {len(rows)} rows; expected two numbers for each token, or for each of"
+            f' {len(where)} step tokens. Start it with --pooler-config \'{{"pooling_type": "ALL"}}\''
         )
     by_position = dict(zip(where, rows, strict=True))
     return [float(by_position[at][1]) for at in query.positions]

@@ -8,25 +8,38 @@ from typing import Any, get_args
 
 from tts.errors import InputError
 from tts.models import checkpoints
+from tts.models.chat import Encoded
 from tts.scorers import formats
-from tts.scorers.reader import ImplicitReader, LocalReader, Query, Reader
+from tts.scorers.reader import Query, load_reader
+from tts.scorers.readouts import TRACE_HEAD
 from tts.trajectory import BOUNDARY, Trajectory
-from tts.types import Candidate, Part, Reward
+from tts.types import Candidate, Part, Reward, Scorer
 
 
-class PRM:
-    """Scores every step of a candidate, and the candidate as a whole.
+class PRM(Scorer):
+    """A process reward model that scores each step of a candidate, and the candidate as a whole.
 
-    How a trace is shown to the model and where its rewards are read is its format's (`tts.scorers.formats`), recognised from
-    the checkpoint or given by name. `final` is the checkpoint's own reward of a trace where it has one, else that of the text
-    as ONE step, read once more; False leaves it away. A checkpoint that only rates traces has no step rewards.
+    Its format (`tts.scorers.formats`) determines how a trace is shown to the model and where rewards are read. A model that
+    rates only whole traces gives no step rewards.
 
-    `over` says which part of the trajectory is shown and rated; by default config.json's `score_over`, else all. A trace longer
-    than the context is an InputError, or, with `window`, is read in windows: each holds the problem and as many steps as fit,
-    the next one begins halfway through, and a step is rated in the first window that has it; `final` is their mean.
+    Args:
+        model: A bundled model's name, a folder or a hub id.
+        format: The name of a format; by default it is recognised from the checkpoint.
+        over: The part of the trajectory that the model is shown and rates: all, think or response. Default: `score_over` of
+            config.json, or else all.
+        final: Whether to compute a final reward for the whole trace. It comes from the checkpoint's own trace head; if there
+            is none, the trace is read once more as a single step.
+        window: Whether to read a trace that is longer than the model's context in windows. Each window holds the problem and
+            as many steps as fit, and begins halfway through the window before; a step is rated in the first window that
+            contains it. The final reward is the mean over windows.
+        backend: What runs the model, a name in `tts.scorers.reader.READERS`: transformers (default) or vllm in this process,
+            or server, a pooling server of vLLM at `url`.
+        url: The server's address, such as http://127.0.0.1:8000.
+        **options: Options of the backend.
 
-    `backend` is transformers (in this process), vllm (its pooling runner in this process) or server (vLLM's at `url`); further
-    options are the backend's. Raises InputError where the model cannot be used.
+    Raises:
+        InputError: The model cannot be used, or an option has a wrong value. `score` raises it for a trace that is longer than
+            the model's context, unless it can be read in windows.
     """
 
     def __init__(
@@ -43,64 +56,32 @@ class PRM:
     ) -> None:
         self.name, self.final, self.window = model, final, window
         self.format = formats.format_of(model, format)
-        self.over: Part = over or checkpoints.load_config(model).get("score_over", "all")
-        if self.over not in get_args(Part):
-            raise InputError(
-                f"config.json of {model!r} has score_over {self.over!r}; expected one of {', '.join(get_args(Part))}"
-            )
+        self.by_step = self.format.by_step
+        self.over: Part = _part(model, over)
         if not isinstance(window, bool):
             raise InputError(f"--scorer-arg window is {window!r}; it should be true or false")
         if not (self.format.by_step or final):
-            raise InputError(f"{model!r} rates a trace as a whole; --alpha 0 leaves nothing of that")
+            raise InputError(f"{model!r} rates only whole traces; with --alpha 0 no reward would be left")
         self.text = formats.Text(checkpoints.load_tokenizer(model))
-        self._encode("?", ["?"])  # says what the tokenizer lacks, before any weights are loaded
-        self.reader = self._load_reader(backend, url, options)
-
-    def _load_reader(self, backend: str, url: str | None, options: dict[str, Any]) -> Reader:
-        if backend not in ("transformers", "vllm", "server"):
-            raise InputError(f"--scorer-engine is {backend!r}; expected transformers, vllm or server")
-        if (backend == "server") is (url is None):
-            raise InputError("--scorer-url and --scorer-engine server go together")
-        if backend != "transformers" and not self.format.vllm:
-            raise InputError(f"vLLM does not compute the rewards of {self.name!r}; leave --scorer-engine away")
-        if (
-            backend != "transformers"
-            and self.final
-            and any(file.name == "reward_head.pt" for file in checkpoints.files(self.name))
-        ):
-            raise InputError(
-                f"{self.name!r} rates a trace by reward_head.pt, which vLLM does not compute: --alpha 0 scores by its steps"
-                " alone, or leave --scorer-engine away"
-            )
-        try:
-            if backend == "server":
-                from tts.scorers.pooling import ServerReader
-
-                reader: Reader = ServerReader(self.name, url or "", **options)
-            elif backend == "vllm":
-                from tts.scorers.pooling import VLLMReader
-
-                reader = VLLMReader(self.name, **options)
-            elif backend == "transformers":
-                cls = ImplicitReader if self.format.reference else LocalReader
-                reader = cls(self.name, self.format, self.text.tokenizer, **options)
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise InputError(f"--scorer-arg: {backend} takes no {str(error).rsplit(' ', 1)[-1]} here") from error
-        return reader
+        self._encode("?", ["?"])  # reports what the tokenizer lacks before any weights are loaded
+        has_trace_head = final and any(file.name == TRACE_HEAD for file in checkpoints.files(model))
+        self.reader = load_reader(
+            backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options
+        )
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
+        """Return one reward per candidate, in order. Raises InputError for a trace that is longer than the context."""
         plans = [self._plan(candidate) for candidate in candidates]
         queries = [query for plan in plans for query in plan]
         read = iter(await self.reader.read(queries))
         return [self._reward([(query, next(read)) for query in plan]) for plan in plans]
 
     async def close(self) -> None:
+        """Release the backend's processes and connections."""
         await self.reader.close()
 
     def _plan(self, candidate: Candidate) -> list[Query]:
-        """What is read of a candidate: its steps, and the whole, each in one window or several."""
+        """Return what is read of a candidate: its steps, and the trace as a whole, each in one or more windows."""
         steps = part_of(candidate.trajectory, self.over)
         if not steps:
             return []
@@ -113,8 +94,8 @@ class PRM:
         for first, fresh, end in windows:
             query = self._query(prompt, steps[first:end])
             skipped = fresh - first
-            opening = query.positions[: 1 if self.format.reference else 0]
-            plan.append(query._replace(positions=[*opening, *query.positions[len(opening) + skipped :]]))
+            start = query.positions[: int(self.format.readout.marks_start)]
+            plan.append(query._replace(positions=[*start, *query.positions[len(start) + skipped :]]))
         if self.final:
             plan += [self._query(prompt, [BOUNDARY.join(steps[a:b])], whole=True) for a, _, b in windows]
         return plan
@@ -126,21 +107,21 @@ class PRM:
         return Reward(tuple(steps), final, tokens=sum(len(query.ids) for query, _ in plan))
 
     def _windows(self, prompt: str, steps: Sequence[str]) -> list[tuple[int, int, int]]:
-        """(first step shown, first step rated, end) of each window; one window where everything fits."""
+        """Return (first step shown, first step rated, end) for each window; one window if everything fits."""
         whole = self._encode(prompt, steps)
         if not self.window or len(whole.ids) <= self.reader.context:
             return [(0, 0, len(steps))]
         windows: list[tuple[int, int, int]] = []
         end = 0
         while end < len(steps):
-            shown = len(windows) and (windows[-1][0] + end + 1) // 2  # begin halfway through the one before
+            shown = len(windows) and (windows[-1][0] + end + 1) // 2  # halfway through the window before
             last = end
             while last < len(steps) and self._fits(prompt, steps[shown : last + 1]):
                 last += 1
-            while last == end and shown < end:  # a long step needs more of the room
+            while last == end and shown < end:  # make room for a long step by showing fewer before it
                 shown += 1
                 last += self._fits(prompt, steps[shown : last + 1])
-            windows.append((shown, end, max(last, end + 1)))  # a step that does not fit alone is refused when it is read
+            windows.append((shown, end, max(last, end + 1)))  # _query refuses a step that does not fit alone
             end = windows[-1][2]
         return windows
 
@@ -153,19 +134,31 @@ class PRM:
         if len(encoded.ids) > self.reader.context:
             raise InputError(
                 f"a trace of {len(encoded.ids)} tokens is longer than the {self.reader.context} that {self.name!r} can read"
-                + ("" if self.window or not self.format.by_step else "; read it in windows by --scorer-arg window=true")
+                + ("" if self.window or not self.format.by_step else "; read it in windows with --scorer-arg window=true")
             )
         return Query(encoded.ids, encoded.positions, whole)
 
-    def _encode(self, prompt: str, steps: Sequence[str]) -> Any:
+    def _encode(self, prompt: str, steps: Sequence[str]) -> Encoded:
         encoded = formats.encode(self.format, self.text, prompt, steps)
-        expected = len(steps) + (self.format.reference is not None)
+        expected = len(steps) + self.format.readout.marks_start
         if len(encoded.positions) != expected or any(a >= b for a, b in pairwise(encoded.positions)):
-            raise InputError(f"the format of {self.name!r} turned {len(steps)} steps into the positions {encoded.positions}")
+            raise InputError(
+                f"the format of {self.name!r} gave the positions {encoded.positions} for {len(steps)} steps;"
+                f" expected {expected} positions in ascending order"
+            )
         return encoded
 
 
 def part_of(trajectory: Trajectory, over: Part) -> tuple[str, ...]:
-    """The steps that a reward model is shown."""
+    """Return the steps of one part of a trajectory."""
     thinking = trajectory.thinking if over != "response" else ()
     return (*thinking, *(trajectory.response if over != "think" else ()))
+
+
+def _part(model: str, over: Part | None) -> Part:
+    """Return the part of a trajectory that a model rates: `over`, or what its config.json says."""
+    part: Part = over or checkpoints.load_config(model).get("score_over", "all")
+    if part not in get_args(Part):
+        said = "--score-over is" if over else f"config.json of {model!r} has score_over"
+        raise InputError(f"{said} {part!r}; expected one of {', '.join(get_args(Part))}")
+    return part

@@ -1,4 +1,4 @@
-"""Run folders as a person reads them: one problem with all that was tried on it, and the list of runs."""
+"""Run folders in the terminal: one problem with all of its candidates and its search tree, and the list of runs."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from rich.tree import Tree
 from tts.data.store import Attempt, Record
 from tts.errors import InputError
 from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
-from tts.show.terminal import reward_style
+from tts.show.style import reward_style
 from tts.trajectory import parse
-from tts.types import Branch, Part
-
-REPEAT = "pruned: repeats a sibling"
-"""The fate of a branch that was drawn before; `twigs` counts it there."""
+from tts.types import REPEATS, Branch, Part
 
 
-class Rated(NamedTuple):
-    """A step of a candidate, with its reward where it has one."""
+class RatedStep(NamedTuple):
+    """A step of a candidate with its reward; None for a step that was not scored."""
 
     text: str
     reward: float | None
 
 
 class Twig(NamedTuple):
-    """A branch of a search tree, with the siblings that repeat it counted in."""
+    """A branch of a search tree together with the siblings that repeat it."""
 
     branch: Branch
     parent: int | None
-    """Index among the twigs."""
+    """Index of the parent in the list of twigs; None for a first step."""
     copies: int
+    """Number of times it was drawn."""
     chosen: bool
-    """It ends the chosen candidate."""
+    """Whether it is the end of the chosen candidate."""
 
 
-def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[Rated], list[Rated]]:
-    """The thinking and the response, steps paired with rewards.
+def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[RatedStep], list[RatedStep]]:
+    """The steps of the thinking and those of the response, paired with their rewards.
 
-    `over` is the part that was rated. None stands for the reward model's own, which the number of rewards tells.
+    `over` is the part that was scored; None is the reward model's own choice, which follows from the number of rewards. If the
+    number of rewards fits no part, the steps have none.
     """
     thinking, response = parse(attempt.text)
     counts: dict[Part, int] = {
@@ -60,21 +59,21 @@ def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[Rated], list[
         part, rewards = "all", ()
     left = iter(rewards)
 
-    def paired(steps: Sequence[str], *, rated: bool) -> list[Rated]:
-        return [Rated(step, next(left, None) if rated else None) for step in steps]
+    def paired(steps: Sequence[str], *, rated: bool) -> list[RatedStep]:
+        return [RatedStep(step, next(left, None) if rated else None) for step in steps]
 
     return paired(thinking, rated=part != "response"), paired(response, rated=part != "think")
 
 
 def ranking(record: Record) -> list[int]:
-    """Indices of the candidates: the chosen one, then by falling score."""
+    """Indices of the candidates: the chosen one first, then by descending score."""
     return sorted(range(len(record.candidates)), key=lambda i: (i != record.choice, -record.candidates[i].score, i))
 
 
 def twigs(record: Record) -> list[Twig]:
-    """The search tree without repeats, parents before children."""
+    """The search tree with repeated siblings merged, parents before children."""
     chosen = record.candidates[record.choice].text if record.choice is not None else None
-    place: list[int] = []  # of each branch among the twigs
+    place: list[int] = []  # index of each branch's twig
     paths: list[str] = []
     known: dict[tuple[int | None, str], int] = {}
     found: list[Twig] = []
@@ -83,7 +82,7 @@ def twigs(record: Record) -> list[Twig]:
         path = (paths[branch.parent] if branch.parent is not None else "") + branch.text
         paths.append(path)
         first = known.get((parent, branch.text))
-        if branch.fate == REPEAT and first is not None:
+        if branch.reason == REPEATS and first is not None:
             found[first] = found[first]._replace(copies=found[first].copies + 1)
             place.append(first)
             continue
@@ -95,17 +94,23 @@ def twigs(record: Record) -> list[Twig]:
 
 
 def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None) -> RenderableType:
-    """A problem, its candidates with their steps coloured by reward, and the search tree. Raises InputError.
+    """A problem of a run, its candidates with steps coloured by reward, and its search tree; the same as `tts show`.
 
-    `candidates` is how many to show: the chosen one first, then by falling score; None for all.
+    Args:
+        folder: Run folder.
+        problem_id: Id of the problem.
+        candidates: Number of candidates to show, the chosen one first, then by descending score. Default: all.
+
+    Raises:
+        InputError: If the folder is not a run folder or has no such problem, or `candidates` is below 1.
     """
     if candidates is not None and candidates < 1:
         raise InputError(f"--candidates is {candidates}; it should be at least 1")
     run = load_run(folder)
     record = _find(run, problem_id)
     parts: list[RenderableType] = [
-        Text.assemble((plain(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
-        Text(plain(record.problem)),
+        Text.assemble((printable(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
+        Text(printable(record.problem)),
         Text(),
         *_outcome(record),
     ]
@@ -120,35 +125,61 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
 
 
 def list_runs(root: Path) -> RenderableType:
-    """The runs in a folder, newest first; a broken one is a line that says what is wrong. Raises InputError."""
-    if not root.is_dir():
-        raise InputError(f"no folder {root}; tts run makes its runs under runs/, name another folder behind tts runs")
-    folders = [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+    """A table of the runs in a folder, newest first, and a line for each run that cannot be read; the same as `tts runs`.
+
+    Raises InputError if there is no such folder.
+    """
+    folders = _folders(root)
     if not folders:
-        return Text(f"no runs in {root}; make one with tts run")
+        return Text(f"no runs in {root}; create one with tts run")
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("run", "strategy", "N", "benchmark", "model", "problems", "accuracy", "started"):
         table.add_column(heading, justify="right" if heading in ("N", "problems", "accuracy") else "left", overflow="fold")
     lines: list[tuple[str, list[str]]] = []
-    complaints: list[Text] = []
+    errors: list[Text] = []
     for folder in folders:
         try:
             lines.append(_run_line(folder))
         except InputError as error:
-            complaints.append(Text.assemble((f"{plain(folder.name)}  ", "bold"), (plain(str(error)), "red")))
+            errors.append(Text.assemble((f"{printable(folder.name)}  ", "bold"), (printable(str(error)), "red")))
     for _, (name, *cells) in sorted(lines, reverse=True):
         table.add_row(Text(name, "bold"), *map(Text, cells))
-    return Group(*([table] if lines else []), *complaints)
+    return Group(*([table] if lines else []), *errors)
 
 
-def plain(text: str) -> str:
-    """The text without what a terminal would obey, or could not write: control characters and halves of surrogate pairs."""
+def runs_of(root: Path) -> list[dict[str, Any]]:
+    """The runs of a folder as JSON values, newest first; a broken run has an `error`. Raises InputError."""
+    rows = []
+    for folder in _folders(root):
+        try:
+            started, (_, strategy, n, benchmark, model, *_) = _run_line(folder)
+            row = {"strategy": strategy, "n": int(n) if n else None, "benchmark": benchmark, "model": model, "started": started}
+            rows.append({"run": str(folder), **row, "summary": read_summary(folder)})
+        except InputError as error:
+            rows.append({"run": str(folder), "started": "", "error": str(error)})
+    return sorted(rows, key=lambda row: row["started"], reverse=True)
+
+
+def find_problem(folder: Path, problem_id: str) -> Record:
+    """The row of a problem of a run. Raises InputError."""
+    return _find(load_run(folder), problem_id)
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"no folder {root}; tts run creates runs in runs/ by default; for another folder, tts runs FOLDER")
+    return [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal would obey, and halves of surrogate pairs, which it cannot write,
+    replaced by visible signs."""
     shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))  # as ␛
     return re.sub(r"[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", shown)
 
 
 def number_of(settings: dict[str, Any], summary: dict[str, Any]) -> int:
-    """N: the strategy's option n, which for a search is more than the candidates that it returns."""
+    """N of a run: the strategy's option n, or, without one, the number of candidates. A search may return fewer than n."""
     n = settings.get("options", {}).get("n")
     return n if isinstance(n, int) else int(summary["n"])
 
@@ -157,18 +188,18 @@ def _find(run: SavedRun, problem_id: str) -> Record:
     ids = {record.id: record for record in run.records}
     if problem_id not in ids:
         close = get_close_matches(problem_id, ids, n=5) or list(ids)[:5]
-        known = f"close or first ids: {', '.join(map(plain, close))}" if ids else "it has no problems yet"
-        raise InputError(f"no problem {plain(problem_id)!r} in {run.folder}, which has {len(ids)}; {known}")
+        known = f"some of its {len(ids)} ids: {', '.join(map(printable, close))}" if ids else "it has no problems yet"
+        raise InputError(f"no problem {printable(problem_id)!r} in {run.folder}; {known}")
     return ids[problem_id]
 
 
 def _outcome(record: Record) -> Iterator[Text]:
-    yield Text.assemble(("reference  ", "dim"), plain(record.answer) if record.answer is not None else "none")
+    yield Text.assemble(("reference  ", "dim"), printable(record.answer) if record.answer is not None else "none")
     if record.error is not None:
-        yield Text(f"failed: {plain(record.error)}", "bold red")
+        yield Text(f"failed: {printable(record.error)}", "bold red")
     elif record.choice is not None:
         answer = record.candidates[record.choice].answer
-        yield Text.assemble(("chosen     ", "dim"), (plain(answer or "no answer"), "bold"), "  ", _verdict(record.correct))
+        yield Text.assemble(("chosen     ", "dim"), (printable(answer or "no answer"), "bold"), "  ", _verdict(record.correct))
 
 
 def _verdict(correct: bool | None) -> Text:
@@ -179,8 +210,8 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
     attempt = record.candidates[index]
     title = Text.assemble((f"candidate {index + 1}", "bold"), ("  chosen" if index == record.choice else "", "bold"), "  ")
     facts = [f"score {attempt.score:.3f}", *([f"final {attempt.final:.3f}"] if attempt.final is not None else [])]
-    facts += [f"{sum(attempt.tokens)} tokens", "ran out of tokens" if attempt.finish == "length" else "ended by itself"]
-    answer = plain(attempt.answer or "no answer")
+    facts += [f"{sum(attempt.tokens)} tokens", "truncated" if attempt.finish == "length" else "finished"]
+    answer = printable(attempt.answer or "no answer")
     title += Text.assemble(answer, "  ", _verdict(attempt.correct), "  ", (", ".join(facts), "dim"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
@@ -190,29 +221,29 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
             grid.add_row("", Text(heading, "dim italic"))
         for step in steps:
             style = reward_style(step.reward)
-            grid.add_row(Text("" if step.reward is None else f"{step.reward:.3f}", style), Text(plain(step.text), style))
+            grid.add_row(Text("" if step.reward is None else f"{step.reward:.3f}", style), Text(printable(step.text), style))
     return Group(title, grid)
 
 
 def _tree(record: Record) -> Tree:
     found = twigs(record)
     rewards = [twig.branch.reward for twig in found if twig.branch.reward is not None]
-    low, high = min([0.0, *rewards]), max([1.0, *rewards])  # totals may leave [0, 1]
+    low, high = min([0.0, *rewards]), max([1.0, *rewards])  # totals may be outside [0, 1]
     root = Tree(Text("search tree", "dim italic"), guide_style="dim")
     nodes: list[Tree] = []
     children = Counter(twig.parent for twig in found)
     for twig in found:
         branch = twig.branch
         reward = None if branch.reward is None else (branch.reward - low) / (high - low)
-        style = "dim" if branch.fate.startswith("pruned") else reward_style(reward)
+        style = "dim" if branch.fate == "pruned" else reward_style(reward)
         label = Text.assemble(
             (f"{branch.reward:.3f}  " if branch.reward is not None else "", reward_style(reward)),
-            (" ".join(plain(branch.text).split()), style),
-            (f"  {plain(branch.fate)}", "dim" if branch.fate != "returned" else "bold green"),
+            (" ".join(printable(branch.text).split()), style),
+            (f"  {printable(branch.outcome)}", "dim" if branch.fate != "returned" else "bold green"),
             ("  chosen" if twig.chosen else "", "bold green"),
             (f"  drawn {twig.copies} times" if twig.copies > 1 else "", "dim"),
         )
-        if twig.parent is not None and children[twig.parent] == 1:  # a chain stays on one level
+        if twig.parent is not None and children[twig.parent] == 1:  # an only child is shown on its parent's level
             node = nodes[twig.parent]
             node.label = Text("\n").join([cast(Text, node.label), label])
         else:
@@ -226,7 +257,7 @@ def _looks_like_a_run(folder: Path) -> bool:
 
 
 def _run_line(folder: Path) -> tuple[str, list[str]]:
-    """When it was started, and its cells."""
+    """When a run was started, and its cells in the table."""
     store = open_run(folder)
     settings, summary = store.settings, read_summary(folder)
     started = str(read_json(folder / "run.json").get("started", ""))
@@ -245,4 +276,4 @@ def _run_line(folder: Path) -> tuple[str, list[str]]:
         f"{problems:,}",
         accuracy,
     ]
-    return started, [plain(str(cell)) for cell in (*cells, started[:16].replace("T", " "))]
+    return started, [printable(str(cell)) for cell in (*cells, started[:16].replace("T", " "))]

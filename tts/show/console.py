@@ -1,55 +1,61 @@
-"""What the commands share: reading key=value options, showing progress, saying what is wrong."""
+"""What all commands share when they report: one JSON object, one line for scripts, or a table for people."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from tts.errors import InputError
-
-
-def key_values(option: str, pairs: list[str]) -> dict[str, Any]:
-    """`["a=1", "b=x"]` as {"a": 1, "b": "x"}: a value is JSON where it can be."""
-    values = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"{option} is {pair!r}; it should look like dtype=bfloat16")
-        try:
-            values[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-        except ValueError:
-            values[name] = value
-    return values
+T = TypeVar("T")
 
 
-def field_names(pairs: list[str]) -> dict[str, str]:
-    """--field problem=question as {"problem": "question"}. Raises InputError for what is no field of a trace."""
-    from tts.data.traces import FIELDS
+@dataclass(frozen=True)
+class Output:
+    """How a command reports. Complaints and live views go to standard error in every mode."""
 
-    names = {name: str(value) for name, value in key_values("--field", pairs).items()}
-    if unknown := [name for name in names if name not in FIELDS]:
-        raise InputError(f"--field {unknown[0]} is no field of a trace; these are: {', '.join(FIELDS)}")
-    return names
+    as_json: bool = False
+    quiet: bool = False
 
+    @property
+    def live(self) -> bool:
+        """Whether a live view is wanted."""
+        return not (self.as_json or self.quiet)
 
-def watched(solve: Any, view: Any, *, hidden: bool) -> Any:
-    """Call `solve`, with a live view where a person is looking."""
-    if hidden or not sys.stderr.isatty():
-        return solve()
-    from rich.console import Console
+    def result(self, *, table: Callable[[], Any], data: Callable[[], Any], brief: object = None) -> None:
+        """Print the result of a command.
 
-    with view(Console(stderr=True)):
-        return solve()
+        Args:
+            table: Makes what people see, a rich renderable or a text.
+            data: Makes the JSON value.
+            brief: What --quiet prints, such as a path; None prints nothing.
+        """
+        if self.as_json:
+            print(json.dumps(data(), ensure_ascii=False))
+        elif self.quiet:
+            if brief is not None:
+                print(brief)
+        else:
+            print_rich(table())
+
+    def watched(self, work: Callable[[], T], view: Callable[[Any], Any]) -> T:
+        """Call `work`, with a live view on standard error where that is a terminal."""
+        if not self.live or not sys.stderr.isatty():
+            return work()
+        from rich.console import Console
+
+        with view(Console(stderr=True)):
+            return work()
 
 
 def warn(message: str) -> None:
-    """One line on stderr."""
+    """Print one line to standard error."""
     print(f"tts: {message}", file=sys.stderr)
 
 
 def print_rich(what: Any) -> None:
-    """A table, a text or a tree on standard output."""
+    """Print a table, a text or a tree of rich to standard output."""
     from rich.console import Console
 
     Console(highlight=False).print(what)

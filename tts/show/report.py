@@ -1,4 +1,4 @@
-"""Runs as one HTML file that needs no network, beside it their numbers as CSV and their plots as PNG and SVG."""
+"""Reports of runs: one HTML file that needs no network, with the numbers as CSV and the plots as PNG and SVG beside it."""
 
 from __future__ import annotations
 
@@ -31,37 +31,40 @@ COSTS = {
     "seconds": "seconds per problem",
     "gflops": "GFLOPs per problem (estimated)",
 }
-"""What accuracy is set against."""
+"""The costs that accuracy is plotted against, with their labels."""
 
 COLOURS = ("#2166ac", "#b35806", "#1b7837", "#762a83", "#8c6d1f", "#9e1b4a")
-"""Of the plots' runs; the page has its own for light and dark."""
+"""Colours of the runs in PNG and SVG; the page has its own, for light and dark."""
 
 MARKERS = "osD^v*"
 
-Row = dict[str, Any]
+Json = dict[str, Any]
+"""A JSON object, or a row of a CSV file."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How a run's rewards compare with being right."""
+    """How the rewards of a run compare with correctness."""
 
     of: str
-    """Which reward: the final one, or the mean of the steps."""
+    """The reward in question: `final reward` or `mean step reward`."""
     candidates: int
+    """Number of graded candidates."""
     curve: Calibration
     length: float | None
-    """Rank correlation of reward and tokens."""
+    """Rank correlation of reward and number of tokens; None if it is not defined."""
 
 
 @dataclass(frozen=True)
 class Charted:
-    """A finished run with its rows for the charts, which are those of the CSV files."""
+    """A finished run with the data of its charts, which is also that of the CSV files."""
 
     run: SavedRun
     name: str
-    summary: Row
-    against_n: tuple[Row, ...]
-    against_cost: tuple[Row, ...]
+    """Name of the folder, or its path if two folders have the same name."""
+    summary: Json
+    against_n: tuple[Json, ...]
+    against_cost: tuple[Json, ...]
     reliability: Reliability | None
 
     @property
@@ -76,15 +79,24 @@ def write_report(
     title: str | None = None,
     complain: Callable[[str], object] | None = None,
 ) -> Path:
-    """Write `out`, an HTML file, and beside it a folder `<stem>_files` with CSV, PNG and SVG. Returns `out`.
+    """Write a report of finished runs; the same as `tts report`.
 
-    `complain` gets the line that says how to get the plots where matplotlib is missing; by default standard error does.
-    Raises InputError where a folder holds no finished run, or nothing can be written.
+    Args:
+        folders: Run folders, at least one.
+        out: HTML file to write. A folder `<stem>_files` beside it gets the CSV, PNG and SVG files.
+        title: Heading of the page. Default: the benchmarks and strategies.
+        complain: Called with a line that says how to get plots if matplotlib is missing. Default: print it to standard error.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: If a folder is not that of a finished run, or a file cannot be written.
     """
     if not folders:
-        raise InputError("tts report needs at least one run folder; tts runs lists them")
+        raise InputError("tts report needs at least one run folder, as listed by tts runs")
     if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"the report is to be {out}; give a file name that ends in .html")
+        raise InputError(f"--out is {out}; the name of a report should end in .html")
     runs = [_chart(run, name) for run, name in zip(map(load_run, folders), _names(folders), strict=True)]
     files = out.with_name(f"{out.stem}_files")
     try:
@@ -93,14 +105,14 @@ def write_report(
         out.write_text(page, encoding="utf-8", errors=ESCAPE)
         _write_numbers(runs, files)
         if not _write_plots(runs, files):
-            (complain or _say)("no plots as PNG and SVG without matplotlib; pip install 'tts-toolkit[report]' and report again")
+            (complain or _say)("PNG and SVG plots need matplotlib: pip install 'tts-toolkit[report]', then report again")
     except OSError as error:
-        raise InputError(f"cannot write to {error.filename or out}: {error.strerror}; give another file with --out") from error
+        raise InputError(f"cannot write to {error.filename or out}: {error.strerror}; choose another --out") from error
     return out
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each (cost, accuracy) is on the front: nothing else is as accurate and cheaper, or as cheap and better."""
+    """Whether each (cost, accuracy) is on the Pareto front: no other is cheaper and as accurate, or as cheap and better."""
     return [not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points) for cost, accuracy in points]
 
 
@@ -109,7 +121,7 @@ def _say(line: str) -> None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, or whole paths where those are not enough."""
+    """The names of the folders, or their paths if two have the same name."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
@@ -130,29 +142,32 @@ def _chart(run: SavedRun, name: str) -> Charted:
     cost = {"generated": summary["usage"]["generated"] / problems, "scored": summary["usage"]["scored"] / problems,
             "seconds": summary["seconds"]["total"] / problems, "gflops": _gflops(summary, problems)}  # fmt: skip
     unknown = dict.fromkeys(COSTS)
-    at_n: list[Row] = []
-    at_cost: list[Row] = []
+    at_n: list[Json] = []
+    at_cost: list[Json] = []
     if summary["accuracy"] is not None:
         whole = {"n": n, "accuracy": summary["accuracy"], "ci": summary["ci"], "majority": None, "pass": None}
         for point in summary["curve"] or [whole]:
             low, high = point["ci"]
             place = {"run": name, "n": point["n"], "accuracy": point["accuracy"], "low": low, "high": high}
             at_n.append(place | {"majority": point["majority"], "pass": point["pass"]})
-            # of k samples: their share of the tokens; what scoring and time would have been is not known
+            # k of n samples cost k / n of the generated tokens; their scoring and time are not known
             share = point["n"] / summary["curve"][-1]["n"] if summary["curve"] else 1
             at_cost.append(place | (cost if share == 1 else {**unknown, "generated": cost["generated"] * share}))
     return Charted(run, name, summary, tuple(at_n), tuple(at_cost), _reliability(run))
 
 
-def _gflops(summary: Row, problems: int) -> float | None:
-    """None where the shape of one of the models is not known."""
+def _gflops(summary: Json, problems: int) -> float | None:
+    """GFLOPs per problem; None if the shape of one of the models is not known."""
     flops = summary.get("flops") or {}
     policy, scorer = flops.get("generator"), flops.get("scorer") if summary["usage"]["scored"] else 0.0
     return None if policy is None or scorer is None else float(policy + scorer) / problems / 1e9
 
 
 def _reliability(run: SavedRun) -> Reliability | None:
-    """Of the final rewards where every candidate has one, else of the mean step rewards; None where they are no chances."""
+    """The reliability of the final rewards if every graded candidate has one, otherwise of the mean step rewards.
+
+    None if a candidate has no reward, or one outside [0, 1].
+    """
     attempts = [attempt for record in run.records for attempt in record.candidates if attempt.correct is not None]
     of, rewards = "final reward", [attempt.final for attempt in attempts]
     if None in rewards:
@@ -204,7 +219,7 @@ def _number(value: float | None) -> str:
 
 
 def _script_safe(data: Any) -> Markup:
-    """JSON that cannot end the script element it stands in; ASCII, so that halves of surrogate pairs survive as well."""
+    """JSON that cannot end the script element around it; in ASCII, which keeps halves of surrogate pairs as well."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -212,7 +227,7 @@ def _script_safe(data: Any) -> Markup:
 
 
 def _settings(runs: Sequence[Charted]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
-    """Settings with a value for each run: those that differ, and those that are the same."""
+    """The settings that differ between the runs and those that do not, each with one value per run."""
     flat = [_flat(run.run.settings) | {"started": run.run.started[:16].replace("T", " ")} for run in runs]
     rows = [(name, [_setting(settings.get(name)) for settings in flat]) for name in dict.fromkeys(k for s in flat for k in s)]
     return [row for row in rows if len(set(row[1])) > 1], [row for row in rows if len(set(row[1])) == 1]
@@ -230,8 +245,8 @@ def _setting(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
-def _with_fronts(runs: Sequence[Charted]) -> list[Row]:
-    """Every point of accuracy against cost, with the costs for which it is on the front."""
+def _with_fronts(runs: Sequence[Charted]) -> list[Json]:
+    """All points of accuracy against cost, each with the costs for which it is on the Pareto front."""
     rows = [row for run in runs for row in run.against_cost]
     fronts: list[list[str]] = [[] for _ in rows]
     for cost in COSTS:
@@ -242,15 +257,15 @@ def _with_fronts(runs: Sequence[Charted]) -> list[Row]:
     return [row | {"front": front} for row, front in zip(rows, fronts, strict=True)]
 
 
-def _calibration_data(run: Charted) -> Row:
+def _calibration_data(run: Charted) -> Json:
     assert run.reliability is not None
     return {"run": run.name, "of": run.reliability.of, "bins": [b._asdict() for b in run.reliability.curve.bins]}
 
 
-# The problems: an index that is searched, and for each a packed chunk that is read when it is opened
+# The problems: an index to search, and for each problem a compressed chunk that the page unpacks when it is opened
 
 Entry = list[tuple[int, Record]]
-"""One problem: the runs that tried it, by index, and what came of it."""
+"""One problem: (index of the run, its record) for each run that has it."""
 
 
 def _problems(runs: Sequence[Charted]) -> list[Entry]:
@@ -262,11 +277,11 @@ def _problems(runs: Sequence[Charted]) -> list[Entry]:
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """Orders problem-9 before problem-10."""
+    """Sort key that puts problem-9 before problem-10."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]
 
 
-def _index_entry(entry: Entry) -> Row:
+def _index_entry(entry: Entry) -> Json:
     record = entry[0][1]
     return {
         "id": record.id,
@@ -286,14 +301,14 @@ def _outcome(record: Record) -> str:
     return {True: "right", False: "wrong", None: "ungraded"}[record.correct]
 
 
-def _chunk(entry: Entry, runs: Sequence[Charted]) -> Row:
-    """Everything that was tried on one problem. A text stands once in `texts`; steps and branches point there."""
+def _chunk(entry: Entry, runs: Sequence[Charted]) -> Json:
+    """All candidates and trees of one problem. Each distinct text is once in `texts`; steps and branches refer to its index."""
     texts: dict[str, int] = {}
 
     def place(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    def candidate(index: int, attempt: Attempt, over: Any) -> Row:
+    def candidate(index: int, attempt: Attempt, over: Any) -> Json:
         thinking, response = rated_steps(attempt, over)
         return {
             "index": index,
@@ -321,7 +336,8 @@ def _chunk(entry: Entry, runs: Sequence[Charted]) -> Row:
             ],
             "tree": [
                 {"parent": twig.parent, "text": place(twig.branch.text.strip()), "tokens": twig.branch.tokens,
-                 "reward": _short(twig.branch.reward), "fate": twig.branch.fate, "copies": twig.copies, "chosen": twig.chosen}
+                 "reward": _short(twig.branch.reward), "fate": twig.branch.fate, "outcome": twig.branch.outcome,
+                 "copies": twig.copies, "chosen": twig.chosen}
                 for twig in twigs(record)
             ],
         }
@@ -334,7 +350,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def _packed(chunk: Row) -> str:
+def _packed(chunk: Json) -> str:
     return base64.b64encode(zlib.compress(json.dumps(chunk, separators=(",", ":")).encode(), 9)).decode()
 
 
@@ -354,7 +370,7 @@ def _write_numbers(runs: Sequence[Charted], folder: Path) -> None:
     _write_csv(folder / "problems.csv", (_problem_row(run, record) for run in runs for record in run.run.records))
 
 
-def _run_row(run: Charted) -> Row:
+def _run_row(run: Charted) -> Json:
     s = run.summary
     low, high = s["ci"] or (None, None)
     return {
@@ -365,7 +381,7 @@ def _run_row(run: Charted) -> Row:
     }  # fmt: skip
 
 
-def _problem_row(run: Charted, record: Record) -> Row:
+def _problem_row(run: Charted, record: Record) -> Json:
     answers = Counter(attempt.correct for attempt in record.candidates)
     return {
         "run": run.name, "id": record.id, "outcome": _outcome(record), "reference": record.answer,
@@ -375,7 +391,7 @@ def _problem_row(run: Charted, record: Record) -> Row:
     }  # fmt: skip
 
 
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+def _write_csv(path: Path, rows: Iterable[Json]) -> None:
     listed = list(rows)
     with path.open("w", encoding="utf-8", errors=ESCAPE, newline="") as file:
         if listed:
@@ -385,13 +401,13 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """A model's words must not become a formula in a spreadsheet."""
+    """Quote a text that a spreadsheet would take for a formula."""
     risky = isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) and not re.fullmatch(r"[+-]?[\d.]+", value)
     return f"'{value}" if risky else value
 
 
 def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
-    """False where matplotlib is not installed."""
+    """Write the plots; False if matplotlib is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -414,7 +430,7 @@ def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(folder / f"{name}.{kind}", dpi=160, metadata=metadata)
 
-    def against(key: str, rows: Callable[[Charted], tuple[Row, ...]]) -> Callable[[Any], None]:
+    def against(key: str, rows: Callable[[Charted], tuple[Json, ...]]) -> Callable[[Any], None]:
         def lines(axes: Any) -> None:
             for run, style in zip(runs, styles, strict=True):
                 points = [row for row in rows(run) if row[key]]  # 0 has no logarithm
@@ -434,7 +450,7 @@ def _write_plots(runs: Sequence[Charted], folder: Path) -> bool:
                 bins = run.reliability.curve.bins
                 axes.plot([b.reward for b in bins], [b.right for b in bins], **style)
 
-    # `$` in a run's name is no formula
+    # `$` in the name of a run does not start a formula
     with matplotlib.rc_context({"svg.hashsalt": "tts", "text.parse_math": False, "font.size": 10}):
         if any(run.against_n for run in runs):
             draw("accuracy-n", "N", "accuracy", against("n", lambda run: run.against_n))

@@ -1,4 +1,4 @@
-"""Sweeps and comparisons as a person reads them."""
+"""Tables of sweeps and comparisons for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BAR = 24
 
 
 def show_sweep(sweep: Sweep) -> RenderableType:
-    """A row for each strategy and N: accuracy, what it cost, and a bar."""
+    """A table with one row per strategy and N: accuracy with its interval, tokens, and a bar."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("strategy", "N", "accuracy", "95 % interval", "", "tokens", "scored"):
         table.add_column(heading, justify="left" if heading in ("strategy", "") else "right")
@@ -30,18 +30,19 @@ def show_sweep(sweep: Sweep) -> RenderableType:
         value = f"{row.accuracy.value:.1%}{drawn}"
         table.add_row(name, str(row.n), value, _range(row.accuracy), bar, f"{row.generated:,.0f}", f"{row.scored:,.0f}")
         last = row.strategy
-    notes = [Text(f"\nleft out: {reason}", "yellow") for reason in sweep.skipped]
+    notes = [Text(f"\nskipped: {reason}", "yellow") for reason in sweep.skipped]
     if any(row.error for row in sweep.rows):
-        notes.append(Text("\n± is the standard error of drawing subsets where there are too many to take all", "dim"))
+        notes.append(Text("\n± is the standard error from sampling subsets, where there are too many to take all", "dim"))
     about = Text(
-        "\ntokens generated and scored, each for a problem; smaller N of strategies that only sample are estimated from", "dim"
+        "\nTokens generated and scored are per problem. For strategies that sample and rank, a smaller N is estimated from the"
+        f" samples\nof the largest N.\nfolder  {sweep.folder}",
+        "dim",
     )
-    about.append(f" the largest\nfolder  {sweep.folder}")
     return Group(table, *notes, about)
 
 
 def show_comparison(comparison: Comparison) -> RenderableType:
-    """Both accuracies, their difference, and what else differs."""
+    """Tables of both accuracies, their paired difference, and the settings that differ."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("", "accuracy", "95 % interval"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -51,12 +52,16 @@ def show_comparison(comparison: Comparison) -> RenderableType:
     low, high = 100 * difference.low, 100 * difference.high
     table.add_row(Text("difference, paired"), f"{100 * difference.value:+.1f} points", f"{low:+.1f} – {high:+.1f}")
     better = (
-        "the second is better" if difference.low > 0 else "the first is better" if difference.high < 0 else "it may be chance"
+        "the second is better"
+        if difference.low > 0
+        else "the first is better"
+        if difference.high < 0
+        else "the difference may be chance"
     )
-    facts = f"\n{comparison.problems} problems in both; the first is right more often on {comparison.only_first}, the second on"
-    facts += f" {comparison.only_second}: {better}"
+    facts = f"\n{comparison.problems} problems in both runs; the first run is right more often on {comparison.only_first}, the"
+    facts += f" second on {comparison.only_second}: {better}"
     if comparison.left_out:
-        facts += f"\n{comparison.left_out} rows left out: in one run only, failed, or without a reference answer"
+        facts += f"\n{comparison.left_out} problems not compared: in one run only, failed, or without a reference answer"
     settings = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("settings that differ", "first", "second"):
         settings.add_column(heading, overflow="fold")

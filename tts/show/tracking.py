@@ -1,4 +1,4 @@
-"""A finished run's numbers for Weights & Biases or trackio, where one of them is installed."""
+"""Logging of finished runs to Weights & Biases or trackio, if one of them is installed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tts.errors import InputError
 from tts.evals.summary import Summary
 
 SERVICES = ("trackio", "wandb")
+"""The services that runs can be logged to; each is the name of a package."""
 
 
 def load_service(name: str) -> Any:
-    """The package; raises InputError where it is none of SERVICES or not installed."""
+    """Import the package of a service. Raises InputError if it is not one of SERVICES or not installed."""
     if name not in SERVICES:
         raise InputError(f"--log is {name!r}; expected {' or '.join(SERVICES)}")
     try:
@@ -24,7 +25,16 @@ def load_service(name: str) -> Any:
 
 
 def log_run(service: Any, summary: Summary, settings: dict[str, Any], *, project: str = "tts") -> None:
-    """The curve over N, a step each, and then what the run came to. What the service prints goes to standard error."""
+    """Log a run: one step per N of its curve, then all numbers of its summary.
+
+    What the service prints goes to standard error.
+
+    Args:
+        service: A package loaded by `load_service`.
+        summary: Summary of the run.
+        settings: Settings of the run, logged as its configuration.
+        project: Project to log to. Default "tts".
+    """
     with redirect_stdout(sys.stderr):
         service.init(project=project, name=summary.run, config=settings)
         for point in summary.curve:

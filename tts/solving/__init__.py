@@ -1,1 +1,1 @@
-"""What happens while one problem is solved: tokens generated, counted, cut into steps and paid for."""
+"""What a strategy uses to solve one problem: generation, cutting into steps, token budgets, usage and timing."""

@@ -1,4 +1,4 @@
-"""Tokens that may still be generated, shared by requests that overlap."""
+"""Token budgets, shared by concurrent requests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Grant:
-    """Leave to draw `count` samples of at most `each` tokens; who has it says how many were `used`."""
+    """A reservation of `count` samples of at most `each` tokens."""
 
     count: int
     each: int
     used: int = 0
+    """Tokens that were generated; the holder sets it before the reservation ends."""
 
 
 class Budget:
-    """Who asks reserves the most that the answer can be, and gives back what it was not; so the sum never passes the limit.
+    """A limit on generated tokens that concurrent requests together never exceed.
 
-    A problem's budget may lie within the run's.
+    A request reserves the largest number of tokens that it may generate, and returns those that it did not use. `tokens` is the
+    limit, by default none; `within` is an enclosing budget (a run's, for a problem's) from which the same tokens are taken.
     """
 
     def __init__(self, tokens: int | None = None, within: Budget | None = None) -> None:
@@ -33,15 +35,15 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """Whether nothing is left, and nothing is out that may still come back."""
+        """Whether no tokens are left and no open reservation may return any."""
         own = self.left is not None and self.left <= 0 and not self._out
         return own or (self.within is not None and self.within.spent)
 
     @asynccontextmanager
     async def reserve(self, n: int, each: int) -> AsyncIterator[Grant]:
-        """As many of n samples of `each` tokens as there is room for now; one shorter one where there is less; else none.
+        """Reserve up to n samples of `each` tokens: as many as fit, one shorter sample if none fits, or none (a count of 0).
 
-        Waits while what others have reserved may still come back.
+        Waits while open reservations may still return tokens that are needed.
         """
         grant = Grant(n, each)
         async with self._hold(grant), self.within._hold(grant) if self.within else nullcontext():
@@ -54,7 +56,7 @@ class Budget:
         if self.left is None:
             yield
             return
-        async with self._turn:  # in order of arrival
+        async with self._turn:  # requests are served in order of arrival
             while grant.count * grant.each > self.left and self._out:
                 self._settled.clear()
                 await self._settled.wait()

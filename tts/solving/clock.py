@@ -1,4 +1,4 @@
-"""Seconds in which a kind of work was under way, however many of its tasks overlapped."""
+"""Wall-clock seconds spent on each kind of work, with overlapping tasks counted once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from time import perf_counter
 
 
 class Clock:
-    """`with clock("scoring"): …` in many tasks at once counts each second once; `parent` sees them all."""
+    """A stopwatch for each kind of work.
+
+    Within `with clock("scoring"): …`, a second counts once however many tasks are in such a block. `parent` counts the same
+    blocks, together with those of its other children.
+    """
 
     def __init__(self, parent: Clock | None = None) -> None:
         self.parent = parent
@@ -26,12 +30,13 @@ class Clock:
             self._leave(kind)
 
     def add(self, kind: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere; those of several tasks add up."""
+        """Add seconds that were measured elsewhere; those of several tasks add up."""
         self._spent[kind] += seconds
         if self.parent:
             self.parent.add(kind, seconds)
 
     def seconds(self, kind: str) -> float:
+        """Seconds so far, including blocks that are still open; 0 for an unknown kind."""
         running = perf_counter() - self._since[kind] if self._open[kind] else 0.0
         return self._spent[kind] + running
 

@@ -1,4 +1,4 @@
-"""One problem's view of an engine and of a scorer: what a strategy calls, and the bill it runs up."""
+"""The generator and the scorer that a strategy gets for one problem; they own its seeds, budget and usage."""
 
 from __future__ import annotations
 
@@ -23,19 +23,31 @@ T = TypeVar("T")
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed of 62 bits that is a pure function of what it is for, so that scheduling cannot change a sample."""
+    """A 62-bit seed that depends only on `parts`, so that scheduling cannot change a sample."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 
 
 class Generator:
-    """Draws steps and completions of one problem's candidates, and owns the count of what they cost.
+    """Draws steps and completions of one problem's candidates, and counts the tokens they use.
 
-    `seed` is the run's. The k-th continuation ever drawn from a prefix has a seed of its own, made of the run's seed,
-    the problem, the prefix and k: the first 16 of 64 samples are the samples of n = 16.
+    The k-th continuation ever drawn from a prefix has a seed of its own, derived from the run's seed, the problem, the prefix
+    and k. So the first 16 of 64 samples are the samples of n = 16.
 
-    A candidate ends as `length` when it has `sampling.max_tokens`, where the context ends, when `budget` is spent, and at
-    `deadline` (of time.perf_counter).
+    A candidate is truncated (its finish is `length`) when it has `sampling.max_tokens` tokens, when the context is full, when
+    the budget is spent, and at the deadline.
+
+    Args:
+        engine: Backend that draws the tokens.
+        problem: Problem to solve.
+        sampling: Default temperature, top-p and token limit.
+        seed: Seed of the run. Default 0.
+        usage: Counter of tokens and calls to add to. Default: a new one.
+        clock: Clock to time generation with. Default: a new one.
+        grader: Decides which answers are equivalent. Default: a new one, whose worker processes `grader.close()` ends.
+        budget: Limit on generated tokens. Default: none.
+        deadline: Time of `time.perf_counter`, in seconds, at which generation stops. Default: none.
+        boundary: String that ends a step. Default: a blank line.
     """
 
     def __init__(
@@ -70,8 +82,21 @@ class Generator:
         max_tokens: int | None = None,
         logprobs: bool = False,
     ) -> list[Candidate]:
-        """Extend a candidate to its next step boundary (or one of `stop`), n ways. One that is done comes back as it is,
-        and so does, cut off, one for which nothing is left."""
+        """Extend a candidate by one step, n ways.
+
+        A candidate that is done is returned as it is; one for which no tokens or time are left is returned truncated.
+
+        Args:
+            candidate: Candidate to extend.
+            n: Number of continuations. Default 1.
+            temperature: Default: that of the generator's sampling.
+            stop: String or strings that end the step. Default: a blank line.
+            max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
+            logprobs: Whether to keep the log-probability of each token.
+
+        Returns:
+            n candidates.
+        """
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
         return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
 
@@ -84,31 +109,35 @@ class Generator:
         max_tokens: int | None = None,
         logprobs: bool = False,
     ) -> list[Candidate]:
-        """Extend a candidate to its end, n ways, cut into steps. One that is done comes back as it is.
+        """Extend a candidate to its end, n ways, and cut the text into steps.
 
-        Fewer come back where the budget ends before the last of them has begun, but at least one.
+        A candidate that is done is returned as it is. Arguments are those of `step`.
+
+        Returns:
+            n candidates; fewer, but at least one, if the budget ran out before all of them had begun.
         """
         candidate = self.opened(candidate)
         sampling = self._sampling(temperature, (), max_tokens, logprobs)
         if self.deadline is None or not await self.engine.tells_steps():
             ends = await self._extend(candidate, n, sampling)
-        else:  # step by step, so that there is something to return at the deadline
+        else:  # step by step, so that finished steps can be returned at the deadline
             ends = await self.together(self._by_steps(candidate, sampling) for _ in range(n))
         undrawn = candidate.cut_off()
         return [end for end in ends if end != undrawn] or ends[:1]
 
     def opened(self, candidate: Candidate) -> Candidate:
-        """The candidate, begun with what the chat template itself opens, if anything."""
+        """The candidate, starting with the `<think>` tag if the chat template ends in one."""
         return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
-        """The candidate with a step that nobody drew, such as the "Wait" of budget forcing."""
+        """The candidate with a step that was not sampled, such as the "Wait" of budget forcing; its tokens are not counted."""
         return self.opened(candidate) + Step(text, self.engine.tokenize(text), "step")
 
     def about(self, prompt: str, *which: object) -> Generator:
-        """Another prompt for the same problem (a request to revise, say), on the same bill, budget and deadline.
+        """A generator for another prompt about the same problem, such as a request to revise an attempt.
 
-        `which` tells askings of an equal prompt apart: each has samples of its own.
+        It shares usage, budget and deadline with this one. `which` separates uses of equal prompts: each value has samples of
+        its own.
         """
         return Generator(
             self.engine, replace(self.problem, prompt=prompt), self.sampling,
@@ -117,30 +146,31 @@ class Generator:
         )  # fmt: skip
 
     async def together(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """Results of several pieces of work, in order; where one fails the others are given up.
+        """Run coroutines concurrently and return their results in order. If one fails, the others are cancelled.
 
-        They overlap, except under a token budget: there, who gets its last tokens must not depend on timing.
+        Under a token budget they run one after another, so that which of them gets the last tokens does not depend on timing.
         """
         if self.budget.limited:
-            return [await piece for piece in work]
+            return [await coroutine for coroutine in work]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(piece) for piece in work]
+                tasks = [group.create_task(coroutine) for coroutine in work]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def groups(self, candidates: Sequence[Candidate]) -> list[int | None]:
-        """Equal numbers for equivalent final answers (`1/2`, `0.5`), None for a candidate without one."""
+        """A group number for each candidate, equal for equivalent final answers (`1/2`, `0.5`); None without an answer."""
         return [verdict.group for verdict in await self.grader.judge(candidates)]
 
     @property
     def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
         return self.deadline is not None and perf_counter() >= self.deadline
 
     @property
     def spent(self) -> bool:
-        """Whether nothing more can be drawn: the budget is used up, or the time."""
+        """Whether nothing more can be drawn, because the budget is spent or the deadline has passed."""
         return self.budget.spent or self.out_of_time
 
     def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
@@ -168,7 +198,7 @@ class Generator:
         self._drawn[prefix] += n
         written = len(candidate.token_ids) - (len(self._opener.token_ids) if self._opener is not None else 0)
         most = min(sampling.max_tokens, self.sampling.max_tokens - written)
-        if written and self.engine.context is not None:  # a prompt that is too long is the engine's to refuse
+        if written and self.engine.context is not None:  # the engine refuses a prompt that is too long
             most = min(most, self.engine.context - len(prefix))
         drawn: list[Candidate] = []
         while len(drawn) < n and most > 0 and not self.out_of_time:
@@ -177,7 +207,7 @@ class Generator:
                 async with asyncio.timeout(self._seconds_left), self.budget.reserve(n - len(drawn), most) as grant:
                     if not grant.count:
                         break
-                    grant.used = grant.count * grant.each  # what is lost halfway counts as spent
+                    grant.used = grant.count * grant.each  # the tokens of an interrupted request count as used
                     generation = await self._ask(prefix, grant.count, replace(sampling, max_tokens=grant.each, seed=seed))
                     grant.used = _generated(generation)
             except TimeoutError:
@@ -193,7 +223,7 @@ class Generator:
         return None if self.deadline is None else self.deadline - perf_counter()
 
     async def _ask(self, prefix: tuple[int, ...], n: int, sampling: Sampling) -> Generation:
-        """The engine's answer, billed."""
+        """The engine's answer to one request, added to the usage."""
         with self.clock("generation"):
             generation = await self.engine.generate(prefix, n, sampling)
         self.clock.add("waiting", generation.waited)
@@ -204,18 +234,17 @@ class Generator:
         return generation
 
     def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
-        """A continuation drawn in one go as the steps in which it would have been drawn one by one."""
+        """Cut a continuation drawn in one go into the steps in which it would have been drawn one by one."""
         if stops:
             return [step]
-        if not step.token_ids:  # a server that speaks text, or nothing was generated
+        if not step.token_ids:  # from a server that returns text only, or an empty continuation
             texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
-        pieces = list(self._segmenter.split(step.token_ids))
         steps, start = [], 0
-        for piece in pieces:
-            logprobs = step.logprobs[start : start + len(piece)] if step.logprobs is not None else None
-            steps.append(Step(self.engine.decode(piece), piece, "step", logprobs))
-            start += len(piece)
+        for token_ids in self._segmenter.split(step.token_ids):
+            logprobs = step.logprobs[start : start + len(token_ids)] if step.logprobs is not None else None
+            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs))
+            start += len(token_ids)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 
@@ -225,9 +254,10 @@ def _generated(generation: Generation) -> int:
 
 
 def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
-    """A chat template that opens `<think>` writes the first step itself: here it goes from the prompt to the candidate.
+    """Split a `<think>` tag that the chat template writes off the end of a prompt; it becomes the candidate's first step.
 
-    Without it, a trace that is cut off while it thinks would read as a response.
+    Otherwise a trace truncated while it thinks would be read as a response. Returns the rest of the prompt and the step, or the
+    whole prompt and None.
     """
     for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
         text = engine.decode(prompt[start:])
@@ -236,16 +266,26 @@ def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...]
     return prompt, None
 
 
-class MeteredScorer:
-    """A scorer that bills one problem, asks once for equal texts, and stamps rewards with the run's alpha and aggregate."""
+class MeteredScorer(Scorer):
+    """A scorer that counts the usage of one problem, scores equal texts once, and sets alpha and aggregate of the rewards.
+
+    Args:
+        scorer: Scorer to call.
+        usage: Counter to which the tokens read are added.
+        clock: Clock that times scoring.
+        alpha: Weight of the final reward in the total. Default 1.
+        aggregate: How step rewards become one number. Default: their mean.
+    """
 
     def __init__(
         self, scorer: Scorer, *, usage: Usage, clock: Clock, alpha: float = 1.0, aggregate: Aggregate = "mean"
     ) -> None:
         self.scorer, self.usage, self.clock, self.alpha, self.aggregate = scorer, usage, clock, alpha, aggregate
+        self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        if getattr(self.scorer, "compares", False):  # equal texts are votes of their own
+        """One reward per candidate, in order. Raises ValueError if the scorer returns a reward that is not finite."""
+        if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
         rewards = await self._score(list(distinct.values()))
@@ -257,5 +297,5 @@ class MeteredScorer:
             rewards = await self.scorer.score(candidates)
         self.usage.scored += sum(reward.tokens for reward in rewards)
         if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
-            raise ValueError("the reward model returned a number that is not finite; try another precision or model")
+            raise ValueError("the reward model returned a reward that is not finite; try another precision or another model")
         return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, Search, best, share
 from tts.types import Problem, Result, Scorer
 
 
-@strategy("beam")
 @dataclass(frozen=True)
 class Beam(BranchingSearch):
-    """Grow n solutions step by step; after each step keep the n / width best and branch them back to n.
+    """Grow n solutions step by step; after each step, keep the n / width best and branch them to n again.
 
-    A step that was drawn several times has as many places. A finished solution keeps its place as long as it is among the
-    best, without using the generator; the search ends when no unfinished one has a place.
+    A step that was drawn several times holds that many places in the beam. A finished solution keeps its place for as long as
+    it is among the best, and costs no tokens; the search ends when no unfinished solution holds a place.
     """
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
@@ -32,15 +30,18 @@ class Beam(BranchingSearch):
             leading = [copy for node in rivals for copy in [node] * (1 if node.done else node.copies)][:places]
             beams = Counter(node for node in leading if not node.done)
             for node in children:
-                node.fate = "kept" if node in leading else "pruned: not among the best"
+                if node in leading:
+                    node.keep()
+                else:
+                    node.prune("not among the best")
             if not beams:
                 break
-            # places of finished solutions are not branched again
+            # the places of finished solutions are not branched
             extra = share(self.n % self.width, len(beams))
             counts = [self.width * copies + more for copies, more in zip(beams.values(), extra, strict=True)]
             children = await search.grow([*beams], counts)
         return search.result(best(finished, self.n))
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
-        """What children are judged by: their own reward."""
+        """Give each node the reward by which it is compared with the others: here its own."""
         await search.score(nodes)

@@ -7,31 +7,29 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.majority import Majority
 from tts.trajectory import BOUNDARY, CLOSE, OPEN
 from tts.types import Candidate, Count, Problem, Result, Scorer, Step, Strategy
 
 
-@strategy("budget-forcing")
 @dataclass(frozen=True)
 class BudgetForcing(Strategy):
-    """Hold the end of thinking back with "Wait" until a budget is used; close thinking that goes past a maximum.
+    """Control the length of thinking: write "Wait" in place of an early `</think>`, and write `</think>` at a maximum.
 
-    A solution that does not think is left alone.
+    Solutions without a thinking part are not changed.
     """
 
     n: Count = 1
-    """Solutions; above 1 the most frequent answer is chosen."""
+    """Number of solutions; above 1, the most frequent answer is chosen."""
     min_thinking: Annotated[int, Ge(0)] = 256
-    """Tokens of thinking before it may end."""
+    """Tokens of thinking below which its end is replaced."""
     max_thinking: Count = 1024
-    """Tokens of thinking after which it is closed."""
+    """Tokens of thinking at which it is closed."""
     waits: Annotated[int, Ge(0)] = 4
-    """Times that its end is held back, at most."""
+    """Maximum number of times that the end of the thinking is replaced."""
     word: str = "Wait"
-    """What is written in place of the end."""
+    """Text written in place of the end of the thinking."""
 
     uses_scorer: ClassVar[bool] = False
 
@@ -49,7 +47,7 @@ class BudgetForcing(Strategy):
         return candidate
 
     async def _think(self, generator: Generator, candidate: Candidate) -> Candidate:
-        """The candidate with its thinking closed, unless it ended meanwhile."""
+        """The candidate with its thinking closed, or as far as it came if it ended before that."""
         waits = self.waits
         while not candidate.done:
             used = len(candidate.token_ids)
@@ -57,7 +55,7 @@ class BudgetForcing(Strategy):
                 if used >= self.min_thinking or not waits:
                     break
                 waits -= 1
-                candidate = _hold_back(generator, candidate, self.word)
+                candidate = _replace_end(generator, candidate, self.word)
             elif used >= self.max_thinking:
                 return generator.append(candidate, f"\n\n{CLOSE}\n\n")
             else:
@@ -66,14 +64,14 @@ class BudgetForcing(Strategy):
         return candidate
 
     def _reopened(self, candidate: Candidate, used: int) -> Candidate:
-        """The candidate, going on where only its thinking was cut off for its length."""
+        """The candidate as unfinished, if it only ended because the last request reached `max_thinking`."""
         if candidate.finish != "length" or not used < len(candidate.token_ids) >= self.max_thinking:
             return candidate
         return replace(candidate, steps=(*candidate.steps[:-1], replace(candidate.steps[-1], finish="step")))
 
 
-def _hold_back(generator: Generator, candidate: Candidate, word: str) -> Candidate:
-    """The candidate without `</think>`, and `word` in its place. Tokens before it stay as they were drawn."""
+def _replace_end(generator: Generator, candidate: Candidate, word: str) -> Candidate:
+    """The candidate with `word` in place of `</think>`. The tokens before it stay as they were drawn."""
     *steps, last = candidate.steps
     wanted = last.text.partition(CLOSE)[0]
     kept, text = next(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, best, share
 from tts.types import Problem, Result, Scorer
 
 
-@strategy("dvts")
 @dataclass(frozen=True)
 class DVTS(BranchingSearch):
-    """Grow n / width trees apart from each other, each greedily along its best of width steps; return the best of each."""
+    """Grow n / width independent trees, each greedily along the best of width steps, and return the best of each tree."""
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
@@ -24,11 +22,11 @@ class DVTS(BranchingSearch):
             await search.score([child for tree in trees for child in tree])
             leaders = [best(tree, 1)[0] for tree in trees]
             for child in {child for tree in trees for child in tree} - set(leaders):
-                child.fate = "pruned: not the best of its tree"
+                child.prune("not the best of its tree")
             live = [i for i, leader in enumerate(leaders) if not leader.done]
             if not live:
                 return search.result(leaders)
-            trees = [[leader] for leader in leaders]  # a finished one stays as it is
+            trees = [[leader] for leader in leaders]  # a finished leader stays as it is
             for child in await search.grow([leaders[i] for i in live], [widths[i] for i in live]):
                 tree = trees[leaders.index(child.parent)]  # type: ignore[arg-type]
                 tree[:] = [*(node for node in tree if node is not child.parent), child]

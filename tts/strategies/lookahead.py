@@ -8,23 +8,21 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.strategies.beam import Beam
 from tts.strategies.search import Node, Search
 from tts.types import Candidate
 
 
-@strategy("lookahead")
 @dataclass(frozen=True)
 class Lookahead(Beam):
-    """Beam search that judges a step by the reward k steps further down one roll-out; k = 0 is beam search."""
+    """Beam search that rates a step by the reward at the end of a roll-out of k further steps; k = 0 is beam search."""
 
     k: Annotated[int, Ge(0)] = 1
     """Steps of the roll-out."""
     rollout_temperature: Annotated[float, Ge(0)] = 0.0
-    """0 rolls out greedily."""
+    """Sampling temperature of the roll-out; 0 is greedy."""
     keep_rollout: bool = False
-    """Go on from the roll-out of a step that is kept, instead of discarding it."""
+    """Continue a kept step from the end of its roll-out instead of discarding the roll-out."""
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
         ends = await search.generator.together(self._roll_out(search, node.candidate) for node in nodes)

@@ -1,4 +1,4 @@
-"""Majority voting, or self-consistency (https://arxiv.org/abs/2203.11171)."""
+"""Majority voting, or self-consistency (Wang et al. 2022, https://arxiv.org/abs/2203.11171)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.registry import strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Reward
 
 
-@strategy("majority")
 @dataclass(frozen=True)
 class Majority(Parallel):
-    """Sample n solutions; keep the answer that most of them give."""
+    """Sample n solutions and choose the most frequent answer."""
 
     uses_scorer: ClassVar[bool] = False
     uses_answers: ClassVar[bool] = True
+    counts_votes: ClassVar[bool] = True
 
     def rank(self, rewards: Sequence[Reward], groups: Sequence[int | None]) -> Sequence[float]:
         votes = Counter(group for group in groups if group is not None)

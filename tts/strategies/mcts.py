@@ -9,29 +9,27 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, best
 from tts.types import Count, Problem, Result, Scorer
 
 
-@strategy("mcts")
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
-    """Descend by PUCT to a step that was not tried on, try `width` continuations, let their rewards speak for the way.
+    """Monte Carlo tree search: descend by PUCT to a leaf, draw `width` next steps, and back up the best one's reward.
 
-    Siblings have equal priors. Returns the n best finished solutions.
+    All children of a node have the same prior. The n best finished solutions are returned.
     """
 
     simulations: Count = 32
-    """Descents."""
+    """Number of descents from the root."""
     c: Annotated[float, Ge(0)] = 1.0
-    """Weight of exploration."""
+    """Weight of exploration in PUCT; 0 always follows the highest mean value."""
     rollouts: bool = False
-    """Judge a step by the finished solution that a roll-out reaches, instead of by its own reward."""
+    """Rate a step by the reward of a finished solution, rolled out from it, instead of by its own reward."""
 
     def __post_init__(self) -> None:
-        """n bounds what is returned, not a round; so any width fits."""
+        """Accept any width: n limits how many solutions are returned, not how many are drawn in a round."""
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
@@ -46,21 +44,21 @@ class MCTS(BranchingSearch):
 
         for _ in range(self.simulations):
             node = search.root
-            way = [node]
+            path = [node]
             while node in children:
-                node = max(children[node], key=lambda child: puct(child, way[-1]))
-                way.append(node)
+                node = max(children[node], key=lambda child: puct(child, path[-1]))
+                path.append(node)
             if not node.done:
                 if children and generator.spent:
                     break
                 children[node] = await search.grow([node], [self.width])
                 await search.score(children[node])
                 [node] = best(children[node], 1)
-                way.append(node)
+                path.append(node)
             end = node
             if self.rollouts and not node.done:
                 [end] = await search.finish([node])
-            for visited in way:
+            for visited in path:
                 visits[visited] += 1
                 worth[visited] += end.value
         ends = [node for node in search.nodes if node.done and node.reward]

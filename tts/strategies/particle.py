@@ -11,31 +11,29 @@ from typing import Annotated
 
 from annotated_types import Gt, Le
 
-from tts.registry import strategy
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
 from tts.types import Count, Problem, Result, Scorer
 
 
-@strategy("particle")
 @dataclass(frozen=True)
 class Particle(StepSearch):
-    """Grow n solutions together; after each step resample them by the softmax of their rewards.
+    """Particle filtering: grow n solutions in parallel and, after each step, resample them by the softmax of their rewards.
 
-    With more iterations, particle Gibbs: each further one keeps a solution of the last one as its reference, whose way is not
-    drawn again.
+    With several iterations this is particle Gibbs: each iteration after the first keeps one solution of the previous iteration
+    as its reference, whose steps are not drawn again.
     """
 
     softmax_temperature: Annotated[float, Gt(0)] = 0.1
-    """Weights are softmax(reward / this): lower follows the reward model more closely."""
+    """Temperature of the weights, softmax(reward / temperature); lower values follow the reward model more closely."""
     ess: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Resample when the effective sample size falls below this share of n; 1 resamples at every step."""
+    """Resample when the effective sample size falls to this share of n; 1 resamples after every step."""
     iterations: Count = 1
-    """Passes; above 1 this is particle Gibbs."""
+    """Number of passes; above 1 this is particle Gibbs."""
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer)
-        dice = random.Random(derive_seed(generator.seed, problem.id, "particle"))
+        rng = random.Random(derive_seed(generator.seed, problem.id, "particle"))
         reference: list[Node] = []
         particles: list[Node] = []
         for _ in range(self.iterations):
@@ -49,33 +47,37 @@ class Particle(StepSearch):
                 moved += [node if node.done else pools[node].pop() for node in particles[len(moved) :]]
                 await search.score(list(dict.fromkeys(moved)))
                 for node in moved:
-                    node.fate = "kept"
+                    node.keep()
                 weights = self._weights(moved)
                 if 1 / sum(weight**2 for weight in weights) <= self.ess * self.n + 1e-9 and not all(
                     node.done for node in moved
                 ):
-                    chosen = dice.choices(range(self.n), weights, k=self.n)
+                    chosen = rng.choices(range(self.n), weights, k=self.n)
                     if reference:
                         chosen[0] = 0  # the reference always survives
                     for i, node in enumerate(moved):
-                        node.fate = "kept" if i in chosen else "pruned: not resampled"
+                        if i in chosen:
+                            node.keep()
+                        else:
+                            node.prune("not resampled")
                     moved = [moved[i] for i in chosen]
                 particles, depth = moved, depth + 1
             if self.iterations > 1:
-                [end] = dice.choices(particles, self._weights(particles))
-                reference = _way(end)
+                [end] = rng.choices(particles, self._weights(particles))
+                reference = _path(end)
         return search.result(list(dict.fromkeys(particles)))
 
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
+        """Resampling weights, which sum to 1."""
         top = max(node.value for node in nodes)
         weights = [math.exp((node.value - top) / self.softmax_temperature) for node in nodes]
         return [weight / sum(weights) for weight in weights]
 
 
-def _way(node: Node | None) -> list[Node]:
-    """From the first step to this one."""
-    way: list[Node] = []
+def _path(node: Node | None) -> list[Node]:
+    """The nodes from the first step to this one."""
+    path: list[Node] = []
     while node is not None:
-        way.insert(0, node)
+        path.insert(0, node)
         node = node.parent
-    return way
+    return path

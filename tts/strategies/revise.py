@@ -1,11 +1,10 @@
-"""Sequential self-revision, alone or in parallel chains (Snell et al. 2024, https://arxiv.org/abs/2408.03314)."""
+"""Sequential self-revision, in one chain or several parallel ones (Snell et al. 2024, https://arxiv.org/abs/2408.03314)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tts.errors import InputError
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.trajectory import BOUNDARY
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
@@ -19,19 +18,18 @@ Here is an earlier attempt at this problem:
 Check it step by step. If it is wrong, say where; then give a complete solution of your own, ending with the final answer."""
 
 
-@strategy("revise")
 @dataclass(frozen=True)
 class Revise(Strategy):
-    """Solve, then solve again with the last attempt in view; the reward model chooses among all attempts."""
+    """Solve the problem, then solve it again with the previous attempt in the prompt; choose the best attempt by reward."""
 
     n: Count = 8
-    """Attempts in all."""
+    """Total number of attempts."""
     chains: Count = 1
-    """Chains of revisions beside each other; their first attempts are plain samples."""
+    """Number of parallel chains; the first attempt of each is an independent sample."""
 
     def __post_init__(self) -> None:
         if self.chains > self.n:
-            raise InputError(f"--chains is {self.chains}, more than --n {self.n}")
+            raise InputError(f"--chains is {self.chains}; it should be at most --n, which is {self.n}")
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         firsts = await generator.finish(Candidate(problem), self.chains)
@@ -50,6 +48,6 @@ class Revise(Strategy):
             request = REQUEST.format(problem=first.problem.prompt, attempt=response)
             try:
                 chain += await generator.about(request, number, len(chain)).finish(Candidate(first.problem))
-            except InputError:  # the request with the attempt in it is longer than the context
+            except InputError:  # the prompt with the attempt in it does not fit into the context
                 break
         return chain

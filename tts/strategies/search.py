@@ -1,18 +1,19 @@
-"""The search tree of one problem: what was drawn from what, how it was rated, and what became of it.
+"""The search tree of one problem: which step was drawn from which, its reward, and whether it was kept.
 
-Strategies that grow solutions step by step write their loop in terms of nodes; the tree keeps the account, so that a search
-can be redrawn, and replayed, from its result.
+Strategies that grow solutions step by step write their loop in terms of nodes. The tree records every draw, so that a search
+can be displayed, and replayed, from its result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tts.errors import InputError
 from tts.solving.generator import Generator
 from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
-from tts.types import Branch, Candidate, Count, Part, Problem, Result, Reward, Scorer, Step, Strategy
+from tts.types import REPEATS, Branch, Candidate, Count, Fate, Part, Problem, Result, Reward, Scorer, Step, Strategy
 
 
 @dataclass(eq=False)
@@ -22,13 +23,24 @@ class Node:
     candidate: Candidate
     parent: Node | None = None
     reward: Reward | None = None
-    fate: str = "pruned: left over"
-    """Whether it was kept or why it was pruned; the last word said of it holds."""
+    fate: Fate = "pruned"
+    """What the search did with it. `keep` and `prune` may be called repeatedly; the last call counts."""
+    reason: str = "left over"
+    """Why it was pruned."""
     copies: int = 1
-    """How often it was drawn: siblings that repeat it are not rated again, yet have a place each."""
+    """Number of times it was drawn. Siblings that repeat it are not scored again, but each of them counts as a place."""
+
+    def keep(self) -> None:
+        """Mark the node as one that the search continues."""
+        self.fate, self.reason = "kept", ""
+
+    def prune(self, reason: str) -> None:
+        """Mark the node as dropped, with a reason that readers of the tree understand (`not among the best`)."""
+        self.fate, self.reason = "pruned", reason
 
     @property
     def value(self) -> float:
+        """The total reward; 0 while the node has not been scored."""
         return self.reward.total if self.reward is not None else 0.0
 
     @property
@@ -37,17 +49,21 @@ class Node:
 
     @property
     def added(self) -> tuple[Step, ...]:
-        """What it has and its parent has not."""
+        """The steps that its parent does not have."""
         return self.candidate.steps[len(self.parent.candidate.steps) if self.parent is not None else 0 :]
 
     @property
     def standing(self) -> tuple[float, bool]:
-        """What nodes are ordered by: at equal value, one that is truncated goes behind the others."""
+        """Sort key of nodes: the value, then whether it was not truncated."""
         return self.value, self.candidate.finish != "length"
 
 
 class Search:
-    """Grows one problem's tree."""
+    """Grows the tree of one problem.
+
+    `over` is the part of the solutions that is searched step by step; the rest is drawn in one go. `delimiters` are the strings
+    that end a step of the thinking and of the response. With `resample`, steps that repeat a sibling are drawn once more.
+    """
 
     def __init__(
         self,
@@ -59,23 +75,25 @@ class Search:
         delimiters: tuple[str, str] = (BOUNDARY, BOUNDARY),
         resample: bool = False,
     ) -> None:
-        """`over`: the part that is searched step by step; `delimiters` end steps of the thinking and of the response."""
         self.problem, self.generator, self.scorer = problem, generator, scorer
         self.over, self.delimiters, self.resample = over, delimiters, resample
-        self.root = Node(generator.opened(Candidate(problem)), fate="kept")
+        self.root = Node(generator.opened(Candidate(problem)), fate="kept", reason="")
         self.nodes: list[Node] = []
 
     async def grow(self, nodes: Sequence[Node], counts: Sequence[int], *, temperature: float | None = None) -> list[Node]:
-        """A round: each node's children, `counts[i]` of node i, without those that repeat a sibling."""
+        """Draw `counts[i]` children of each node i and return the distinct ones, all families in one list."""
         for node in nodes:
-            node.fate = "kept"
+            node.keep()
         families = await self.generator.together(
             self._children(node, count, temperature) for node, count in zip(nodes, counts, strict=True)
         )
         return [child for family in families for child in family]
 
     async def draw(self, nodes: Sequence[Node], counts: Sequence[int]) -> list[list[Node]]:
-        """A round in which equal siblings stay apart, as weighing them needs; the same node stands for both."""
+        """Draw `counts[i]` children of each node i, one family per node.
+
+        Equal siblings are one node, which is in the family as often as it was drawn, so that weights count it that often.
+        """
         drawn = await self.generator.together(self.advance(node.candidate, n) for node, n in zip(nodes, counts, strict=True))
         families = []
         for node, count, candidates in zip(nodes, counts, drawn, strict=True):
@@ -84,41 +102,42 @@ class Search:
                 if candidate not in known:
                     known[candidate] = self.add(candidate, node)
             family = [known[candidate] for candidate in candidates]
-            families.append(family + family[-1:] * (count - len(family)))  # shorter where the budget ended first
+            families.append(family + family[-1:] * (count - len(family)))  # fewer were drawn if the budget ran out
         return families
 
     async def finish(self, nodes: Sequence[Node]) -> list[Node]:
-        """A finished and rated solution behind each node, one roll-out each."""
+        """Roll out each node to a finished solution, and score the solutions."""
         ends = await self.generator.together(self.generator.finish(node.candidate) for node in nodes)
         fresh = [node if node.done else self.add(end, node) for node, [end] in zip(nodes, ends, strict=True)]
         await self.score(fresh)
         return fresh
 
     async def score(self, nodes: Sequence[Node]) -> None:
-        """Rate nodes that have no reward yet, in one batch."""
+        """Score the nodes that have no reward yet, in one batch."""
         fresh = [node for node in nodes if node.reward is None]
         rewards = await self.scorer.score([node.candidate for node in fresh]) if fresh else []
         for node, reward in zip(fresh, rewards, strict=True):
             node.reward = reward
 
     async def advance(self, candidate: Candidate, count: int, *, temperature: float | None = None) -> list[Candidate]:
-        """Continue a candidate by one step of the part that is searched; what is not searched is drawn in one go."""
+        """Continue a candidate by one step, `count` ways. A part that is not searched is drawn in one go."""
         children = await self._step(candidate, count, temperature)
-        return await self.generator.together(self._until_it_says_something(candidate, child, temperature) for child in children)
+        return await self.generator.together(self._until_ratable(candidate, child, temperature) for child in children)
 
     def add(self, candidate: Candidate, parent: Node | None) -> Node:
+        """Add a candidate to the tree as a child of `parent`."""
         node = Node(candidate, None if parent is self.root else parent)
         self.nodes.append(node)
         return node
 
     def result(self, nodes: Sequence[Node]) -> Result:
-        """These nodes as the solutions, and the tree as it came to be."""
+        """The nodes as the candidates of a result, with the whole tree."""
         for node in nodes:
-            node.fate = "returned"
+            node.fate, node.reason = "returned", ""
         return Result([node.candidate for node in nodes], [node.reward for node in nodes if node.reward], tree=self._tree())
 
     def _tree(self) -> list[Branch]:
-        """First steps first, then their children, and so on: an order that does not depend on what was drawn when."""
+        """All nodes, level by level: an order that does not depend on the timing of the draws."""
         children: dict[Node | None, list[Node]] = {}
         for node in self.nodes:
             children.setdefault(node.parent, []).append(node)
@@ -132,7 +151,7 @@ class Search:
                     following.append((node, len(tree)))
                     text, tokens = "".join(step.text for step in node.added), sum(len(step.token_ids) for step in node.added)
                     reward = node.reward.total if node.reward else None
-                    tree.append(Branch(number, depth, text, tokens, node.candidate.finish, reward, node.fate))
+                    tree.append(Branch(number, depth, text, tokens, node.candidate.finish, reward, node.fate, node.reason))
             level, depth = following, depth + 1
         return tree
 
@@ -144,8 +163,8 @@ class Search:
         for candidate in drawn:
             child = self.add(candidate, node)
             if candidate in family:
-                child.fate = "pruned: repeats a sibling"
-                family[candidate].copies += not self.resample  # else another was drawn in its place
+                child.prune(REPEATS)
+                family[candidate].copies += not self.resample  # with resampling, another was drawn in its place
             else:
                 family[candidate] = child
         return list(family.values())
@@ -156,15 +175,15 @@ class Search:
             return await self.generator.finish(candidate, count, temperature=temperature)
         if self.over == "response" and thinking:
             return await self.generator.step(candidate, count, temperature=temperature, stop=CLOSE)
-        # before anything is written, either part may begin; and thinking ends where it ends, whatever its delimiter
+        # before the first token either part may follow; and CLOSE ends the thinking, whatever its delimiter
         stops = {None: (*self.delimiters, CLOSE), True: (self.delimiters[0], CLOSE), False: self.delimiters[1:]}[thinking]
-        if set(self.delimiters) == {BOUNDARY}:  # as in the field's searches, and in what is drawn in one go and cut
+        if set(self.delimiters) == {BOUNDARY}:  # as in other search libraries, and in solutions drawn in one go
             stops = (BOUNDARY,)
         return await self.generator.step(candidate, count, temperature=temperature, stop=tuple(dict.fromkeys(stops)))
 
-    async def _until_it_says_something(self, before: Candidate, child: Candidate, temperature: float | None) -> Candidate:
-        """A step that adds nothing to rate (a tag, blank lines) goes on, and so do thinking that is not searched and a first
-        step that ended at the other part's delimiter."""
+    async def _until_ratable(self, before: Candidate, child: Candidate, temperature: float | None) -> Candidate:
+        """Continue a step that has nothing to rate yet (a tag, blank lines), thinking that is not searched, and a first step
+        that ended at the delimiter of the other part."""
         while not child.done and (
             parse(child.text) == parse(before.text)
             or (_is_thinking(child) and self.over == "response")
@@ -180,48 +199,59 @@ class Search:
 
 @dataclass(frozen=True)
 class StepSearch(Strategy):
-    """What searches over steps have in common."""
+    """Base class of strategies that search over steps."""
 
     n: Count = 16
-    """Solutions in flight, and returned, at most."""
+    """Maximum number of solutions in progress, and returned."""
     search_over: Part = "all"
-    """The part searched step by step: think, response or all; the rest is drawn in one go."""
+    """Part searched step by step: think, response or all; the rest is drawn in one go."""
     think_delimiter: str = BOUNDARY
-    """What ends a step of the thinking; \\n is a line end."""
+    """String that ends a step of the thinking; \\n stands for a line end."""
     response_delimiter: str = BOUNDARY
-    """What ends a step of the response."""
+    """String that ends a step of the response; \\n stands for a line end."""
+
+    @classmethod
+    def options_for(cls, n: int, pilot: int) -> dict[str, Any]:
+        """The option `n`, less the pilot's samples: these are candidates already when the search returns its own."""
+        return {"n": max(1, n - pilot)}
 
     def search(self, problem: Problem, generator: Generator, scorer: Scorer, *, resample: bool = False) -> Search:
-        """A new tree under these options."""
+        """A new tree with these options."""
         delimiters = (self.think_delimiter.replace("\\n", "\n"), self.response_delimiter.replace("\\n", "\n"))
         return Search(problem, generator, scorer, over=self.search_over, delimiters=delimiters, resample=resample)
 
 
 @dataclass(frozen=True)
 class BranchingSearch(StepSearch):
-    """Searches that try several continuations of a solution and keep some."""
+    """Base class of searches that draw several continuations of a solution and keep the best."""
 
     width: Count = 4
-    """Continuations tried of each solution that is kept."""
+    """Continuations drawn from each solution that is kept."""
     resample: bool = False
-    """Draw once more in place of a step that repeats its sibling."""
+    """Draw once more in place of a step that repeats a sibling."""
 
     def __post_init__(self) -> None:
         if self.width > self.n:
-            raise InputError(f"--width is {self.width}, more than --n {self.n}; a round would not fit into its budget")
+            raise InputError(f"--width is {self.width}; it should be at most --n, which is {self.n}")
+
+    @classmethod
+    def options_for(cls, n: int, pilot: int) -> dict[str, Any]:
+        """`n` less the pilot's samples, and the default width, or n if that is smaller."""
+        options = super().options_for(n, pilot)
+        return options | {"width": min(cls.width, options["n"])}
 
 
 def best(nodes: Sequence[Node], count: int) -> list[Node]:
-    """The `count` nodes of the highest standing, best first; earlier ones before later ones."""
+    """The `count` nodes with the highest `standing`, best first; among equal ones, earlier ones first."""
     return sorted(nodes, key=lambda node: node.standing, reverse=True)[:count]
 
 
 def share(total: int, parts: int) -> list[int]:
-    """`total` as evenly as it goes: share(10, 4) is [3, 3, 2, 2]."""
+    """Split `total` into parts as equal as possible: share(10, 4) is [3, 3, 2, 2]."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def _is_thinking(candidate: Candidate) -> bool | None:
-    """Whether the next token belongs to the thinking; None where nothing has been written that would tell."""
+    """Whether the next token belongs to the thinking; None while the text is blank, as either part may follow."""
     text = candidate.text
     return (OPEN in text and CLOSE not in text) if text.strip() else None

@@ -1,16 +1,14 @@
-"""One sample: the baseline that everything else is measured against."""
+"""One sample: the baseline against which all other strategies are measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.registry import strategy
 from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Result, Scorer, Strategy
 
 
-@strategy("single")
 @dataclass(frozen=True)
 class Single(Strategy):
     """Sample one solution; with --temperature 0, the greedy one."""

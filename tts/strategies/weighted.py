@@ -1,4 +1,4 @@
-"""Weighted voting: best-of-N over answers instead of texts (https://arxiv.org/abs/2206.02336)."""
+"""Weighted voting: best-of-N over answers instead of solutions (Li et al. 2022, https://arxiv.org/abs/2206.02336)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tts.registry import strategy
 from tts.strategies.parallel import Parallel
 from tts.types import Reward
 
 
-@strategy("weighted")
 @dataclass(frozen=True)
 class Weighted(Parallel):
-    """Sample n solutions; keep the answer whose solutions have the largest sum of rewards."""
+    """Sample n solutions and choose the answer with the largest sum of rewards."""
 
     uses_answers: ClassVar[bool] = True
 

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,38 +23,30 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from tts.errors import InputError
 from tts.models import checkpoints
+from tts.options import check_resumable, kept
 from tts.show.console import warn
-from tts.train.settings import Training
+from tts.train.settings import TrainingSettings
 
 CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
-FREE = ("resume", "out", "device", "save_steps", "log_steps")
-"""What a training may go on with otherwise than it began."""
 SHOWN = ("loss", "eval_loss", "reward", "eval_rewards/outcome/mean")
 """What of a row of the log is shown while it is trained."""
 
 
-def open_folder(settings: Training) -> None:
+def open_folder(settings: TrainingSettings) -> None:
     """Make the folder, or check that a training under the same settings was begun in it. Raises InputError."""
     if int(os.environ.get("RANK", "0")) != 0:
         return  # of the processes of `accelerate launch`, the first one does
-    out, kept = settings.out, settings.out / SETTINGS
-    said = json.loads(json.dumps(asdict(settings), default=str))
+    out, beside = settings.out, settings.out / SETTINGS
     if settings.resume:
-        if not kept.is_file():
+        if not beside.is_file():
             raise InputError(f"{out} holds no training to go on with (no {SETTINGS} in it); leave --resume away")
-        begun = json.loads(kept.read_text())["settings"]
-        for name, value in said.items():
-            if name not in FREE and begun.get(name) != value:
-                raise InputError(
-                    f"{out} was begun with --{name.replace('_', '-')} {begun.get(name)}, not {value};"
-                    " go on with that, or choose another --out"
-                )
+        check_resumable(out, json.loads(beside.read_text())["settings"], settings)
         return
     if out.exists() and not _is_unused(out):
         raise InputError(f"{out} exists and is not an empty folder; go on with it by --resume, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"settings": said, "torch": torch.__version__}, indent=2) + "\n")
+        beside.write_text(json.dumps({"settings": kept(settings), "torch": torch.__version__}, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
 
@@ -67,7 +58,7 @@ def _is_unused(out: Path) -> bool:
     )
 
 
-def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: Any) -> Any:
+def arguments(settings: TrainingSettings, kind: type[Any] = TrainingArguments, **more: Any) -> Any:
     """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on. Raises InputError."""
     if find_spec("accelerate") is None:
         raise InputError("training needs accelerate; install it with: pip install 'tts-toolkit[train]'")
@@ -106,7 +97,7 @@ def arguments(settings: Training, kind: type[Any] = TrainingArguments, **more: A
     return made
 
 
-def optimizers(settings: Training, model: nn.Module) -> tuple[Optimizer | None, None]:
+def optimizers(settings: TrainingSettings, model: nn.Module) -> tuple[Optimizer | None, None]:
     """What trainers take as `optimizers`: Muon with AdamW where that is chosen, else nothing, which is AdamW."""
     return (
         MuonAdamW(model.named_parameters(), settings.lr, settings.weight_decay) if settings.optimizer == "muon" else None
@@ -143,7 +134,7 @@ class MuonAdamW(Optimizer):
         return loss
 
 
-def lora_config(settings: Training, **more: Any) -> Any:
+def lora_config(settings: TrainingSettings, **more: Any) -> Any:
     """PEFT's configuration of adapters on every linear layer, or None for all weights. InputError where peft is missing."""
     if settings.lora is None:
         return None
@@ -208,7 +199,7 @@ class _Log(TrainerCallback):
 
 
 @contextmanager
-def stoppable(settings: Training) -> Iterator[None]:
+def stoppable(settings: TrainingSettings) -> Iterator[None]:
     """Ctrl-C inside ends the command with exit code 130 and says how to go on."""
     try:
         yield
@@ -231,7 +222,7 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def fit(trainer: Trainer, settings: Training) -> None:
+def fit(trainer: Trainer, settings: TrainingSettings) -> None:
     """Train, from the newest checkpoint where --resume says so.
 
     The first Ctrl-C ends the step under way, saves a checkpoint and then raises KeyboardInterrupt. Raises InputError where the

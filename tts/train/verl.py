@@ -1,12 +1,12 @@
-"""The reward of `tts rl` for verl, which calls `compute_score` once for every response.
+"""The reward of `tts rl` as a reward function for verl, which calls `compute_score` once per response.
 
     custom_reward_function.path=/…/tts/train/verl.py
     custom_reward_function.name=compute_score
     +custom_reward_function.reward_kwargs.scorer=Gen-Verse/ReasonFlux-PRM-7B
     +custom_reward_function.reward_kwargs.beta=0.5
 
-(`reward.custom_reward_function.…` in newer versions of verl.) `python -c "import tts.train.verl as v; print(v.__file__)"` says
-the path. What is known of verl here is its source; it is not installed where this is tested.
+Newer versions of verl call these options `reward.custom_reward_function.…`. To print the path of this file:
+`python -c "import tts.train.verl as v; print(v.__file__)"`. The interface follows verl's source; the tests run without verl.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tts.trajectory import CLOSE, OPEN
 from tts.types import Aggregate, Candidate, Problem, Step, counts_final
 
 PROBLEM = ("problem", "question")
-"""Keys of `extra_info` under which the problem's text is looked for, in this order."""
+"""Keys of `extra_info` that may hold the problem's text; the first one present is used."""
 _LOADING = threading.Lock()
 
 
@@ -44,28 +44,45 @@ def compute_score(
     grader: str = "math",
     **_: Any,
 ) -> dict[str, float]:
-    """`score` = (1 - beta) * outcome + beta * prm, the two parts, and `acc`, which verl reports as accuracy.
+    """Return the reward of a response, (1 - beta) * outcome + beta * prm, and its two parts.
 
-    Keywords come from verl's `reward_kwargs`: `scorer` is a reward model as in `tts rl` with the arguments `scorer_args`,
-    loaded once in a process. It needs the problem: `extra_info["problem"]`, or `["question"]`. With beta 0 it is not
-    loaded, and `prm` is 0. What verl passes beyond that is ignored. Raises InputError.
+    The first four arguments are those that verl passes; further ones that it passes are ignored. The keyword arguments come
+    from verl's `reward_kwargs`.
+
+    Args:
+        data_source: Name of the data set, for error messages.
+        solution_str: The response.
+        ground_truth: The reference answer; may be None with beta 1.
+        extra_info: Holds the text of the problem under "problem" or "question", unless beta is 0.
+        beta: Weight of the reward model, from 0 to 1. Default: 0.5. With 0 it is not loaded, and `prm` is 0.
+        scorer: The reward model, as in `tts rl`, loaded once per process. Default: "arith-prm".
+        scorer_args: Arguments of the scorer.
+        alpha: Weight of the final reward in r_hat. Default: 1.0.
+        aggregate: How step rewards become one number in r_hat. Default: "mean".
+        grader: How the answer is compared with the reference. Default: "math".
+
+    Returns:
+        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy.
+
+    Raises:
+        InputError: An argument cannot be used, or the reference answer or the problem is missing.
     """
     if not 0 <= beta <= 1:
-        raise InputError(f"beta is {beta}; it should be between 0 and 1")
+        raise InputError(f"beta is {beta}; it must be between 0 and 1")
     if beta < 1 and ground_truth is None:
-        raise InputError(f"a row of {data_source} has no ground_truth, which the outcome reward compares with; or use beta 1")
+        raise InputError(f"a row of {data_source} has no ground_truth, which the outcome reward needs; add it, or use beta 1")
     prompt = next((str(extra_info[key]) for key in PROBLEM if extra_info and extra_info.get(key)), None)
     if prompt is None and beta:
         raise InputError(
-            f"a row of {data_source} has no problem for the reward model; give it as extra_info['problem'], or use beta 0"
+            f"a row of {data_source} has no problem for the reward model; add it as extra_info['problem'], or use beta 0"
         )
-    get_grader(grader)  # says so where there is none
+    get_grader(grader)  # raises InputError for an unknown one
     answer = None if ground_truth is None else str(ground_truth)
     problem = Problem(data_source, prompt or "", answer, grader)
     with _LOADING:
         rewards = _rewards(scorer if beta else None, json.dumps(dict(scorer_args or {}), sort_keys=True), alpha, aggregate)
         loop = _loop()
-    # templates that open <think> in the prompt leave only its end in the response
+    # a chat template that opens <think> in the prompt leaves only </think> in the response
     text = f"{OPEN}\n{solution_str}" if CLOSE in solution_str and OPEN not in solution_str else solution_str
     candidate = Candidate(problem, (Step(text, (), "stop"),))
     [parts] = asyncio.run_coroutine_threadsafe(rewards([candidate]), loop).result()
@@ -83,7 +100,7 @@ def _rewards(scorer: str | None, arguments: str, alpha: float, aggregate: Aggreg
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop in a thread of its own: verl may call from several threads, or from inside a loop."""
+    """Return an event loop that runs in its own thread: verl may call from several threads, or from inside a loop."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tts-reward", daemon=True).start()
     return loop

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from tts.demo import arith
 from tts.errors import InputError
 from tts.evals.benchmarks.published import PUBLISHED
-from tts.evals.benchmarks.rows import Row, from_file, from_hub
-from tts.evals.benchmarks.source import Source, plain
+from tts.evals.benchmarks.rows import DataRow, from_file, from_hub
+from tts.evals.benchmarks.source import Source, verbatim
 from tts.grading.rules import get_grader
+from tts.options import configure
+from tts.plugins import Registry
 from tts.types import Problem
 
-ARITH: dict[str, arith.Split] = {"arith": "test", "arith:dev": "dev", "arith:train": "train"}
-ARITH_PROBLEMS = 100
-"""Test problems of `arith` when no limit is given; there are over a million."""
 HUB = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.-]+))?")
 FILES = (".jsonl", ".csv", ".parquet")
+
+
+def _accept(found: Any) -> Any:
+    """A Source, a function that returns problems, or a list of them."""
+    return found if isinstance(found, Source | list | tuple) or inspect.isfunction(found) else None
+
+
+BENCHMARKS: Registry[Any] = Registry(
+    "benchmark",
+    {
+        "arith": "tts.evals.benchmarks.arith:test_split",
+        "arith:dev": "tts.evals.benchmarks.arith:dev_split",
+        "arith:train": "tts.evals.benchmarks.arith:train_split",
+        **PUBLISHED,
+    },
+    accept=_accept,
+    expected="a Source, a list of problems, or a function that returns problems",
+)
 
 
 @dataclass(frozen=True)
@@ -47,26 +64,43 @@ def load_benchmark(
     split: str | None = None,
     data_dir: str | None = None,
     grader: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Benchmark:
-    """The first `limit` problems of a benchmark, after shuffling by `seed` where that is asked for, `repeat` times over.
+    """The first `limit` problems of a benchmark.
 
-    `name` is `arith` (its test split; `arith:dev` to choose settings on), one of PUBLISHED, the path of a JSONL, CSV or
-    Parquet file, a folder that `datasets` can read, or a hub id as owner/name@revision:config. The fields and the grader are
-    those of the benchmark where they are not given; `data_dir` is a local copy of what lies on the hub. `seed` also places
-    the choices of gpqa-diamond. InputError where something is missing or no such row.
+    Args:
+        name: A name of BENCHMARKS (`arith:dev` is for choosing settings), `file.py:name` or `package.module:name`; the path
+            of a JSONL, CSV or Parquet file; a folder that `datasets` can read; or a hub id as owner/name@revision:config.
+        limit: Problems to take; all by default (of arith, the first 100).
+        seed: Seed of the shuffling, and of where gpqa-diamond places the right choice.
+        shuffle: Shuffle before taking the first ones.
+        repeat: Times that every problem appears.
+        question_field: Name of the question in the data; by default the benchmark's.
+        answer_field: Name of the reference answer; by default the benchmark's.
+        id_field: Name of the id; by default the benchmark's.
+        split: Split to load; by default the benchmark's.
+        data_dir: Local copy of what is on the hub.
+        grader: How answers are compared; by default the benchmark's grader.
+        options: Keyword arguments of a benchmark that is a function.
+
+    Raises:
+        InputError: There is no such benchmark, or a row of it is not a problem.
     """
     fields = {"question": question_field, "answer": answer_field, "id": id_field}
-    if name in ARITH:
-        choices = {"split": split, "data-dir": data_dir, **{f"{key}-field": value for key, value in fields.items()}}
-        if given := next((option for option, value in choices.items() if value is not None), None):
-            raise InputError(f"--{given} is {choices[given]!r}, but {name} is bundled and has none to choose; leave it away")
-        title, problems = name, _arith(ARITH[name], limit or ARITH_PROBLEMS)
-    else:
-        title, source, rows = _find(name, split, data_dir)
+    found = BENCHMARKS.find(name)
+    if options and not callable(found):
+        raise InputError(f"--benchmark-arg is for benchmarks that are a function; {name} is not one")
+    if found is None or isinstance(found, Source):
+        title, source, rows = _find(name, found, split, data_dir)
         source = source.with_fields(**fields)
         problems = _unique((row, source.problem(row, seed)) for row in rows if source.takes(row))
-        if not problems:
-            raise InputError(f"{name} has no problems; expected one JSON object a line with `problem` and `answer`")
+    else:
+        choices = {"split": split, "data-dir": data_dir, **{f"{key}-field": value for key, value in fields.items()}}
+        if given := next((option for option, value in choices.items() if value is not None), None):
+            raise InputError(f"--{given} is {choices[given]!r}, but {name} is made by code and has none to choose; omit it")
+        title, problems = name.rpartition(".py:")[2], _unique(_made(name, found, limit, dict(options or {})))
+    if not problems:
+        raise InputError(f"{name} has no problems; expected one JSON object a line with `problem` and `answer`")
     if shuffle:
         random.Random(seed).shuffle(problems)
     problems = problems[:limit]
@@ -76,18 +110,27 @@ def load_benchmark(
     return Benchmark(title, _repeated(problems, repeat), repeat)
 
 
-def _arith(split: arith.Split, number: int) -> list[Problem]:
-    return [Problem(f"arith-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take(split, number))]
+def _made(name: str, found: Any, limit: int | None, options: dict[str, Any]) -> Iterator[tuple[DataRow, Problem]]:
+    """The problems of a plug-in, each with its place. A dict is read like a row of a file."""
+    if callable(found):
+        if "limit" in inspect.signature(found).parameters:
+            options.setdefault("limit", limit)
+        found = configure(found, options, noun=f"the benchmark {name}", prefix="--benchmark-arg ")
+    for number, item in enumerate(found, 1):
+        row = DataRow(f"{name}, item {number}", number, item)
+        if not isinstance(item, Problem | dict):
+            raise InputError(f"{row.where} is {item!r:.60}; expected a tts.Problem or a dict with problem and answer")
+        yield row, item if isinstance(item, Problem) else Source().problem(row, 0)
 
 
-def _find(name: str, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[Row]]:
+def _find(name: str, known: Source | None, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[DataRow]]:
     """A short name, how a row becomes a problem, and the rows."""
     path = Path(name).expanduser()
-    if name in PUBLISHED:
-        title, source = name, PUBLISHED[name]
+    if known is not None:
+        title, source = name.rpartition(".py:")[2], known
     elif path.is_file():
         if split is not None or data_dir is not None:
-            raise InputError(f"{name} is a file: leave --split and --data-dir, which are for the hub and folders, away")
+            raise InputError(f"{name} is a file: omit --split and --data-dir, which are for the hub and for folders")
         return path.stem, Source(), from_file(path)
     elif path.is_dir():
         title, source, data_dir = path.resolve().name, Source(), data_dir or name
@@ -95,17 +138,14 @@ def _find(name: str, split: str | None, data_dir: str | None) -> tuple[str, Sour
         title = match["hub"].split("/")[1]
         source = Source(match["hub"], config=match["config"], revision=match["revision"] or "main")
     else:
-        close = get_close_matches(name, [*ARITH, *PUBLISHED], n=1)
-        hint = f". Did you mean {close[0]!r}?" if close else ""
-        raise InputError(
-            f"no benchmark {name!r}: expected arith, or the path of a JSONL file (or CSV, Parquet, a folder), or a hub id as in"
-            f" owner/name, or one of {', '.join(PUBLISHED)}{hint}"
+        raise BENCHMARKS.unknown(
+            name, "Or give a JSONL, CSV or Parquet file, a folder, a hub id such as owner/name, or your own as file.py:name."
         )
     source = replace(source, split=split or source.split)
     return title, source, from_hub(source, Path(data_dir).expanduser() if data_dir is not None else None)
 
 
-def _unique(found: Iterable[tuple[Row, Problem]]) -> list[Problem]:
+def _unique(found: Iterable[tuple[DataRow, Problem]]) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for row, problem in found:
         if problem.id in problems:
@@ -124,8 +164,8 @@ def _repeated(problems: list[Problem], times: int) -> list[Problem]:
     """The samples of a problem hang on its id, so each repetition draws others."""
     again = [replace(problem, id=f"{problem.id}#{i}") for i in range(2, times + 1) for problem in problems]
     if taken := {problem.id for problem in problems} & {problem.id for problem in again}:
-        raise InputError(f"the id {min(taken)!r} is what a repetition would be called; rename it, or leave --repeat away")
+        raise InputError(f"the id {min(taken)!r} is what a repetition would be called; rename it, or omit --repeat")
     return problems + again
 
 
-__all__ = ["ARITH", "ARITH_PROBLEMS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "plain", "problem_of"]
+__all__ = ["BENCHMARKS", "PUBLISHED", "Benchmark", "Source", "load_benchmark", "problem_of", "verbatim"]

@@ -1,12 +1,12 @@
-"""Published benchmarks by name. Each opens with a row as it is published, shortened.
+"""Published benchmarks by name. A comment above each shows a row as it is published, shortened.
 
-A revision is a commit of the data set where one was known for certain when this was written; "main" follows the hub.
-Where copies of a benchmark name their fields differently, the other names are listed too, for --data-dir.
+A revision is a commit of the data set if one was known for certain when this was written; "main" is the latest version on the
+hub. If copies of a benchmark name their fields differently, those names are listed as well, for --data-dir.
 """
 
 from __future__ import annotations
 
-from tts.evals.benchmarks.source import Source, behind_hashes, in_box, listed, plain, whole
+from tts.evals.benchmarks.source import Source, after_hashes, boxed_answer, joined, verbatim, whole_number
 
 PUBLISHED = {
     # {"question": "Natalia sold clips to 48 of her friends …", "answer": "… 48+24 = <<48+24=72>>72 clips …\n#### 72"}
@@ -15,7 +15,7 @@ PUBLISHED = {
         config="main",
         revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
         question=("question",),
-        answer={"answer": behind_hashes},
+        answer={"answer": after_hashes},
         strict=True,
     ),
     # {"problem": "Convert the point $(0,3)$ …", "solution": "…", "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
@@ -32,7 +32,7 @@ PUBLISHED = {
         split="train",
         revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
         question=("problem", "Problem"),
-        answer={"answer": whole, "Answer": whole},
+        answer={"answer": whole_number, "Answer": whole_number},
         id=("id", "ID"),
         strict=True,
     ),
@@ -41,7 +41,7 @@ PUBLISHED = {
         hub="math-ai/aime25",
         revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
         question=("problem", "question", "Problem"),
-        answer={"answer": whole, "Answer": whole},
+        answer={"answer": whole_number, "Answer": whole_number},
         id=("id", "ID"),
         strict=True,
     ),
@@ -50,7 +50,7 @@ PUBLISHED = {
         hub="math-ai/amc23",
         revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
         question=("question", "problem"),
-        answer={"answer": whole},
+        answer={"answer": whole_number},
         strict=True,
     ),
     # {"question": "Each of the two Magellan telescopes has a diameter of …", "answer": "7.6"}; other copies have
@@ -58,7 +58,7 @@ PUBLISHED = {
     "minerva": Source(
         hub="math-ai/minervamath",
         question=("question", "problem"),
-        answer={"answer": plain, "solution": in_box},
+        answer={"answer": verbatim, "solution": boxed_answer},
         id=("id", "idx"),
         strict=True,
     ),
@@ -70,20 +70,20 @@ PUBLISHED = {
         config="OE_TO_maths_en_COMP",
         split="train",
         question=("question",),
-        answer={"final_answer": listed},
+        answer={"final_answer": joined},
         only={"modality": "Text-only", "subject": "Math", "language": "English", "question_type": "Open-ended"},
         strict=True,
     ),
     # {"Question": "Two quantum states …", "Correct Answer": "10^-4 eV\n", "Incorrect Answer 1": "10^-11 eV\n",
-    #  "Incorrect Answer 2": "…", "Incorrect Answer 3": "…", "Record ID": "rec06pnAkLOr2t2mp", …}; its terms have to be
-    # accepted on the hub
+    #  "Incorrect Answer 2": "…", "Incorrect Answer 3": "…", "Record ID": "rec06pnAkLOr2t2mp", …}; its terms must be accepted
+    # on the hub
     "gpqa-diamond": Source(
         hub="Idavidrein/gpqa",
         config="gpqa_diamond",
         split="train",
         revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
         question=("Question",),
-        answer={"Correct Answer": plain},
+        answer={"Correct Answer": verbatim},
         wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
         id=("Record ID",),
         grader="letter",

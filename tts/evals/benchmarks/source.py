@@ -1,4 +1,4 @@
-"""Where rows lie, and how one of them becomes a problem."""
+"""Sources of benchmarks: where the rows of a data set are, and how a row becomes a problem."""
 
 from __future__ import annotations
 
@@ -9,78 +9,88 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tts.errors import InputError
-from tts.evals.benchmarks.rows import Row
+from tts.evals.benchmarks.rows import DataRow
 from tts.grading.pool import boxed
 from tts.types import Problem
 
-Read = Callable[[Any], str | None]
-"""Takes a reference answer from a field's value; None where there is none. ValueError where it is not of the kind expected."""
+AnswerReader = Callable[[Any], str | None]
+"""Reads the reference answer from the value of a field; None without an answer. Raises ValueError with what it expected."""
 
 
-def plain(value: Any) -> str | None:
-    """A text or a number as it is."""
+def verbatim(value: Any) -> str | None:
+    """A string or a number as it is."""
     if isinstance(value, bool | dict | list):
-        raise ValueError("a text or a number")
+        raise ValueError("a string or a number")
     return None if value is None or value == "" else str(value)
 
 
-def whole(value: Any) -> str | None:
-    """A number without a decimal point or leading zeros where it is whole: 27.0 and "027" are 27."""
-    text = plain(value)
+def whole_number(value: Any) -> str | None:
+    """A whole number without a decimal point or leading zeros, so that 27.0 and "027" are 27; other values as they are."""
+    text = verbatim(value)
     try:
         return str(int(float(text or ""))) if float(text or "").is_integer() else text
     except ValueError:
         return text
 
 
-def in_box(value: Any) -> str:
-    """What a worked solution boxes last."""
+def boxed_answer(value: Any) -> str:
+    """The last boxed expression of a worked solution."""
     answer = boxed(value) if isinstance(value, str) else None
     if not answer:
         raise ValueError("a solution with a \\boxed{} answer")
     return answer
 
 
-def behind_hashes(value: Any) -> str:
-    """What follows #### at the end of a worked solution, without thousands separators."""
+def after_hashes(value: Any) -> str:
+    """The text after the last #### of a worked solution, without thousands separators."""
     answer = value.rpartition("####") if isinstance(value, str) else ("", "", "")
     if not answer[1] or not answer[2].strip():
         raise ValueError("a solution that ends in #### and the answer")
     return str(answer[2].strip().replace(",", ""))
 
 
-def listed(value: Any) -> str | None:
-    """The answers of a list, dollar signs left out, with commas between them."""
+def joined(value: Any) -> str | None:
+    """The answers of a list, without dollar signs around them, joined by commas."""
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
-        raise ValueError("a list of texts")
+        raise ValueError("a list of strings")
     return ", ".join(answer.strip(" $") for answer in value) or None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set and what its fields are called. Of several names the first that a row has is taken."""
+    """A data set and the names of its fields. Of several names, the first that a row has is used."""
 
     hub: str = ""
-    """Id on the Hugging Face hub, as owner/name."""
+    """Id on the Hugging Face hub, as owner/name; empty for data that is not on the hub."""
     config: str | None = None
+    """Configuration of the data set; None for its default."""
     split: str = "test"
     revision: str = "main"
-    """A commit, so that the problems stay the same."""
+    """A commit, so that the problems stay the same, or a branch or tag."""
     question: tuple[str, ...] = ("problem",)
-    answer: Mapping[str, Read] = field(default_factory=lambda: {"answer": plain})
+    """Fields with the problem's text."""
+    answer: Mapping[str, AnswerReader] = field(default_factory=lambda: {"answer": verbatim})
+    """Fields with the reference answer, and how to read it."""
     id: tuple[str, ...] = ("id",)
+    """Fields with the problem's id."""
     numbered: bool = True
-    """Whether a row without an id gets its number for one."""
+    """Whether a row without an id gets its number as its id; if not, it is an error."""
     wrong: tuple[str, ...] = ()
-    """Fields of the wrong choices; then `answer` is the right choice, and the reference becomes its letter."""
+    """Fields with the wrong choices. The answer is then the right choice, and the reference answer becomes its letter."""
     only: Mapping[str, str] = field(default_factory=dict)
-    """What these fields have to be, in a row that has them; other rows are passed over."""
+    """Values that these fields must have in rows that have the fields; other rows are skipped."""
     grader: str = "math"
+    """Grader of the problems."""
     strict: bool = False
-    """Whether every row must have the field of the answer; else one without it is solved but not graded."""
+    """Whether every row must have a field with an answer; if not, a problem without one is solved but not graded."""
+
+    @property
+    def about(self) -> str:
+        """Where its rows are, in a line."""
+        return f"{self.hub}{f':{self.config}' if self.config else ''}, split {self.split}, grader {self.grader}"
 
     def with_fields(self, *, question: str | None, answer: str | None, id: str | None) -> Source:
-        """The same with fields that a user named, each of which then has to be in every row."""
+        """The same source with fields that a user has named; each of them must then be in every row."""
         return replace(
             self,
             question=(question,) if question else self.question,
@@ -90,13 +100,16 @@ class Source:
             numbered=self.numbered and id is None,
         )
 
-    def takes(self, row: Row) -> bool:
-        """Whether a row belongs to the benchmark; what is no row at all is for `problem` to complain about."""
+    def takes(self, row: DataRow) -> bool:
+        """Whether a row belongs to the benchmark. Rows that are not dictionaries do; `problem` raises the error for them."""
         fields = row.fields if isinstance(row.fields, dict) else {}
         return all(fields.get(name, value) == value for name, value in self.only.items())
 
-    def problem(self, row: Row, seed: int) -> Problem:
-        """The row's problem; InputError, with the row's place, where it has none. `seed` places the choices."""
+    def problem(self, row: DataRow, seed: int) -> Problem:
+        """The problem of a row. `seed` shuffles the choices of a multiple-choice problem.
+
+        Raises InputError, with the place of the row, if a field is missing or has an unexpected value.
+        """
         prompt = row.text(self.question, "--question-field")
         identifier = self._id(row)
         answer = self._answer(row)
@@ -110,7 +123,7 @@ class Source:
             answer = letters[order.index(0)]
         return Problem(identifier, prompt, answer, self.grader)
 
-    def _answer(self, row: Row) -> str | None:
+    def _answer(self, row: DataRow) -> str | None:
         name = next((name for name in self.answer if name in row.fields), None)
         if name is None:
             if self.strict:
@@ -122,11 +135,11 @@ class Source:
             given = json.dumps(row.fields[name], default=str)[:40]
             raise InputError(f"{row.where}: the answer is {given}; expected {expected}") from None
 
-    def _id(self, row: Row) -> str:
+    def _id(self, row: DataRow) -> str:
         name = next((name for name in self.id if name in row.fields), None)
         if name is None and not self.numbered:
             raise row.lacks(self.id, "--id-field")
         identifier = row.number if name is None else row.fields[name]
         if isinstance(identifier, bool | dict | list) or identifier is None:
-            raise InputError(f"{row.where}: the id is {json.dumps(identifier)[:40]}; expected a text or a number")
+            raise InputError(f"{row.where}: the id is {json.dumps(identifier)[:40]}; expected a string or a number")
         return str(identifier)

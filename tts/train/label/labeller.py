@@ -1,100 +1,111 @@
-"""`tts label`: from traces to what a PRM is to say of them (arXiv 2506.18896, section 3)."""
+"""`tts label`: compute the training targets of a PRM for every trace of a file (arXiv 2506.18896, section 3)."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from tts.data.labelled import Labelled, trl_row
-from tts.data.stream import Done, Files, Rejected, Tally, rejected_of, work_through
+from tts.data.labelled import LabelledTrace, trl_row
+from tts.data.stream import FileSink, Processed, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.engines import load_engine
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.grading.pool import Grader
 from tts.grading.rules import get_grader
+from tts.interrupts import on_interrupt
 from tts.models import checkpoints
 from tts.models.templates import read_template
-from tts.show.console import field_names, key_values, warn, watched
+from tts.show.console import Output, warn
 from tts.solving.generator import derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.encoder import Encoder
-from tts.train.label.quality import JUDGE, Check, Judge, Quality, Rollout
+from tts.train.label.quality import JUDGE, CheckerQuality, JudgeQuality, Quality, RolloutQuality
 from tts.train.label.targets import Array, alignment, coherence, step_target
-from tts.train.label.template import Guide
-from tts.train.settings import Label
+from tts.train.label.template import TemplateReward
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Engine, Problem
 
-CHUNK = 16
-"""Traces labelled together: each may ask for hundreds of completions."""
-POOL = 2048
-"""Steps of the file from which coherence draws those of other problems."""
+LABEL_CHUNK = 16
+"""Traces labelled at a time. It is small because every trace may need hundreds of completions."""
+NEGATIVE_SOURCE = 2048
+"""Steps sampled from the whole file, from which the negatives of coherence are drawn."""
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What is found out about one trace. Lists have an entry for every thinking step and then every response step."""
+class TraceLabels:
+    """The targets of one trace and the terms behind them. Lists have one entry per thinking step, then per response step."""
 
     alignment: list[float | None]
+    """r_align, in [-1, 1]; None for response steps, and unless the targets are combined."""
     quality: list[float]
+    """r_qual, in [0, 1]."""
     coherence: list[float | None]
-    """The first two terms that compare with the response or with a step before are of thinking steps alone."""
+    """r_coh; None for response steps, and unless the targets are combined."""
     steps: list[float]
+    """The targets of the steps. That of a response step is its quality."""
     final: float | None
+    """The target of the trace as a whole; None with --final none."""
     correct: bool | None
+    """Whether the trace's own answer is correct; None for a problem without a reference answer."""
     template: str | None = None
+    """The reasoning template that the expert extracted, with --final template."""
 
 
-def label(settings: Label) -> None:
-    """The command: a live view, and what became of it in a line."""
-    from tts.show.terminal import FileView
+def label(settings: LabelSettings, output: Output) -> int:
+    """The command."""
+    from tts.show.live import FileView
 
-    tally = Tally()
-    try:
-        watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console), hidden=False)
-    except KeyboardInterrupt:
-        warn(f"interrupted with {tally.done} traces labelled; go on by the same command with --resume ({settings.out})")
-        raise typer.Exit(130) from None
-    before = f", {tally.resumed} before" if tally.resumed else ""
-    print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} labelled{before}: {settings.out}")
+    tally, out = Tally(), settings.out
+    with on_interrupt(lambda: how_to_resume(tally, "labelled", out)):
+        output.watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console))
+    output.result(table=lambda: tally.summary("labelled", out), data=lambda: tally.to_json(out), brief=out)
     if tally.rejected:
-        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(settings.out)}")
-        raise typer.Exit(1)
+        warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(out)}")
+        return Exit.FAILURES
+    return Exit.OK
 
 
 def label_file(
-    settings: Label, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
+    settings: LabelSettings, tally: Tally | None = None, *, policy: Engine | None = None, expert: Engine | None = None
 ) -> Tally:
-    """Write a row of labels for every trace of a file; the same as `tts label`.
+    """Label every trace of a file, as `tts label` does.
 
-    `policy` and `expert` are engines that are loaded already. Raises InputError for bad input as a whole; a trace that cannot
-    be labelled goes to `.rejected.jsonl` with the reason.
+    A trace that cannot be labelled is written to `.rejected.jsonl` beside the output, with the reason.
+
+    Args:
+        settings: The options of `tts label`.
+        tally: Progress, updated in place for a live view. Default: a new one.
+        policy: A loaded engine to use instead of `settings.engine` and `settings.model`.
+        expert: A loaded engine to use instead of `settings.expert_engine` and `settings.expert`.
+
+    Returns:
+        The tally, with the number of traces that were labelled and rejected.
+
+    Raises:
+        InputError: The input, an option or a model cannot be used, or the output cannot be written.
     """
     tally = tally or Tally()
     if not settings.traces.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    names = field_names(settings.field)
+    names = settings.names
     get_grader(settings.grader)
-    kept = {name: value for name, value in asdict(settings).items() if name not in ("out", "resume", "limit", "cache")}
-    sink = Files.open(settings.out, {**kept, "traces": str(settings.traces)}, resume=settings.resume, command="tts label")
+    sink = FileSink.open(settings.out, settings, resume=settings.resume, command="tts label")
     tally.resumed, tally.total_bytes = sink.done, settings.traces.stat().st_size
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            labeller = await _load(settings, names, stack, tally, policy, expert)
+            labeller = await _load_labeller(settings, names, stack, tally, policy, expert)
             tally.running = True
             chunks = work_through(
                 settings.traces, labeller.label, names=names, first_line=sink.first_line, limit=settings.limit, tally=tally,
-                chunk=CHUNK,
+                chunk=LABEL_CHUNK,
             )  # fmt: skip
             async for chunk in chunks:
-                done = [item for item in chunk if isinstance(item, Done)]
+                done = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(done)
                 tally.rejected += len(refused)
@@ -103,7 +114,9 @@ def label_file(
     try:
         asyncio.run(work())
     except OSError as error:
-        raise InputError(f"cannot write to {settings.out}: {error.strerror or error}; go on with --resume") from error
+        raise InputError(
+            f"cannot write to {settings.out}: {error.strerror or error}; what was labelled is kept, continue with --resume"
+        ) from error
     finally:
         sink.close()
     return tally
@@ -111,30 +124,31 @@ def label_file(
 
 @dataclass
 class Labeller:
-    """What labels traces: the terms of the paper's reward, and those who know them."""
+    """Computes the labels of traces, with everything that the settings ask for already loaded."""
 
-    settings: Label
+    settings: LabelSettings
     grader: Grader
     quality: Quality
     encoder: Encoder | None
-    """Phi; None where quality is all that counts."""
-    pool: list[tuple[str, str]]
-    """(problem, step) of the whole file, at random."""
-    guide: Guide | None
-    """Answers under a template; None where the trajectory reward is another."""
+    """Phi; None unless the targets are combined."""
+    negative_source: list[tuple[str, str]]
+    """(problem, thinking step) pairs sampled from the whole file; empty unless the targets are combined."""
+    template_reward: TemplateReward | None
+    """None unless --final template."""
 
-    async def label(self, traces: Sequence[Trace]) -> list[Labels]:
-        if self.encoder is not None:  # all texts in few batches, before each is asked for again
+    async def label(self, traces: Sequence[Trace]) -> list[TraceLabels]:
+        """Return the labels of each trace, in order. Raises InputError if one of them cannot be labelled."""
+        if self.encoder is not None:  # encode all texts in few batches first; the lookups below then hit its cache
             texts = [text for trace in traces for text in (trace.candidate.problem.prompt, *trace.candidate.trajectory.steps)]
             await asyncio.to_thread(self.encoder.encode, texts)
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 
-    async def _label(self, candidate: Candidate) -> Labels:
+    async def _label(self, candidate: Candidate) -> TraceLabels:
         candidate = Candidate(_graded_by(candidate.problem, self.settings.grader), candidate.steps)
         thinking, response = candidate.trajectory
         if self.settings.targets == "combined" and not (thinking and response):
             missing = "response" if thinking else "thinking part"
-            raise InputError(f"the trace has no {missing}, which combined targets compare; use --targets quality or hard")
+            raise InputError(f"the trace has no {missing}, which --targets combined needs; use --targets quality or hard")
         if self.settings.final != "none" and candidate.problem.answer is None:
             raise InputError(f"problem {candidate.problem.id} has no answer, which --final {self.settings.final} needs")
         [verdict] = await self.grader.judge([candidate])
@@ -150,14 +164,14 @@ class Labeller:
                 align[t], coh[t] = a, c
                 steps[t] = step_target(a, quality[t], c, negatives, self.settings.normalize)
         final, template = None if self.settings.final == "none" else float(bool(verdict.correct)), None
-        if self.guide is not None:
-            template, final = await self.guide.reward(candidate)
-        return Labels(align, quality, coh, steps, final, verdict.correct, template)
+        if self.template_reward is not None:
+            template, final = await self.template_reward.rate(candidate)
+        return TraceLabels(align, quality, coh, steps, final, verdict.correct, template)
 
     def _compare(self, candidate: Candidate) -> tuple[list[tuple[float, float]], list[int]]:
-        """(alignment, coherence) of every thinking step, and the number of negatives that the latter was compared with.
+        """Return (alignment, coherence) and the number of negatives behind the coherence, for every thinking step.
 
-        The first step follows the problem.
+        The step before the first one is the problem.
         """
         assert self.encoder is not None
         (thinking, response), prompt = candidate.trajectory, candidate.problem.prompt
@@ -172,88 +186,93 @@ class Labeller:
         return terms, counts
 
     def _negatives(self, prompt: str, thinking: Sequence[str], t: int) -> Array:
-        """Embeddings of steps of other problems, the same ones for the same step whatever else is labelled."""
+        """Return embeddings of steps of other problems [N, h]. The choice depends on the seed and the steps up to t alone."""
         assert self.encoder is not None
         rng = random.Random(derive_seed(self.settings.seed, "negatives", prompt, *thinking[: t + 1]))
         found: dict[int, str] = {}
         seen: set[int] = set()
-        while len(found) < self.settings.negatives and len(seen) < len(self.pool):
-            seen.add(i := rng.randrange(len(self.pool)))
-            problem, step = self.pool[i]
+        while len(found) < self.settings.negatives and len(seen) < len(self.negative_source):
+            seen.add(i := rng.randrange(len(self.negative_source)))
+            problem, step = self.negative_source[i]
             if problem != prompt:
                 found[i] = step
         return self.encoder.encode(list(found.values()))
 
 
-async def _load(
-    settings: Label, names: dict[str, str], stack: AsyncExitStack, tally: Tally, policy: Engine | None, expert: Engine | None
+async def _load_labeller(
+    settings: LabelSettings,
+    names: dict[str, str],
+    stack: AsyncExitStack,
+    tally: Tally,
+    policy: Engine | None,
+    expert: Engine | None,
 ) -> Labeller:
-    """Everything that the settings ask for, loaded; `stack` lets go of it."""
+    """Load everything that the settings ask for; `stack` closes it."""
 
-    def engine(name: str, model: str, url: str | None, arguments: list[str], option: str) -> Engine:
+    def engine(model: str, load: Callable[[], Engine]) -> Engine:
         tally.stage = f"loading {model}"
-        loaded = load_engine(name, model, url=url, options=key_values(option, arguments))
+        loaded = load()
         stack.push_async_callback(loaded.close)
         return loaded
 
     uses_policy = settings.quality == "rollout" or settings.final == "template"
     uses_expert = settings.quality == "judge" or settings.final == "template"
     if policy is None and (uses_policy or (uses_expert and settings.expert is None)):
-        policy = engine(settings.engine, settings.model, settings.url, settings.engine_arg, "--engine-arg")
+        policy = engine(settings.model, settings.load_engine)
     if expert is None and uses_expert and settings.expert is not None:
-        expert = engine(settings.expert_engine, settings.expert, settings.expert_url, settings.expert_arg, "--expert-arg")
+        expert = engine(settings.expert, settings.load_expert)
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
-    # by what the models are, too: one may be trained anew under its name
-    about = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
-    cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *about)
+    # the weights are part of the key: a model may have been retrained under the same name
+    models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
+    cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *models)
     stack.callback(cache.close)
     quality: Quality
     if settings.quality == "rollout":
         assert policy is not None
-        quality = Rollout(
+        quality = RolloutQuality(
             policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
             seed=settings.seed,
         )  # fmt: skip
     elif settings.quality == "judge":
         assert expert is not None
         prompt = JUDGE if settings.judge_prompt is None else settings.judge_prompt
-        quality = Judge(expert, cache, template=read_template(prompt, "step", "the judge's prompt"), seed=settings.seed)
+        quality = JudgeQuality(expert, cache, template=read_template(prompt, "step", "the judge's prompt"), seed=settings.seed)
     else:
-        quality = Check(settings.quality)
-    guide = None
+        quality = CheckerQuality(settings.quality)
+    template_reward = None
     if settings.final == "template":
         assert policy is not None
         assert expert is not None
-        guide = Guide(
+        template_reward = TemplateReward(
             expert, policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
             seed=settings.seed,
         )  # fmt: skip
-    encoder, pool = None, list[tuple[str, str]]()
+    encoder, negative_source = None, list[tuple[str, str]]()
     if settings.targets == "combined":
-        tally.stage = "reading steps of other problems"
-        pool = _pool(settings.traces, names, settings.seed)
-        if len({problem for problem, _ in pool}) < 2:
+        tally.stage = "sampling steps for coherence"
+        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed)
+        if len({problem for problem, _ in negative_source}) < 2:
             raise InputError(
-                f"{settings.traces} has thinking steps of one problem at most, and coherence compares with other problems;"
-                " add some, or use --targets quality"
+                f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
+                " problems; add traces of other problems, or use --targets quality"
             )
         tally.stage = f"loading {settings.encoder or settings.model}"
         encoder = Encoder(settings.encoder or settings.model)
-        encoder.encode([step for _, step in pool])
-    return Labeller(settings, grader, quality, encoder, pool, guide)
+        encoder.encode([step for _, step in negative_source])
+    return Labeller(settings, grader, quality, encoder, negative_source, template_reward)
 
 
-def _pool(path: Path, names: dict[str, str], seed: int) -> list[tuple[str, str]]:
-    """POOL thinking steps of the file, each as likely as any other (reservoir sampling)."""
-    rng, pool = random.Random(derive_seed(seed, "pool")), list[tuple[str, str]]()
+def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int) -> list[tuple[str, str]]:
+    """Return NEGATIVE_SOURCE (problem, thinking step) pairs of the file, sampled uniformly (reservoir sampling)."""
+    rng, sample = random.Random(derive_seed(seed, "pool")), list[tuple[str, str]]()
     for count, pair in enumerate(_thinking_steps(path, names)):
-        if len(pool) < POOL:
-            pool.append(pair)
-        elif (place := rng.randrange(count + 1)) < POOL:
-            pool[place] = pair
-    return pool
+        if len(sample) < NEGATIVE_SOURCE:
+            sample.append(pair)
+        elif (place := rng.randrange(count + 1)) < NEGATIVE_SOURCE:
+            sample[place] = pair
+    return sample
 
 
 def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -261,7 +280,7 @@ def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, st
         try:
             traces = parse_line(line, number, names)
         except BadRowError:
-            continue  # refused with its reason when its turn to be labelled comes
+            continue  # rejected, with the reason, when it is labelled
         for trace in traces:
             for step in trace.candidate.trajectory.thinking:
                 yield trace.candidate.problem.prompt, step
@@ -271,12 +290,12 @@ def _graded_by(problem: Problem, grader: str) -> Problem:
     return Problem(problem.id, problem.prompt, problem.answer, grader)
 
 
-def _row(item: Done[Labels], settings: Label) -> dict[str, Any]:
-    """The trace, its targets, the terms that they are made of, and what else its row held."""
+def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
+    """Return the output row: the trace, its targets, their terms, and the other fields of the input row."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
     if settings.layout == "trl":
-        columns = trl_row(Labelled(item.trace, tuple(labels.steps), labels.final), settings.threshold)
+        columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
     row = {
         **own,
@@ -288,5 +307,5 @@ def _row(item: Done[Labels], settings: Label) -> dict[str, Any]:
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *key_values("--field", settings.field).values()}  # `text` holds these
+    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` has them all
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

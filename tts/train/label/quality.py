@@ -1,22 +1,20 @@
-"""r_qual, the quality of each step: by a judge, by rollouts, or by a programmatic checker; each in [0, 1]."""
+"""r_qual, the quality of each step in [0, 1] (arXiv 2506.18896, section 3), from a judge, from rollouts, or from a checker."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from tts.demo import arith
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models.templates import fill
-from tts.plugins import load_module
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
-from tts.trajectory import CLOSE, OPEN, Trajectory, parse
+from tts.train.label.checkers import CHECKERS
+from tts.trajectory import CLOSE, OPEN, parse
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -39,57 +37,65 @@ Rate the step on a scale of 0 to 10: 0 is wrong or misleading, 5 is neither harm
 solution forward. Answer with "Rating: " and a whole number."""
 
 SCALE = 10
-"""The judge's highest rating, which counts as 1."""
+"""The judge's highest rating, which maps to a quality of 1."""
 TRIES = 3
-"""Times that a judge is asked before its lack of a rating is an error."""
+"""Attempts to get a rating from the judge before the trace is rejected."""
 
 
 class Quality(Protocol):
-    """Rates every step of a trajectory, thinking and response."""
+    """An estimator of r_qual."""
 
     async def rate(self, candidate: Candidate) -> list[float]:
-        """One number in [0, 1] for each step. Raises InputError where the trace cannot be rated."""
+        """Return the quality in [0, 1] of every thinking step and then of every response step.
+
+        Raises:
+            InputError: The trace cannot be rated; the message says why.
+        """
         ...
 
 
-class Check:
-    """A function (problem, thinking steps, response steps, answer) to a rating of every step; `check` is that of arith."""
+class CheckerQuality:
+    """The ratings of a checker (`tts.train.label.checkers`).
+
+    Args:
+        name: A name of CHECKERS, by default the checker of the bundled benchmark, or your own function as file.py:function.
+
+    Raises:
+        InputError: There is no such checker.
+    """
 
     def __init__(self, name: str = "check") -> None:
-        self.name, self._rate = name, _check_arith if name == "check" else _own(name)
+        self.name, self._rate = name, CHECKERS.get(name)
 
     async def rate(self, candidate: Candidate) -> list[float]:
         trajectory, problem = candidate.trajectory, candidate.problem
-        ratings = [float(r) for r in self._rate(problem.prompt, trajectory.thinking, trajectory.response, problem.answer)]
+        try:
+            ratings = [float(r) for r in self._rate(problem.prompt, trajectory.thinking, trajectory.response, problem.answer)]
+        except InputError:
+            raise
+        except Exception as error:  # the function is the user's; its failure on one trace must not end the command
+            raise InputError(f"--quality {self.name} failed: {type(error).__name__}: {error}") from error
         if len(ratings) != len(trajectory.steps) or not all(0 <= rating <= 1 for rating in ratings):
             raise InputError(
-                f"--quality {self.name} gave {ratings[:5]} for {len(trajectory.steps)} steps;"
-                " expected a number from 0 to 1 for each"
+                f"--quality {self.name} returned {ratings[:5]} for {len(trajectory.steps)} steps;"
+                " expected one number from 0 to 1 per step"
             )
         return ratings
 
 
-def _check_arith(problem: str, thinking: Sequence[str], response: Sequence[str], answer: str | None) -> list[int]:
-    chain = arith.read(problem)
-    if chain is None:
-        raise InputError(
-            "--quality check knows problems of arith only; use rollout, judge, or a checker of your own as file.py:function"
-        )
-    return arith.check(chain, Trajectory(tuple(thinking), tuple(response)))
+class RolloutQuality:
+    """Monte Carlo estimates: the share of completions sampled after a step that are correct (Math-Shepherd, arXiv 2312.08935).
 
+    After the last step there is nothing left to complete, so its quality is 1 if the trace's own answer is correct, else 0.
 
-def _own(name: str) -> Callable[..., Any]:
-    source, _, attribute = name.rpartition(":")
-    function = getattr(load_module(source, "checker"), attribute, None)
-    if not callable(function):
-        raise InputError(f"{source} has no function {attribute!r} for --quality")
-    return function  # type: ignore[no-any-return]
-
-
-class Rollout:
-    """Monte Carlo: the share of `n` completions from after a step that reach the answer (Math-Shepherd, arXiv 2312.08935).
-
-    The last step of all is rated by whether the trace's own answer is right: there is nothing left to complete.
+    Args:
+        engine: The policy that completes the prefixes.
+        grader: Compares answers with the reference.
+        cache: Keeps the estimate of every prefix.
+        n: Completions per prefix. Default: 8.
+        max_tokens: New tokens per completion, at most. Default: 2048.
+        temperature: Sampling temperature of the completions. Default: 1.0.
+        seed: Seed of the completions. Default: 0.
     """
 
     def __init__(
@@ -110,37 +116,40 @@ class Rollout:
         given = candidate.problem
         if given.answer is None:
             raise InputError(f"problem {given.id} has no answer, which --quality rollout needs")
-        problem = replace(given, id="rollout")  # seeds and cache go by what is asked, not by what a file calls it
+        problem = replace(given, id="rollout")  # seeds and cache keys must not depend on the id that a file gives the problem
         *prefixes, _ = prefixes_of(candidate.text)
-        own, *shares = await asyncio.gather(self._own(candidate), *(self._rate(problem, prefix) for prefix in prefixes))
-        return [*shares, own]
+        last, *shares = await asyncio.gather(self._outcome(candidate), *(self._share(problem, prefix) for prefix in prefixes))
+        return [*shares, last]
 
-    async def _own(self, candidate: Candidate) -> float:
+    async def _outcome(self, candidate: Candidate) -> float:
         [verdict] = await self.grader.judge([candidate])
         return float(bool(verdict.correct))
 
-    async def _rate(self, problem: Problem, prefix: str) -> float:
-        about = (self.n, self.max_tokens, self.temperature, self.seed)
-        return float(await self.cache.get(lambda: self._complete(problem, prefix), "rollout", *about, problem, prefix))
+    async def _share(self, problem: Problem, prefix: str) -> float:
+        sampled_by = (self.n, self.max_tokens, self.temperature, self.seed)
+        return float(await self.cache.get(lambda: self._complete(problem, prefix), "rollout", *sampled_by, problem, prefix))
 
     async def _complete(self, problem: Problem, prefix: str) -> float:
         sampling = Sampling(self.temperature, max_tokens=2**30)
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
-        if generator.opened(Candidate(problem)).steps:  # the chat template has opened the thinking already
+        if generator.opened(Candidate(problem)).steps:  # the chat template has already opened <think>
             prefix = re.sub(rf"^\s*{OPEN}\n?", "", prefix)
-        begun = generator.append(Candidate(problem), prefix)
-        return await share_correct(generator, begun, self.n, self.max_tokens)
+        partial_solution = generator.append(Candidate(problem), prefix)
+        return await share_correct(generator, partial_solution, self.n, self.max_tokens)
 
 
-async def share_correct(generator: Generator, begun: Candidate, n: int, max_tokens: int) -> float:
-    """The share of `n` completions whose answer is right."""
-    ends = await generator.finish(begun, n, max_tokens=max_tokens)
-    verdicts = await generator.grader.judge([Candidate(generator.problem, end.steps) for end in ends])
+async def share_correct(generator: Generator, candidate: Candidate, n: int, max_tokens: int) -> float:
+    """Return the share of `n` sampled completions of `candidate`, of at most `max_tokens` new tokens, that are correct."""
+    completed = await generator.finish(candidate, n, max_tokens=max_tokens)
+    verdicts = await generator.grader.judge([Candidate(generator.problem, one.steps) for one in completed])
     return sum(bool(verdict.correct) for verdict in verdicts) / len(verdicts)
 
 
 def prefixes_of(text: str) -> list[str]:
-    """The text up to where each next step begins, for every thinking step and response step; the last one is all of it."""
+    """Return, for every thinking step and response step, the text up to the start of the next step.
+
+    The last prefix is the whole text. Windows line ends are converted. A text without steps has no prefixes.
+    """
     text = text.replace("\r\n", "\n")
     steps = parse(text).steps
     ends, at = [], 0
@@ -151,8 +160,19 @@ def prefixes_of(text: str) -> list[str]:
     return [text[:start] for start in starts] + [text] * bool(steps)
 
 
-class Judge:
-    """A language model's rating of each step, given the problem, the steps before and the response; 0 to 10, divided by 10."""
+class JudgeQuality:
+    """A language model's ratings of each step from 0 to 10, divided by 10.
+
+    The judge sees the problem, the steps before, and the final response, as J(s_t | x, s_<t, a) in the paper. The paper does
+    not publish its prompt and scale. The first attempt is greedy, further ones sample at temperature 1.
+
+    Args:
+        engine: The language model.
+        cache: Keeps the rating of every prompt.
+        template: The prompt, with {problem}, {before}, {step} and {response} to be filled in. Default: JUDGE.
+        max_tokens: New tokens per attempt, at most. Default: 256.
+        seed: Seed of the sampled attempts. Default: 0.
+    """
 
     def __init__(self, engine: Engine, cache: Cache, *, template: str = JUDGE, max_tokens: int = 256, seed: int = 0) -> None:
         self.engine, self.cache, self.template, self.max_tokens, self.seed = engine, cache, template, max_tokens, seed
@@ -172,12 +192,14 @@ class Judge:
         return list(await asyncio.gather(*(self.cache.get(partial(self._ask, p), "judge", self.seed, p) for p in prompts)))
 
     async def _ask(self, prompt: str) -> float:
-        said = ""
+        reply = ""
         for attempt in range(TRIES):
             sampling = Sampling(float(attempt > 0), max_tokens=self.max_tokens, seed=derive_seed(self.seed, prompt, attempt))
             [step] = (await self.engine.generate(self.engine.encode(Problem("judge", prompt)), 1, sampling)).steps
-            said = step.text.rpartition(CLOSE)[2]
-            found = re.findall(r"[Rr]ating\W*(\d+)", said)
+            reply = step.text.rpartition(CLOSE)[2]
+            found = re.findall(r"[Rr]ating\W*(\d+)", reply)
             if found and int(found[-1]) <= SCALE:
                 return int(found[-1]) / SCALE
-        raise InputError(f"the judge gave no rating from 0 to {SCALE} in {TRIES} tries; it said {said.strip()[-60:]!r}")
+        raise InputError(
+            f"the judge gave no rating from 0 to {SCALE} in {TRIES} attempts; its last reply: {reply.strip()[-60:]!r}"
+        )

@@ -1,6 +1,7 @@
-"""The paper's reward design: what a PRM is to say of a step, in equations (arXiv 2506.18896, section 3).
+"""The equations of the paper's step reward, r_step (arXiv 2506.18896, section 3).
 
-Vectors are embeddings of steps, of length 1, so that a dot product is a cosine. What the paper leaves open is an argument.
+Vectors are embeddings of steps, scaled to length 1, so that a dot product is a cosine similarity. T is the number of thinking
+steps, K of response steps, N of negatives, h the size of an embedding. Choices that the paper leaves open are arguments.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ Normalize = Literal["unit", "clip", "none"]
 
 
 def alignment(steps: Array, response: Array, match: Match = "max") -> Array:
-    """r_align [T]: how close each thinking step [T, h] is to the response's steps [K, h].
+    """Return r_align [T], the cosine similarity of each thinking step to a step of the response.
 
-    `max` takes the closest response step; `matched` the one at the same share of the way, where the paper writes a_t as if
-    trajectory and response were equally long.
+    Args:
+        steps: Embeddings of the thinking steps [T, h].
+        response: Embeddings of the response steps [K, h].
+        match: "max" (default) compares with the most similar response step. "matched" compares step t with response step
+            floor(t K / T): the paper writes a_t, as if thinking and response had equally many steps.
     """
     cosines = steps @ response.T
     if match == "max":
@@ -30,9 +34,14 @@ def alignment(steps: Array, response: Array, match: Match = "max") -> Array:
 
 
 def coherence(previous: Array, step: Array, negatives: Array, tau: float = 0.1, positive: bool = True) -> float:
-    """r_coh: how much likelier a step [h] is to follow the one before it [h] than steps of other problems [N, h] are.
+    """Return r_coh, the log-probability under a softmax that `step` follows `previous`, rather than one of the negatives.
 
-    `positive` puts the step itself into the sum that it is compared with, as InfoNCE does: r_coh is then at most 0.
+    Args:
+        previous: Embedding of the step before [h].
+        step: Embedding of the step [h].
+        negatives: Embeddings of steps of other problems [N, h].
+        tau: Temperature of the softmax. Default: 0.1.
+        positive: Whether the denominator includes the step itself (default), as InfoNCE does; r_coh is then at most 0.
     """
     own = float(previous @ step) / tau
     others = (negatives @ previous) / tau
@@ -40,23 +49,33 @@ def coherence(previous: Array, step: Array, negatives: Array, tau: float = 0.1, 
 
 
 def combine(terms: Array) -> float:
-    """r_step: the terms [k], each weighted by its share in their softmax."""
+    """Return r_step, the sum of the terms [k] weighted by their softmax."""
     weights = np.exp(terms - terms.max())
     return float((weights / weights.sum()) @ terms)
 
 
 def unit(align: float, quality: float, coh: float, negatives: int) -> Array:
-    """The three terms on [0, 1], which is where a PRM's heads answer: the range is open in the paper.
+    """Map alignment, quality and coherence to [0, 1], the range of a PRM's heads, and return them [3].
 
-    A cosine is moved from [-1, 1]. exp(r_coh) is a probability among N + 1 steps; N + 1 equal ones give 1 / (N + 1), and the
-    power takes that to 1/2 as a cosine of 0 goes there.
+    The paper leaves the range open. Alignment, a cosine, is mapped linearly from [-1, 1]. exp(r_coh) is a probability among
+    N + 1 steps: where all are equally similar it is 1 / (N + 1), and the exponent log 2 / log (N + 1) maps that to 1/2, just as
+    a cosine of 0 becomes 1/2.
     """
     probability = min(1.0, float(np.exp(coh)))
     return np.array([(1 + align) / 2, quality, probability ** (np.log(2) / np.log(negatives + 1))])
 
 
 def step_target(align: float, quality: float, coh: float, negatives: int, normalize: Normalize = "unit") -> float:
-    """r_step of one thinking step: of the terms moved to [0, 1], or as they are, and then `clip` cuts what is not in [0, 1]."""
+    """Return the target of one thinking step, r_step of its three terms.
+
+    Args:
+        align: r_align, in [-1, 1].
+        quality: r_qual, in [0, 1].
+        coh: r_coh.
+        negatives: N, the number of negatives that r_coh was computed with.
+        normalize: "unit" (default) maps every term to [0, 1] first. "clip" combines the raw terms and clips the result to
+            [0, 1]. "none" combines the raw terms and leaves the result as it is.
+    """
     if normalize == "unit":
         return combine(unit(align, quality, coh, negatives))
     combined = combine(np.array([align, quality, coh]))

@@ -1,4 +1,7 @@
-"""r_final, the template-guided trajectory reward: does the way of thinking generalise? (arXiv 2506.18896, section 3.2)"""
+"""r_final, the template-guided trajectory reward (arXiv 2506.18896, section 3.2).
+
+It measures whether the reasoning of a trace generalises: an expert extracts its plan, and a policy solves the problem by it.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,23 @@ GUIDED = """\
 Solve the problem by following this template:
 {template}"""
 
-LONGEST = 1024
+TEMPLATE_TOKENS = 1024
 """Tokens of a template, at most."""
 
 
-class Guide:
-    """An expert extracts the template of a trace; the policy answers `n` times under it; the share that is right is r_final."""
+class TemplateReward:
+    """The share of a policy's solutions that are correct when it follows the template of a trace.
+
+    Args:
+        expert: Extracts the template, greedily.
+        policy: Solves the problem under the template.
+        grader: Compares answers with the reference.
+        cache: Keeps the templates and the shares.
+        n: Solutions per template. Default: 8.
+        max_tokens: New tokens per solution, at most. Default: 2048.
+        temperature: Sampling temperature of the solutions. Default: 1.0.
+        seed: Seed of the solutions. Default: 0.
+    """
 
     def __init__(
         self, expert: Engine, policy: Engine, grader: Grader, cache: Cache, *, n: int = 8, max_tokens: int = 2048,
@@ -44,24 +58,28 @@ class Guide:
         self.expert, self.policy, self.grader, self.cache = expert, policy, grader, cache
         self.n, self.max_tokens, self.temperature, self.seed = n, max_tokens, temperature, seed
 
-    async def reward(self, candidate: Candidate) -> tuple[str, float]:
-        """The template, and r_final in [0, 1]. Raises InputError where no template comes."""
+    async def rate(self, candidate: Candidate) -> tuple[str, float]:
+        """Return the template of a trace, and r_final in [0, 1].
+
+        Raises:
+            InputError: The expert wrote no template.
+        """
         problem = candidate.problem
-        asked = fill(EXTRACT, problem=problem.prompt, solution=candidate.text)
-        template = str(await self.cache.get(lambda: self._extract(asked), "template", self.seed, asked))
+        request = fill(EXTRACT, problem=problem.prompt, solution=candidate.text)
+        template = str(await self.cache.get(lambda: self._extract(request), "template", self.seed, request))
         prompt = fill(GUIDED, problem=problem.prompt, template=template)
-        about = (self.n, self.max_tokens, self.temperature, self.seed, problem.answer, problem.grader)
-        return template, float(await self.cache.get(lambda: self._answer(problem, prompt), "guided", *about, prompt))
+        sampled_by = (self.n, self.max_tokens, self.temperature, self.seed, problem.answer, problem.grader)
+        return template, float(await self.cache.get(lambda: self._solve(problem, prompt), "guided", *sampled_by, prompt))
 
     async def _extract(self, prompt: str) -> str:
-        sampling = Sampling(0, max_tokens=LONGEST, seed=derive_seed(self.seed, "template"))
+        sampling = Sampling(0, max_tokens=TEMPLATE_TOKENS, seed=derive_seed(self.seed, "template"))
         [step] = (await self.expert.generate(self.expert.encode(Problem("template", prompt)), 1, sampling)).steps
         template = step.text.rpartition(CLOSE)[2].strip()
         if not template:
             raise InputError("the expert wrote no template; try another --expert")
         return template
 
-    async def _answer(self, problem: Problem, prompt: str) -> float:
+    async def _solve(self, problem: Problem, prompt: str) -> float:
         guided = Problem("guided", prompt, problem.answer, problem.grader)
         sampling = Sampling(self.temperature, max_tokens=self.max_tokens)
         generator = Generator(self.policy, guided, sampling, seed=derive_seed(self.seed, "guided"), grader=self.grader)

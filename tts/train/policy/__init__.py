@@ -1,1 +1,1 @@
-"""`tts sft` and `tts rl`: a policy fine-tuned and reinforced."""
+"""`tts sft` and `tts rl`: train a policy by fine-tuning and by reinforcement learning."""

@@ -1,4 +1,4 @@
-"""What a policy learns from, r = (1 - beta) * r_out + beta * r_hat (arXiv 2506.18896): both parts, and their sum."""
+"""The reward of a policy in RL, r = (1 - beta) * r_out + beta * r_hat (arXiv 2506.18896)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ from tts.types import Aggregate, Candidate, Problem, Scorer, Usage
 T = TypeVar("T")
 
 
-class Parts(NamedTuple):
-    """What a completion earns."""
+class RewardParts(NamedTuple):
+    """The two parts of a completion's reward."""
 
     outcome: float | None
-    """r_out: 1 for a right answer, 0 for any other; None where the problem has no reference answer."""
+    """r_out: 1 for a correct answer, 0 otherwise; None for a problem without a reference answer."""
     prm: float | None
-    """r_hat: `Reward.total`; None where no reward model is asked."""
+    """r_hat, the `Reward.total` of the reward model; None without a reward model."""
 
 
-def mix(parts: Parts, beta: float) -> float:
-    """(1 - beta) * r_out + beta * r_hat; a part of weight 0 may be missing."""
+def mix(parts: RewardParts, beta: float) -> float:
+    """Return (1 - beta) * r_out + beta * r_hat, for beta in [0, 1]. A part that is None counts as 0."""
     return sum(weight * (part or 0.0) for weight, part in zip((1 - beta, beta), parts, strict=True))
 
 
 class Rewards:
-    """Judges completions by their answer and by a reward model, those of a problem together.
+    """Computes both parts of the reward, for all completions of a problem together.
 
-    A trace that the reward model cannot read (it is longer than its context) earns the r_hat 0 and is counted in `unread`; the
-    first is said on stderr.
+    A completion that the reward model cannot read, such as one longer than its context, gets an r_hat of 0. The attribute
+    `unread` counts these, and the first one is reported on stderr.
+
+    Args:
+        scorer: The reward model; None for outcome rewards alone.
+        alpha: Weight of the final reward in r_hat. Default: 1.0.
+        aggregate: How step rewards become one number in r_hat. Default: "mean".
     """
 
     def __init__(self, scorer: Scorer | None, *, alpha: float = 1.0, aggregate: Aggregate = "mean") -> None:
@@ -44,13 +49,13 @@ class Rewards:
             self.scorer = MeteredScorer(scorer, usage=Usage(), clock=Clock(), alpha=alpha, aggregate=aggregate)
         self.unread = 0
 
-    async def __call__(self, candidates: Sequence[Candidate]) -> list[Parts]:
-        """Both parts of every candidate, in order."""
+    async def __call__(self, candidates: Sequence[Candidate]) -> list[RewardParts]:
+        """Return both parts of every candidate's reward, in order."""
         outcomes, prms = await asyncio.gather(self.outcome(candidates), self.prm(candidates))
-        return [Parts(*parts) for parts in zip(outcomes, prms, strict=True)]
+        return [RewardParts(*parts) for parts in zip(outcomes, prms, strict=True)]
 
     async def outcome(self, candidates: Sequence[Candidate]) -> list[float | None]:
-        """r_out of every candidate, in order. RuntimeError where a custom grader fails."""
+        """Return r_out of every candidate, in order. Raises RuntimeError if a grader of the user's own fails."""
 
         async def judge(group: list[Candidate]) -> list[float | None]:
             verdicts = await self.grader.judge(group)
@@ -59,7 +64,7 @@ class Rewards:
         return await _by_problem(candidates, judge)
 
     async def prm(self, candidates: Sequence[Candidate]) -> list[float | None]:
-        """r_hat of every candidate, in order."""
+        """Return r_hat of every candidate, in order."""
         return await _by_problem(candidates, self._rate)
 
     async def _rate(self, group: list[Candidate]) -> list[float | None]:
@@ -68,20 +73,20 @@ class Rewards:
         try:
             return [reward.total for reward in await self.scorer.score(group)]
         except InputError as error:
-            if len(group) > 1:  # one trace that cannot be read is no reason to lose the others
+            if len(group) > 1:  # one unreadable trace must not cost the others their reward
                 return [total for candidate in group for total in await self._rate([candidate])]
             if not self.unread:
-                warn(f"what the reward model cannot read earns 0 of its part: {error}")
+                warn(f"a completion that the reward model cannot read gets an r_hat of 0: {error}")
             self.unread += 1
             return [0.0]
 
     async def close(self) -> None:
-        """Let go of the grader's processes."""
+        """Stop the grader's processes."""
         await self.grader.close()
 
 
 async def _by_problem(candidates: Sequence[Candidate], work: Callable[[list[Candidate]], Awaitable[list[T]]]) -> list[T]:
-    """Results of `work` on the candidates of each problem, in the order of the candidates."""
+    """Call `work` on the candidates of each problem, and return its results in the order of all candidates."""
     groups: dict[Problem, list[int]] = {}
     for i, candidate in enumerate(candidates):
         groups.setdefault(candidate.problem, []).append(i)

@@ -1,4 +1,4 @@
-"""Completions for training, drawn by the embedded engine, whose weights follow those that are trained."""
+"""Completions for RL, drawn by the embedded engine with the current weights of the trained policy."""
 
 from __future__ import annotations
 
@@ -17,25 +17,37 @@ from tts.types import Sampling
 
 
 class Rollouts:
-    """An engine of its own beside the trained model, on the same device. Samples are a function of the seed and the weights."""
+    """An engine beside the trained model, on the same device. Its samples depend on the seed and the weights alone.
+
+    Args:
+        model: The policy to start from.
+        sampling: How to draw; its seed is ignored.
+        device: As in torch.
+        dtype: As in torch, such as "float32".
+    """
 
     def __init__(self, model: str, sampling: Sampling, *, device: str, dtype: str) -> None:
         self.engine = TransformersEngine(model, device=device, dtype=dtype)
         self.sampling = sampling
 
     @torch.no_grad()
-    def follow(self, model: nn.Module) -> None:
-        """Take over the weights of a model of the same architecture, with what its adapters add to them."""
+    def load_weights(self, model: nn.Module) -> None:
+        """Copy the weights of a model of the same architecture, with its adapters merged in."""
         targets = dict(self.engine.model.named_parameters())
-        for name, weight in weights(model):
+        for name, weight in merged_weights(model):
             targets.pop(name).copy_(weight)
         if targets:
             raise RuntimeError(f"the trained model has no {', '.join(sorted(targets))}")
         store = self.engine.loop.store
-        self.engine.loop.store = PrefixStore(store.limit)  # keys and values of the old weights
+        self.engine.loop.store = PrefixStore(store.limit)  # drops keys and values of the old weights
 
     def draw(self, prompts: Sequence[Sequence[int]], *seed: object) -> list[list[int]]:
-        """A completion of each prompt, in order; equal ones that follow each other are siblings."""
+        """Return the token ids of one completion per prompt, in order.
+
+        Args:
+            prompts: Token ids of each prompt. Consecutive equal prompts are drawn together, as siblings.
+            seed: Values that the random seed is derived from, besides the prompt and its position.
+        """
 
         async def together() -> list[list[int]]:
             groups = [(tuple(prompt), len(list(same))) for prompt, same in groupby(prompts, key=tuple)]
@@ -50,7 +62,7 @@ class Rollouts:
         return asyncio.run(together())
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the engine's thread."""
         self.engine.loop.close()
 
 
@@ -58,15 +70,15 @@ def _seeded(sampling: Sampling, seed: int) -> Sampling:
     return Sampling(sampling.temperature, sampling.top_p, sampling.max_tokens, seed=seed)
 
 
-def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of a model's parameters as they are without adapters' wrappers, adapters added."""
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each parameter, named as in the model without LoRA adapters, with these merged in."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             continue
         owner, _, kind = name.rpartition(".")
-        plain = f"{owner.removeprefix('base_model.model.').removesuffix('.base_layer')}.{kind}"
+        original = f"{owner.removeprefix('base_model.model.').removesuffix('.base_layer')}.{kind}"
         if not owner.endswith(".base_layer") or kind != "weight":
-            yield plain, parameter
+            yield original, parameter
             continue
         adapted: Any = model.get_submodule(owner.removesuffix(".base_layer"))
-        yield plain, parameter + sum(adapted.get_delta_weight(adapter) for adapter in adapted.active_adapters)
+        yield original, parameter + sum(adapted.get_delta_weight(adapter) for adapter in adapted.active_adapters)

@@ -1,4 +1,4 @@
-"""`tts sft`: a policy fine-tuned on chosen traces (arXiv 2506.18896), the loss on completions alone, by TRL's SFTTrainer."""
+"""`tts sft`: fine-tune a policy on chosen traces (arXiv 2506.18896) with TRL's SFTTrainer and a loss on completions only."""
 
 from __future__ import annotations
 
@@ -9,47 +9,72 @@ from typing import Any
 import torch
 
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import chat
-from tts.show.console import field_names
+from tts.show.console import Output
 from tts.train.policy import shared
-from tts.train.policy.shared import Prompts
-from tts.train.settings import SFT
+from tts.train.policy.shared import PolicyPrompts
+from tts.train.settings import SFTSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 from tts.trajectory import CLOSE, OPEN
 
 IGNORED = -100
-"""The label of a token that nothing is learnt from."""
+"""The label of a token that the loss ignores."""
 
-Row = dict[str, list[int]]
-"""`input_ids` and `labels`, of one length."""
+TokenizedTrace = dict[str, list[int]]
+"""`input_ids` and `labels`, of equal length."""
 
 
-def sft(settings: SFT) -> None:
-    """Train, write the policy into `settings.out`, and print what came of it. Raises InputError."""
+def sft(settings: SFTSettings, output: Output | None = None) -> int:
+    """Train a policy, write it to `settings.out`, and report. Returns an exit code.
+
+    Raises:
+        InputError: Settings, data or model cannot be used (raised before training starts), the loss is not finite, or the
+            memory does not suffice.
+    """
     shared.require_trl()
-    prompts = Prompts(settings.model, settings.system)
-    most = min(settings.max_length or prompts.context, prompts.context)
-    rows = read_rows(settings.traces, prompts, most, field_names(settings.field))
-    held_out = read_rows(settings.eval, prompts, most, field_names(settings.field)) if settings.eval is not None else None
+    prompts = PolicyPrompts(settings.model, settings.system)
+    longest = min(settings.max_length or prompts.context, prompts.context)
+    names = settings.names
+    traces = read_traces(settings.traces, prompts, longest, names)
+    held_out = read_traces(settings.eval, prompts, longest, names) if settings.eval is not None else None
     open_folder(settings)
-    trainer = build(settings, prompts, rows, held_out)
+    trainer = make_sft_trainer(settings, prompts, traces, held_out)
     with stoppable(settings):
         fit(trainer, settings)
-    shared.save(trainer, settings, settings.model)
+    shared.save_policy(trainer, settings, settings.model)
     if shared.is_first():
-        print(_summary(settings, trainer, len(rows)))
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, len(traces)),
+            data=lambda: shared.summary(settings.out, trainer, traces=len(traces)),
+            brief=settings.out,
+        )
+    return Exit.OK
 
 
-def build(settings: SFT, prompts: Prompts, rows: Sequence[Row], held_out: Sequence[Row] | None) -> Any:
-    """TRL's trainer on rows of token ids; with packing, of up to --max-length or the longest trace's tokens a row."""
+def make_sft_trainer(
+    settings: SFTSettings, prompts: PolicyPrompts, traces: Sequence[TokenizedTrace], held_out: Sequence[TokenizedTrace] | None
+) -> Any:
+    """Return TRL's SFTTrainer for tokenized traces.
+
+    With --packing, a row has up to --max-length tokens, by default as many as the longest trace.
+
+    Args:
+        settings: The options of `tts sft`.
+        prompts: The prompts of the policy.
+        traces: The traces to train on.
+        held_out: The traces to compute a held-out loss on; None for no evaluation.
+
+    Raises:
+        InputError: An option or the model cannot be used.
+    """
     from datasets import Dataset, disable_progress_bars
     from trl.data_utils import pack_dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     class Fitter(SFTTrainer):
-        """Leaves away a count of tokens that takes a batch for one row, and telemetry."""
+        """Omits telemetry, and TRL's token count, which is wrong for a batch of several rows."""
 
         def _send_telemetry(self) -> None:
             pass
@@ -61,32 +86,36 @@ def build(settings: SFT, prompts: Prompts, rows: Sequence[Row], held_out: Sequen
 
     disable_progress_bars()
 
-    width = settings.max_length or max(len(row["input_ids"]) for row in (*rows, *(held_out or ())))
+    width = settings.max_length or max(len(trace["input_ids"]) for trace in (*traces, *(held_out or ())))
 
-    def dataset(of: Sequence[Row]) -> Any:
-        made = Dataset.from_list(list(of))
-        return pack_dataset(made, width, "bfd") if settings.packing else made
+    def dataset(of: Sequence[TokenizedTrace]) -> Any:
+        rows = Dataset.from_list(list(of))
+        return pack_dataset(rows, width, "bfd") if settings.packing else rows
 
     evaluated = {"eval_strategy": "steps", "eval_steps": settings.eval_steps, "eval_on_start": not settings.resume}
     given = arguments(
         settings, SFTConfig, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False, ddp_find_unused_parameters=False, **(evaluated if held_out is not None else {}),
     )  # fmt: skip
-    model = shared.load(settings.model)
+    model = shared.load_policy(settings.model)
     tokenizer = prompts.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Fitter(
-        model, given, data_collator=Collator(padding), train_dataset=dataset(rows),
+        model, given, data_collator=SFTCollator(padding), train_dataset=dataset(traces),
         eval_dataset=dataset(held_out) if held_out is not None else None, processing_class=tokenizer,
-        optimizers=optimizers(settings, model), peft_config=shared.adapters(settings),
+        optimizers=optimizers(settings, model), peft_config=shared.policy_adapters(settings),
     )  # fmt: skip
 
 
-class Collator:
-    """Rows as a batch [rows, tokens]. Where a row holds several traces (`seq_lengths`), each begins at position 0.
+class SFTCollator:
+    """Makes a padded batch [rows, tokens]. In a row of several packed traces (`seq_lengths`), each starts at position 0.
 
-    TRL's own packing joins the rows of a batch into one, which only flash attention reads at a bearable cost. Left apart, and
-    without an attention mask, positions that begin anew are what transformers makes a mask of, for every kind of attention.
+    TRL's own packing joins the rows of a batch into a single one, which is affordable with flash attention only. Here the rows
+    stay separate and no attention mask is given: transformers then derives the mask from the positions that restart at 0, for
+    every attention implementation.
+
+    Args:
+        padding: The token id to pad with.
     """
 
     def __init__(self, padding: int) -> None:
@@ -108,12 +137,19 @@ class Collator:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def read_rows(path: Path, prompts: Prompts, most: int, names: Mapping[str, str]) -> list[Row]:
-    """The traces of a file as token ids, with those longer than `most` left out and counted on stderr.
+def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[str, str]) -> list[TokenizedTrace]:
+    """Read and tokenize the traces of a file, and warn about the number of those that are too long and skipped.
 
-    Raises InputError at the first line that is no trace, for a file without any, and where all are too long.
+    Args:
+        path: JSONL of traces.
+        prompts: The prompts of the policy.
+        most: Tokens of prompt and completion together, at most.
+        names: The file's names for the fields in `tts.data.traces.FIELDS`.
+
+    Raises:
+        InputError: A line is not a trace, the file has none, or all of them are too long.
     """
-    rows, longest, left_out = [], 0, 0
+    kept, longest, skipped = [], 0, 0
     end = end_of_turn(prompts)
     for number, line, _ in read_lines(path):
         try:
@@ -121,26 +157,32 @@ def read_rows(path: Path, prompts: Prompts, most: int, names: Mapping[str, str])
         except BadRowError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         for trace in traces:
-            row = encode(prompts, trace, end)
-            if len(row["input_ids"]) <= most:
-                rows.append(row)
+            tokenized = tokenize_trace(prompts, trace, end)
+            if len(tokenized["input_ids"]) <= most:
+                kept.append(tokenized)
             else:
-                left_out, longest = left_out + 1, max(longest, len(row["input_ids"]))
-    if not rows and not left_out:
-        raise InputError(f"{path} holds no traces; expected one JSON object a line with problem and text")
-    told = f"{left_out} of {len(rows) + left_out} traces of {path} are longer than {most} tokens (up to {longest})"
-    if not rows:
-        raise InputError(f"{told}; give a larger --max-length, or a model with a longer context")
-    if left_out:
-        shared.say(f"{told} and are left out")
-    return rows
+                skipped, longest = skipped + 1, max(longest, len(tokenized["input_ids"]))
+    if not kept and not skipped:
+        raise InputError(f"{path} has no traces; expected one JSON object per line, with problem and text")
+    too_long = f"{skipped} of {len(kept) + skipped} traces of {path} are longer than {most} tokens (up to {longest})"
+    if not kept:
+        raise InputError(f"{too_long}; give a larger --max-length, or a model with a longer context")
+    if skipped:
+        shared.say(f"{too_long} and are skipped")
+    return kept
 
 
-def encode(prompts: Prompts, trace: Trace, end: int) -> Row:
-    """A trace as inference would have drawn it: the very prompt, then the text, then, if it ended, the token that ends a turn.
+def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedTrace:
+    """Return the tokens of a trace as inference would have drawn it: the prompt, the text, and the end of the turn.
 
-    Control tokens that are spelt out in the text stay text. Where the template opens `<think>` the text's own is left away; a
-    text without any thinking closes it at once.
+    The loss ignores the prompt. Control tokens that are spelt out in the text stay text. If the chat template opens `<think>`,
+    the text's own `<think>` is omitted, and a text without thinking begins with `</think>`. A trace that was cut off by its
+    token limit has no end of turn.
+
+    Args:
+        prompts: The prompts of the policy.
+        trace: The trace.
+        end: The id of the token that ends the turn, as `end_of_turn` returns it.
     """
     prompt = list(prompts.encode(trace.candidate.problem))
     text = trace.candidate.text
@@ -150,28 +192,37 @@ def encode(prompts: Prompts, trace: Trace, end: int) -> Row:
             text = rest.removeprefix(prompts.opener.partition(OPEN)[2])
         elif CLOSE not in text:
             text = f"\n{CLOSE}\n\n{text}"
-    stop = [] if trace.row.get("finish") == "length" else [end]  # what was cut off did not end there
+    stop = [] if trace.row.get("finish") == "length" else [end]  # a trace that was cut off does not end its turn
     completion = [*chat.encode(prompts.tokenizer, [text]).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 
-def end_of_turn(prompts: Prompts) -> int:
-    """The token that ends an assistant's turn: the template's own, where engines stop at it, else the tokenizer's."""
+def end_of_turn(prompts: PolicyPrompts) -> int:
+    """Return the id of the token that ends an assistant's turn.
+
+    It is the one that the chat template writes, if engines stop at it, and otherwise the tokenizer's eos_token.
+
+    Raises:
+        InputError: There is neither.
+    """
     tokenizer = prompts.tokenizer
     ends = prompts.config.get("eos_token_id")
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     if tokenizer.chat_template:
         turns = [chat.Turn("user", ["?"]), chat.Turn("assistant", [chat.Mark.CUT])]
         parts = chat.render(tokenizer, turns, open_turn=False)
-        behind = parts[parts.index(chat.Mark.CUT) + 1 :]
-        if found := [token for token in chat.encode(tokenizer, behind).ids if token in stops]:
+        after_text = parts[parts.index(chat.Mark.CUT) + 1 :]
+        if found := [token for token in chat.encode(tokenizer, after_text).ids if token in stops]:
             return int(found[0])
     if tokenizer.eos_token_id is None:
-        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no eos_token, which ends a completion; give it one")
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path} has no eos_token to end a completion with; set one in"
+            " tokenizer_config.json"
+        )
     return int(tokenizer.eos_token_id)
 
 
-def _summary(settings: SFT, trainer: Any, traces: int) -> str:
+def _summary(settings: SFTSettings, trainer: Any, traces: int) -> str:
     lines = [f"{traces} traces, {trainer.state.global_step} steps"]
     for name, about in (("loss", "loss"), ("eval_loss", "held-out loss")):
         if values := shared.history(trainer, name):

@@ -1,4 +1,4 @@
-"""A policy that is trained: its weights, its prompts as inference has them, and the folder that it becomes."""
+"""What `tts sft` and `tts rl` share: loading a policy, encoding its prompts as inference does, and saving it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
-from tts.train.settings import Training
+from tts.train.settings import TrainingSettings
 from tts.train.trainer import SETTINGS, lora_config
 from tts.types import Problem
 
 ADAPTER = "adapter"
-"""Where in its folder the adapter of a policy lies that was trained by LoRA."""
+"""The subfolder for the adapter of a policy that was trained with LoRA."""
 
 
-class Prompts(Prompter):
-    """A policy's prompts, and what of a completion its chat template writes itself."""
+class PolicyPrompts(Prompter):
+    """Encodes problems as prompts of a policy, and decodes its completions.
+
+    Args:
+        model: The policy: a bundled name, a folder or a hub id.
+        system: The system prompt. Default: that of the chat template.
+    """
 
     def __init__(self, model: str, system: str | None = None) -> None:
         self.config = checkpoints.load_policy_config(model)
@@ -32,20 +37,20 @@ class Prompts(Prompter):
         reader: Any = self
         _, opened = cut_opener(reader, self.encode(Problem("", "?")))
         self.opener = opened.text if opened is not None else ""
-        """`<think>` and white space, where the template opens the thinking; else nothing."""
+        """`<think>` and the white space after it, if the chat template writes them at the end of a prompt; else empty."""
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and completion together."""
+        """The policy's context length, in tokens of prompt and completion together."""
         return checkpoints.context_length(self.config) or 2**20
 
     def completion(self, token_ids: list[int]) -> str:
-        """The text of drawn tokens, with what the template opened for them: what scorers and graders read at inference."""
+        """Return the text of a completion as scorers and graders read it at inference: with the `opener` before it."""
         return self.opener + self.decode(token_ids)
 
 
 def require_trl() -> None:
-    """Raise InputError where what trains policies is not installed."""
+    """Raise InputError if TRL or datasets is not installed."""
     try:
         import datasets  # noqa: F401
         import trl  # noqa: F401
@@ -53,23 +58,35 @@ def require_trl() -> None:
         raise InputError(f"this needs {error.name}; install it with: pip install 'tts-toolkit[train]'") from None
 
 
-def load(model: str) -> Any:
-    """The policy's weights in float32, on the CPU: trainers move them. Raises InputError."""
+def load_policy(model: str) -> Any:
+    """Return the policy in training mode, in float32 and on the CPU, from where trainers move it.
+
+    Raises InputError if it cannot be loaded.
+    """
     policy = checkpoints.load_weights(AutoModelForCausalLM, model, device="cpu", dtype="float32")
     return policy.train()
 
 
-def adapters(settings: Training) -> Any:
-    """PEFT's configuration for a policy, or None for all weights. Raises InputError."""
+def policy_adapters(settings: TrainingSettings) -> Any:
+    """Return PEFT's configuration for a policy, or None to train all weights.
+
+    Raises InputError if --lora is given together with --optimizer muon, or peft is not installed.
+    """
     if settings.lora is not None and settings.optimizer == "muon":
-        raise InputError("--optimizer muon moves whole matrices, of which --lora trains none; leave one of the two away")
+        raise InputError("--optimizer muon updates whole weight matrices, but --lora freezes them; omit one of the two")
     return lora_config(settings, task_type="CAUSAL_LM")
 
 
-def save(trainer: Trainer, settings: Training, model: str) -> None:
-    """Write the folder that `tts run --model` takes: weights in the precision that they came in, tokenizer, chat template.
+def save_policy(trainer: Trainer, settings: TrainingSettings, model: str) -> None:
+    """Write a folder that `tts run --model` loads: weights in the dtype of the original, tokenizer and chat template.
 
-    Adapters are kept in ADAPTER and merged into a fresh copy of the policy. Every process of a training calls it.
+    A LoRA adapter is saved in the subfolder ADAPTER, and merged into a fresh copy of the policy. In distributed training every
+    process must call this.
+
+    Args:
+        trainer: The trainer, after training.
+        settings: The options of the command.
+        model: The policy that the training started from.
     """
     dtype = checkpoints.load_config(model).get("dtype") or checkpoints.load_config(model).get("torch_dtype") or "float32"
     if settings.lora is not None:
@@ -84,13 +101,13 @@ def save(trainer: Trainer, settings: Training, model: str) -> None:
             trained.to(getattr(torch, dtype))
         trainer.save_model(str(settings.out))
     if is_first():
-        checkpoints.load_tokenizer(model).save_pretrained(settings.out)  # as it was: trainers set a padding token
+        checkpoints.load_tokenizer(model).save_pretrained(settings.out)  # the original one: trainers set a padding token
         for folder in (settings.out, settings.out / ADAPTER):
             (folder / "training_args.bin").unlink(missing_ok=True)
 
 
 def history(trainer: Trainer, name: str) -> list[float]:
-    """What was logged under a name, oldest first."""
+    """Return the values that were logged under a name, oldest first."""
     return [row[name] for row in trainer.state.log_history if row.get(name) is not None]
 
 
@@ -106,6 +123,12 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """A warning from one process of many."""
+    """Warn on stderr, from the first process of a distributed training alone."""
     if is_first():
         warn(text)
+
+
+def summary(out: Path, trainer: Any, **more: Any) -> dict[str, Any]:
+    """What a training reports as JSON: its folder, its steps, and the last of everything that was logged."""
+    last = {name: value for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")}
+    return {"out": str(out), "steps": trainer.state.global_step, **more, "last": last}

@@ -1,1 +1,1 @@
-"""`tts train-prm`: a process reward model trained on labelled traces."""
+"""`tts train-prm`: train a process reward model on labelled traces (arXiv 2506.18896)."""

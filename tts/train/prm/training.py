@@ -1,60 +1,75 @@
-"""`tts train-prm`: L = lambda_step * mean over steps of MSE + lambda_final * MSE (arXiv 2506.18896), on labelled traces."""
+"""`tts train-prm`: train a PRM on labelled traces, with the loss of arXiv 2506.18896.
+
+L = lambda_step * mean over steps of MSE(reward, r_step) + lambda_final * MSE(reward of the whole, r_final)
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from tts.errors import InputError
+from tts.errors import Exit, InputError
 from tts.models import checkpoints
 from tts.scorers.formats import FORMATS, Text
-from tts.show.console import warn
-from tts.train.prm import model as prm_model
-from tts.train.prm.data import Example, format_of, read_examples
-from tts.train.settings import TrainPRM
+from tts.show.console import Output, warn
+from tts.train.prm.data import Example, read_examples, training_format
+from tts.train.prm.reward_model import check_architecture, load_prm_tokenizer, load_reward_model
+from tts.train.settings import TrainPRMSettings
 from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
 
 
 @dataclass(frozen=True)
 class TrainedPRM:
-    """What came of a training."""
+    """The result of a training."""
 
     out: Path
+    """The folder with the model."""
     steps: int
+    """Optimizer steps."""
     traces: int
+    """Traces that it was trained on."""
     losses: tuple[float, float] | None
-    """Of the first logged steps and of the last."""
+    """The first logged training loss and the last; None if nothing was logged."""
     best: int | None
-    """The optimizer step of the checkpoint that was kept as the best, where it was evaluated."""
+    """The optimizer step of the checkpoint that --metric chose; None without --eval."""
     metrics: dict[str, float]
-    """Of the evaluation then."""
+    """The metrics of that checkpoint (`tts.train.prm.trainer.metrics`); empty without --eval."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"out": str(self.out)}
 
 
-def train_prm(settings: TrainPRM) -> TrainedPRM:
-    """Train a PRM and write the folder that `--scorer` loads: config.json, weights and tokenizer, checkpoints beside them.
+def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
+    """Train a PRM, as `tts train-prm` does, and write a folder that `--scorer` loads.
 
-    Raises InputError for settings, data or models that cannot be used, before anything is trained.
+    The folder `settings.out` gets config.json, weights and tokenizer, and the checkpoints and the log of the training.
+
+    Raises:
+        InputError: Settings, data or model cannot be used (raised before training starts), the loss is not finite, or the
+            memory does not suffice.
     """
-    config = prm_model.check_architecture(settings)
+    config = check_architecture(settings)
     longest = _longest(settings, config)
     _check_name(settings)
     args = _arguments(settings)
     open_folder(settings)
-    text = Text(prm_model.load_tokenizer(settings))
+    text = Text(load_prm_tokenizer(settings))
     train = read_examples(settings.data, settings, text, longest, train=True)
     dev = read_examples(settings.eval, settings, text, longest, train=False) if settings.eval is not None else []
     _check_targets(settings, train)
 
-    from tts.train.prm.trainer import PRMTrainer, Scored, metrics
+    from tts.train.prm.trainer import PRMTrainer, ScoredExample, metrics
 
-    if dev and settings.metric not in metrics(dev, [Scored(i, 0.0, *_blank(example)) for i, example in enumerate(dev)]):
+    constant = [ScoredExample(i, 0.0, *_constant_rewards(example)) for i, example in enumerate(dev)]
+    if dev and settings.metric not in metrics(dev, constant):
         raise InputError(f"--metric {settings.metric} cannot be computed from {settings.eval}: {_NEEDS[settings.metric]}")
     set_seed(settings.seed)
-    model = prm_model.load_model(settings, text.tokenizer)
+    model = load_reward_model(settings, text.tokenizer)
     trainer = PRMTrainer(
         model, settings, train, dev,
         args=args,
@@ -67,18 +82,25 @@ def train_prm(settings: TrainPRM) -> TrainedPRM:
     if trainer.is_world_process_zero():
         model.merge_adapters()
         model.save(settings.out, text.tokenizer)
-        print(show(trained))
     return trained
 
 
+def train(settings: TrainPRMSettings, output: Output) -> int:
+    """The command."""
+    trained = train_prm(settings)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes of `accelerate launch`, the first one reports
+        output.result(table=lambda: _report(trained), data=trained.to_json, brief=trained.out)
+    return Exit.OK
+
+
 _NEEDS = {
-    "step_auc": "it needs targets of steps, some at least 0.5 and some below",
+    "step_auc": "it needs targets of steps, some of at least 0.5 and some below",
     "calibration_error": "it needs targets of steps",
-    "best_of_n": "it needs problems with several traces that say whether they are correct",
+    "best_of_n": "it needs problems with several traces that have the field correct",
 }
 
 
-def _arguments(settings: TrainPRM) -> Any:
+def _arguments(settings: TrainPRMSettings) -> Any:
     more: dict[str, Any] = {
         "remove_unused_columns": False, "logging_first_step": True, "ddp_find_unused_parameters": False
     }  # fmt: skip
@@ -88,45 +110,46 @@ def _arguments(settings: TrainPRM) -> Any:
             "eval_strategy": "steps", "eval_steps": steps, "save_steps": steps, "load_best_model_at_end": True,
             "metric_for_best_model": f"eval_{settings.metric}",
             "greater_is_better": settings.metric in ("step_auc", "best_of_n"),
-            "restore_callback_states_from_checkpoint": True,  # what is left of the patience
+            "restore_callback_states_from_checkpoint": True,  # the count of --patience
         }  # fmt: skip
     return arguments(settings, **more)
 
 
-def _longest(settings: TrainPRM, config: dict[str, Any]) -> int:
+def _longest(settings: TrainPRMSettings, config: dict[str, Any]) -> int:
     context = checkpoints.context_length(config)
     if settings.max_length is None and context is None:
-        raise InputError(f"config.json of {settings.model!r} does not say how long a text it can read; say it by --max-length")
+        raise InputError(f"config.json of {settings.model!r} does not give a context length; set it with --max-length")
     if settings.max_length is not None and context is not None and settings.max_length > context:
-        raise InputError(f"--max-length is {settings.max_length}, and {settings.model!r} reads {context} tokens at most")
+        raise InputError(f"--max-length is {settings.max_length}, but {settings.model!r} reads at most {context} tokens")
     return settings.max_length or context or 0
 
 
-def _check_name(settings: TrainPRM) -> None:
-    """A folder's name tells scorers how a checkpoint reads a trace: it must not tell them something else."""
-    wanted = format_of(settings)
+def _check_name(settings: TrainPRMSettings) -> None:
+    """Raise InputError if scorers, which infer a checkpoint's format from the folder's name, would infer another one."""
+    wanted = training_format(settings)
     name = settings.out.resolve().name
-    other = next((key for key, format in FORMATS.items() if re.search(format.matches, name)), None)
+    other = next((key for key, format in FORMATS.all().items() if re.search(format.matches, name)), None)
     if other is not None and FORMATS[other] is not wanted:
-        raise InputError(f"--out {name} is named like a PRM of another format ({other}), and would be read as one; rename it")
+        raise InputError(f"--out {name} would be loaded as a PRM of the format {other}, by its name; choose another name")
 
 
-def _check_targets(settings: TrainPRM, train: list[Example]) -> None:
-    """Every head must be trained on something."""
-    known = {reading.whole for example in train for reading in example.readings}
+def _check_targets(settings: TrainPRMSettings, train: list[Example]) -> None:
+    """Raise InputError if the data has no targets for one of two heads; warn if final rewards stay untrained."""
+    known = {sequence.whole for example in train for sequence in example.sequences}
     if settings.head == "both" and len(known) < 2:
         lacking, other = ("final targets", "step") if known == {False} else ("targets of steps", "trace")
-        raise InputError(f"{settings.data} has no {lacking}, which --head both trains a head on; use --head {other}")
+        raise InputError(f"{settings.data} has no {lacking}, which --head both needs; use --head {other}")
     if settings.head == "step" and settings.lambda_final and True not in known:
-        warn("nothing says what a trace is worth as a whole (final_target): score with --alpha 0, by steps alone")
+        warn("no trace has a final_target, so the final reward stays untrained; score with --alpha 0, by step rewards alone")
 
 
-def _blank(example: Example) -> tuple[tuple[float, ...], float | None]:
-    steps = [reading.positions for reading in example.readings if not reading.whole]
+def _constant_rewards(example: Example) -> tuple[tuple[float, ...], float | None]:
+    """Return step rewards and a final reward of 0.5, to find out which metrics the data allows."""
+    steps = [sequence.positions for sequence in example.sequences if not sequence.whole]
     return (0.5,) * len(steps[0] if steps else ()), 0.5
 
 
-def _summary(settings: TrainPRM, trainer: Any, traces: int) -> TrainedPRM:
+def _summary(settings: TrainPRMSettings, trainer: Any, traces: int) -> TrainedPRM:
     state = trainer.state
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     evaluated = {row["step"]: row for row in state.log_history if "eval_loss" in row}
@@ -136,8 +159,8 @@ def _summary(settings: TrainPRM, trainer: Any, traces: int) -> TrainedPRM:
     return TrainedPRM(settings.out, state.global_step, traces, (losses[0], losses[-1]) if losses else None, best, found)
 
 
-def show(trained: TrainedPRM) -> str:
-    """The end of a training in a few lines."""
+def _report(trained: TrainedPRM) -> str:
+    """Return the lines that the command prints at the end."""
     losses = "  loss {:.4f} → {:.4f}".format(*trained.losses) if trained.losses else ""
     lines = [f"{trained.steps} steps on {trained.traces} traces{losses}"]
     if found := trained.metrics:
@@ -146,4 +169,4 @@ def show(trained: TrainedPRM) -> str:
         if "best_of_n" in found:
             shown.append(f"best of n {found['best_of_n']:.1%} (mean {found['mean_correct']:.1%})")
         lines.append(f"evaluated, best at step {trained.best}: {', '.join(shown)}")
-    return "\n".join([*lines, f"{trained.out}: use it by tts run --scorer {trained.out}"])
+    return "\n".join([*lines, f"{trained.out}: use it with tts run --scorer {trained.out}"])

@@ -1,4 +1,7 @@
-"""A pool of traces as numbers: `tts select` keeps 57 bytes of each, so that a pool may be far larger than memory."""
+"""A pool of traces, reduced to the numbers that selection needs.
+
+`tts select` keeps 57 bytes per trace in memory and leaves the texts in the file, so that a pool may be larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -18,131 +21,140 @@ from tts.data.store import ESCAPE
 from tts.data.stream import Tally
 from tts.data.traces import BadRowError, Trace, parse_line
 from tts.errors import InputError
-from tts.train.settings import Select
+from tts.train.settings import SelectSettings
 from tts.types import Reward, counts_final
 
-ROW = np.dtype(
+TRACE_DTYPE = np.dtype(
     [
-        ("offset", "i8"),  # of its line, in bytes
+        ("offset", "i8"),  # of the line in the file, in bytes
         ("line", "i8"),
-        ("candidate", "i4"),  # of the line, which for a run has several
+        ("candidate", "i4"),  # index within the line: a row of a run holds several candidates
         ("score", "f8"),
-        ("problem", "u8"),  # hashes; that two of a million traces agree by chance happens in one of 40 million pools
+        ("problem", "u8"),  # hashes; a million traces have a collision in one of 40 million pools
         ("text", "u8"),
         ("steps", "i4"),
         ("characters", "i8"),
-        ("correct", "i1"),  # -1 where it is not known
+        ("correct", "i1"),  # -1 if unknown
     ]
 )
 """What is kept of a trace."""
 
-CHUNK = 4096
-"""Traces that are Python objects before they are a ROW each."""
+TraceArray = npt.NDArray[Any]
+"""A structured array [traces] of TRACE_DTYPE."""
+
+BUFFERED = 4096
+"""Traces collected as Python tuples before they become an array."""
 
 REWARDED = ("r_hat", "response")
-"""What --by can be that needs a reward model's rewards."""
+"""Values of --by that need rewards of a reward model."""
 UNSCORED = ("random", "all")
-"""What it can be that gives a trace no score of its own."""
-
-Rows = npt.NDArray[Any]
-"""Of type ROW."""
+"""Values of --by that give a trace no score."""
 
 
 @dataclass
-class Pool:
-    """The numbers of every trace that can be ranked, and what was noticed on reading them."""
+class TracePool:
+    """The traces of a file that can be ranked, as numbers, and what was noticed while reading them."""
 
     path: Path
     names: Mapping[str, str]
-    """What it calls the fields of `tts.data.traces.FIELDS`."""
-    rows: Rows
+    """The file's names for the fields in `tts.data.traces.FIELDS`."""
+    traces: TraceArray
     unscored: int = 0
-    """Traces without what they are to be ranked by."""
+    """Traces without the rewards or the number that they should be ranked by."""
     first_unscored: tuple[int, tuple[str, ...]] = (0, ())
-    """The first one's line, and the names of the numbers in it."""
+    """The line of the first such trace, and the names of its numeric fields."""
     finals: int = 0
     """Traces with a final reward."""
 
     def fields_of(self, index: int, file: IO[bytes]) -> Mapping[str, Any]:
-        """A trace's own fields; `file` is the pool, open."""
-        offset, line, candidate, *_ = self.rows[index].item()
+        """Return the fields of a trace as its row has them. `file` is the pool's file, open for reading."""
+        offset, line, candidate, *_ = self.traces[index].item()
         file.seek(offset)
         row: Mapping[str, Any] = parse_line(_decode(file.readline(), line), line, self.names)[candidate].row
         return row
 
-    def check(self, settings: Select, complain: Callable[[str], object]) -> None:
-        """Raise InputError unless every trace has a score, and all scores are of one kind."""
-        total, by, line = len(self.rows), settings.by, self.first_unscored[0]
+    def check(self, settings: SelectSettings, complain: Callable[[str], object]) -> None:
+        """Raise InputError unless every trace has a score and all scores are computed in the same way."""
+        total, by, line = len(self.traces), settings.by, self.first_unscored[0]
         here = f"of {total} traces in {self.path} have no"
         if self.unscored and by in REWARDED:
             raise InputError(
-                f"{self.unscored} {here} rewards (step_rewards), the first in line {line}; score them all with --scorer"
+                f"{self.unscored} {here} rewards (step_rewards), the first on line {line}; score all traces with --scorer"
             )
         if 0 < self.unscored < total:
-            raise InputError(
-                f"{self.unscored} {here} number under {by!r}, the first in line {line}; mend them, or take them out"
-            )
+            raise InputError(f"{self.unscored} {here} number under {by!r}, the first on line {line}; fix or remove them")
         if self.unscored:
             known = [*REWARDED, *UNSCORED, *self.first_unscored[1]]
             close = get_close_matches(by, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise InputError(
-                f"--by is {by!r}, and no trace in {self.path} has a number under that name.{hint} Known: {', '.join(known)}"
+                f"--by is {by!r}, but no trace in {self.path} has a number under that name.{hint} Known: {', '.join(known)}"
             )
         if by != "r_hat" or self.finals == total or not counts_final(settings.alpha, settings.aggregate):
             return
         if self.finals or settings.aggregate == "final":
             raise InputError(
-                f"{total - self.finals} {here} final reward, which their r_hat counts; score them all with --scorer, or rank"
-                " without it: --alpha 0, and an --aggregate but final"
+                f"{total - self.finals} {here} final reward, which r_hat needs; score all traces with --scorer, or rank without"
+                " it: with --alpha 0, and an --aggregate other than final"
             )
         complain(f"no trace has a final reward; r_hat is the {settings.aggregate} of the step rewards alone")
 
 
-def read_pool(settings: Select, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> Pool:
-    """Read a pool once; what cannot be ranked goes to `rejected`, as `tts score` writes it. Raises InputError."""
-    pool = Pool(path, names, np.empty(0, ROW))
-    chunks: list[Rows] = []
+def read_pool(settings: SelectSettings, path: Path, names: Mapping[str, str], rejected: Path, tally: Tally) -> TracePool:
+    """Read a pool in one pass.
+
+    Args:
+        settings: The options of `tts select`.
+        path: JSONL of traces.
+        names: The file's names for the fields in `tts.data.traces.FIELDS`.
+        rejected: JSONL to write, with the rows that cannot be ranked and the reasons. It is removed if there are none.
+        tally: Progress, updated in place.
+
+    Raises:
+        InputError: A file cannot be read or written.
+    """
+    pool = TracePool(path, names, np.empty(0, TRACE_DTYPE))
+    chunks: list[TraceArray] = []
     pending: list[tuple[float, ...]] = []
     tally.done, tally.bytes, tally.tokens, tally.total_bytes = 0, 0, 0, path.stat().st_size
     try:
-        with rejected.open("w", encoding="utf-8", errors=ESCAPE) as aside:
+        with rejected.open("w", encoding="utf-8", errors=ESCAPE) as rejected_file:
 
-            def set_aside(error: BadRowError) -> None:
+            def reject(error: BadRowError) -> None:
                 row = {"line": number, "error": str(error), "row": line.rstrip("\r\n")}
-                aside.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rejected_file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 tally.rejected += 1
 
-            for offset, number, line in _read(path):
+            for offset, number, line in _lines(path):
                 traces: list[Trace] = []
                 try:
                     traces = parse_line(line, number, names)
                 except BadRowError as error:
-                    set_aside(error)
+                    reject(error)
                 for i, trace in enumerate(traces):
                     try:
-                        pending.append((offset, number, i, *_numbers(trace, number, settings, pool)))
+                        pending.append((offset, number, i, *_numbers_of(trace, number, settings, pool)))
                         tally.done += 1
                     except BadRowError as error:
-                        set_aside(error)
-                if len(pending) >= CHUNK:
-                    chunks.append(np.array(pending, ROW))
+                        reject(error)
+                if len(pending) >= BUFFERED:
+                    chunks.append(np.array(pending, TRACE_DTYPE))
                     pending.clear()
                 tally.bytes = offset
         if not rejected.stat().st_size:
             rejected.unlink()
     except OSError as error:
         raise InputError(f"cannot write to {rejected}: {error.strerror or error}; choose another --out") from error
-    pool.rows = np.concatenate([*chunks, np.array(pending, ROW)])
+    pool.traces = np.concatenate([*chunks, np.array(pending, TRACE_DTYPE)])
     if settings.by == "random":
-        pool.rows["score"] = np.random.default_rng(settings.seed).random(len(pool.rows))
+        pool.traces["score"] = np.random.default_rng(settings.seed).random(len(pool.traces))
     return pool
 
 
 def lacks_rewards(path: Path, names: Mapping[str, str]) -> bool:
-    """Whether it holds traces, and none has rewards. A scored pool's first line says that it is one; others are read whole."""
+    """Return whether a file holds traces, but none with rewards. Reading stops at the first trace with rewards."""
     found = False
-    for _, number, line in _read(path):
+    for _, number, line in _lines(path):
         try:
             for trace in parse_line(line, number, names):
                 if trace.row.get("step_rewards") is not None:
@@ -153,8 +165,8 @@ def lacks_rewards(path: Path, names: Mapping[str, str]) -> bool:
     return found
 
 
-def _read(path: Path) -> Iterator[tuple[int, int, str]]:
-    """The lines that hold anything: where each begins, its number, its text. Raises InputError."""
+def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Yield byte offset, number and text of the lines that are not blank. Raises InputError if the file cannot be read."""
     try:
         with path.open("rb") as file:
             offset = 0
@@ -170,24 +182,24 @@ def _decode(line: bytes, number: int) -> str:
     return line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
 
 
-def _numbers(trace: Trace, line: int, settings: Select, pool: Pool) -> tuple[float, int, int, int, int, int]:
-    """A trace as the rest of a ROW. Raises BadRowError."""
+def _numbers_of(trace: Trace, line: int, settings: SelectSettings, pool: TracePool) -> tuple[float, int, int, int, int, int]:
+    """Return the fields of TRACE_DTYPE from `score` on, and count a missing score in `pool`. Raises BadRowError."""
     thinking, response = trace.candidate.trajectory
     if not thinking and not response:
         raise BadRowError("the trace is empty")
     score: float | None = 0.0
     if settings.by in REWARDED:
         rewards = _rewards(trace.row)
-        score = None if rewards is None else _score(*rewards, len(thinking), len(response), settings)
+        score = None if rewards is None else _reward_score(*rewards, len(thinking), len(response), settings)
         pool.finals += rewards is not None and rewards[1] is not None
     elif settings.by not in UNSCORED:
-        score = _number(_look_up(trace.row, settings.by))
+        score = _finite(_look_up(trace.row, settings.by))
     if score is None:
         pool.unscored += 1
         if pool.unscored == 1:
-            pool.first_unscored = line, tuple(_names_of_numbers(trace.row))
+            pool.first_unscored = line, tuple(_numeric_fields(trace.row))
         score = 0.0
-    prompt, text = _plain(trace.candidate.problem.prompt), _plain(trace.candidate.text)
+    prompt, text = _normalized(trace.candidate.problem.prompt), _normalized(trace.candidate.text)
     correct = trace.row.get("correct")
     return (
         score, _hash(prompt), _hash(prompt + b"\0" + text), len(thinking) + len(response), len(trace.candidate.text),
@@ -196,26 +208,31 @@ def _numbers(trace: Trace, line: int, settings: Select, pool: Pool) -> tuple[flo
 
 
 def _rewards(row: Mapping[str, Any]) -> tuple[tuple[float, ...], float | None] | None:
-    """Step rewards and final reward, as `tts score` writes them; None where it did not. Raises BadRowError."""
+    """Return step rewards and final reward as `tts score` writes them, or None for a row that it did not write.
+
+    Raises BadRowError if they are not numbers.
+    """
     steps, final = row.get("step_rewards"), row.get("final")
     if steps is None:
         return None
-    if not isinstance(steps, list) or any(_number(step) is None for step in steps):
+    if not isinstance(steps, list) or any(_finite(step) is None for step in steps):
         raise BadRowError(f"'step_rewards' is {json.dumps(steps)[:40]}; expected a list of numbers")
-    if final is not None and _number(final) is None:
+    if final is not None and _finite(final) is None:
         raise BadRowError(f"'final' is {json.dumps(final)[:40]}; expected a number or null")
     if not steps and final is None:
         raise BadRowError("'step_rewards' is empty, and there is no 'final'")
-    return tuple(map(float, steps)), _number(final)
+    return tuple(map(float, steps)), _finite(final)
 
 
-def _score(steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: Select) -> float:
-    """r_hat, or the same aggregate of the response's steps alone. Raises BadRowError."""
+def _reward_score(
+    steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: SelectSettings
+) -> float:
+    """Return r_hat, or with --by response the aggregate of the response steps. Raises BadRowError if there is no such score."""
     try:
         if settings.by == "r_hat":
             score = Reward(steps, final, alpha=settings.alpha, how=settings.aggregate).total
         elif not response:
-            raise BadRowError("it has no response to rank it by")
+            raise BadRowError("the trace has no response, which --by response needs")
         elif len(steps) not in (response, thinking + response):
             raise BadRowError(f"{len(steps)} step rewards for {thinking} thinking steps and {response} response steps")
         else:
@@ -223,12 +240,12 @@ def _score(steps: tuple[float, ...], final: float | None, thinking: int, respons
     except ValueError as error:
         raise BadRowError(str(error)) from None
     if not math.isfinite(score):
-        raise BadRowError(f"its score is {score}, which does not rank")
+        raise BadRowError(f"the score is {score}, which cannot be ranked")
     return score
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, with true and false as 1 and 0; None for anything else."""
+def _finite(value: Any) -> float | None:
+    """Return a finite number as a float, true and false as 1 and 0, and anything else as None."""
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # a whole number with hundreds of digits
@@ -236,7 +253,7 @@ def _number(value: Any) -> float | None:
 
 
 def _look_up(row: Mapping[str, Any], name: str) -> Any:
-    """A field of that very name, else the dots reach into nested ones."""
+    """Return the field of this exact name, or else, at each dot, a field of the nested object; None if there is none."""
     if name in row:
         return row[name]
     value: Any = row
@@ -245,16 +262,17 @@ def _look_up(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _names_of_numbers(row: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def _numeric_fields(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the numbers in a row and in its nested objects, one level deep."""
     for name, value in row.items():
-        if _number(value) is not None:
-            yield before + name
-        elif isinstance(value, Mapping) and not before:
-            yield from _names_of_numbers(value, f"{name}.")
+        if _finite(value) is not None:
+            yield prefix + name
+        elif isinstance(value, Mapping) and not prefix:
+            yield from _numeric_fields(value, f"{name}.")
 
 
-def _plain(text: str) -> bytes:
-    """Without what is only another way to set spaces and lines."""
+def _normalized(text: str) -> bytes:
+    """Return the text with every run of white space replaced by one space, as UTF-8."""
     return " ".join(text.split()).encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""What came of a selection: its numbers after each filter and its histograms, on a terminal, as JSON and as a picture."""
+"""The result of a selection: statistics after each filter, and histograms, for the terminal, as JSON and as a PNG."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-BAR = 16
-"""Width of a histogram's longest bar, in characters."""
+BAR_WIDTH = 16
+"""Width of the longest bar of a histogram, in characters."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The traces that are left after a filter. Where something is not known of any, it is None."""
+class FilterStage:
+    """Statistics of the traces that remain after a filter."""
 
     name: str
     traces: int
     problems: int
     correct: float | None
-    """Share of right answers among the traces whose row says `correct`."""
+    """Share of correct answers among the traces with the field `correct`; None if no trace has it."""
     score: float | None
-    """Mean."""
+    """Mean score; None if traces have none, as with --by random."""
     steps: float
     """Mean number of thinking and response steps."""
     characters: float
-    """Mean length."""
+    """Mean number of characters."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many traces of the pool, and of the chosen, lie in each of the bins between neighbouring edges."""
+    """The number of traces in each bin, for the pool and for the chosen traces. Bins lie between neighbouring edges."""
 
     edges: tuple[float, ...]
     pool: tuple[int, ...]
@@ -46,18 +46,25 @@ class Histogram:
 
     @classmethod
     def of(cls, values: npt.NDArray[Any], chosen: npt.NDArray[np.intp], *, bins: int = 10, log: bool = False) -> Histogram:
-        """`chosen` are indices. `log`, for lengths, makes each bin wider than the last by the same factor."""
+        """Return the histogram of the pool's values.
+
+        Args:
+            values: One value per trace of the pool.
+            chosen: Indices of the chosen traces.
+            bins: Number of bins. Default: 10. If all values are equal or too close together, there is one.
+            log: Space the edges logarithmically; the values must be positive. Default: False.
+        """
         low, high = float(values.min()), float(values.max())
         spaced = np.geomspace if log else np.linspace
         edges = spaced(low, high, bins + 1) if low < high else np.array([low, high])
-        edges[[0, -1]] = low, high  # not what rounding makes of them
-        if len(np.unique(edges)) < len(edges):  # too close together for so many numbers between
+        edges[[0, -1]] = low, high  # exactly, in spite of rounding
+        if len(np.unique(edges)) < len(edges):  # too close together for so many distinct edges
             edges = np.array([low, high])
         pool, picked = (np.histogram(some, edges)[0] if low < high else [len(some)] for some in (values, values[chosen]))
         return cls(tuple(map(float, edges)), tuple(map(int, pool)), tuple(map(int, picked)))
 
     def labels(self) -> list[str]:
-        """A bin as `low – high`, with the digits that tell neighbours apart."""
+        """Return each bin as `low – high`, with enough digits to tell neighbouring edges apart."""
         low, *_, high = self.edges
         if low == high:
             return [f"{low:,.4g}"]
@@ -69,42 +76,46 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Selection:
-    """A finished selection."""
+    """The result of `tts select`."""
 
     out: Path
+    """The file with the chosen traces."""
     by: str
+    """What traces were ranked by, as in --by."""
     pool: int
-    """Rows of the pool, the unreadable among them."""
+    """Traces of the pool and rows that could not be ranked, together."""
     set_aside: int
     """Rows that could not be ranked."""
-    stages: Sequence[Stage]
-    """From all that can be ranked to the chosen."""
+    stages: Sequence[FilterStage]
+    """The first one is of all traces that can be ranked, the last one of the chosen traces."""
     histograms: Mapping[str, Histogram]
-    """Of `score`, where there is one, and of `characters`."""
+    """Of `characters`, and of `score` if traces have one."""
     rejected: tuple[Path, ...] = ()
-    """Files with the rows that were set aside."""
+    """Files with the rows that could not be ranked, and the reasons."""
     scored: Path | None = None
-    """The pool with its rewards, where it was scored for this."""
+    """The pool with rewards, if it was scored first."""
     plot: Path | None = None
+    """The PNG with the histograms."""
 
     @property
     def title(self) -> str:
+        """One line: how many traces were chosen, and by what."""
         return f"{self.stages[-1].traces:,} of {self.stages[0].traces:,} traces, by {self.by}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; paths are texts."""
+        """Return the fields as JSON values, and `chosen`, the number of chosen traces."""
         paths = {name: path and str(path) for name, path in (("out", self.out), ("scored", self.scored), ("plot", self.plot))}
         chosen = self.stages[-1].traces
         return asdict(self) | paths | {"rejected": [str(path) for path in self.rejected], "chosen": chosen}
 
     def show(self) -> RenderableType:
-        """A row for each filter, a histogram each for scores and lengths, and where everything is."""
+        """Return the view for a terminal: a table row per filter, the histograms, and the files."""
         title = Text(self.title, "bold")
         if self.set_aside:
             title.append(f", {self.set_aside:,} more could not be ranked", "yellow")
-        parts: list[RenderableType] = [title, Text(), _stages(self), Text()]
+        parts: list[RenderableType] = [title, Text(), _stage_table(self), Text()]
         for name, histogram in self.histograms.items():
-            parts += [_bars(self.by if name == "score" else name, histogram), Text()]
+            parts += [_bar_table(self.by if name == "score" else name, histogram), Text()]
         files = Table.grid(padding=(0, 2))
         files.add_column(style="dim")
         files.add_column(overflow="fold")
@@ -114,8 +125,8 @@ class Selection:
         return Group(*parts, files)
 
 
-def _stages(selection: Selection) -> Table:
-    shown: list[tuple[str, Callable[[Stage], str]]] = [
+def _stage_table(selection: Selection) -> Table:
+    shown: list[tuple[str, Callable[[FilterStage], str]]] = [
         ("traces", lambda s: f"{s.traces:,}"),
         ("problems", lambda s: f"{s.problems:,}"),
         ("correct", lambda s: "" if s.correct is None else f"{s.correct:.1%}"),
@@ -136,8 +147,8 @@ def _stages(selection: Selection) -> Table:
     return table
 
 
-def _bars(name: str, histogram: Histogram) -> Table:
-    """Shares of the pool and of the chosen, each on a scale of its own."""
+def _bar_table(name: str, histogram: Histogram) -> Table:
+    """Return a bar chart of the shares of the pool and of the chosen traces, each scaled to its own maximum."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading, right in ((name, True), ("pool", True), ("", False), ("chosen", True), ("", False)):
         table.add_column(Text(heading), justify="right" if right else "left", no_wrap=True)
@@ -146,20 +157,20 @@ def _bars(name: str, histogram: Histogram) -> Table:
     for label, *shares in zip(histogram.labels(), *sides, strict=True):
         cells: list[RenderableType] = []
         for share, peak, style in zip(shares, peaks, ("blue", "green"), strict=True):
-            eighths = math.ceil(8 * BAR * share / peak)  # whatever is there is seen
+            eighths = math.ceil(8 * BAR_WIDTH * share / peak)  # rounded up, so that no bin with traces looks empty
             bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]
-            cells += [Text(f"{share:.1%}" if share else "–", "" if share else "dim"), Text(bar.ljust(BAR + 1), style)]
+            cells += [Text(f"{share:.1%}" if share else "–", "" if share else "dim"), Text(bar.ljust(BAR_WIDTH + 1), style)]
         table.add_row(Text(label), *cells)
     return table
 
 
-def draw(selection: Selection, histograms: Mapping[str, Histogram], path: Path) -> None:
-    """The histograms as a PNG. Needs matplotlib; raises OSError where it cannot be written."""
+def draw_histograms(selection: Selection, histograms: Mapping[str, Histogram], path: Path) -> None:
+    """Write the histograms as a PNG. Needs matplotlib. Raises OSError if the file cannot be written."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 10}):  # `$` in a field's name is no formula
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 10}):  # a `$` in a field's name does not start a formula
         figure = Figure(figsize=(1 + 5 * len(histograms), 4), layout="constrained")
         figure.suptitle(selection.title)
         grid = figure.subplots(1, len(histograms), squeeze=False)[0]
@@ -173,10 +184,10 @@ def draw(selection: Selection, histograms: Mapping[str, Histogram], path: Path) 
                 axes.stairs([count / max(1, sum(counts)) for count in counts], edges, **look)
             if name != "score" and low < high:
                 axes.set_xscale("log")
-                ticks = histogram.edges[:: max(1, len(histogram.pool) // 4)]  # there may be no power of ten among them
+                ticks = histogram.edges[:: max(1, len(histogram.pool) // 4)]  # the range may not contain a power of ten
                 axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
                 axes.xaxis.set_minor_locator(NullLocator())
-            axes.set(xlabel=selection.by if name == "score" else name, ylabel="share of the traces", ylim=(0, None))
+            axes.set(xlabel=selection.by if name == "score" else name, ylabel="share of traces", ylim=(0, None))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,228 @@
+"""Settings of runs, sweeps and scoring, composed of groups of options that other commands share.
+
+Every field is an option of the command line, a keyword in Python, and a row of the reference; `kept` fields are what a run's
+results depend on (`tts.options`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tts.data.traces import FIELDS
+from tts.demo import POLICY, PRM
+from tts.engines import load_engine
+from tts.errors import InputError
+from tts.evals.benchmarks import Benchmark, load_benchmark
+from tts.options import Arguments, Count, NotNegative, Positive, Proportion, Settings, option
+from tts.scorers import load_scorer
+from tts.types import Aggregate, Engine, Part, Sampling, Scorer, counts_final
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions(Settings):
+    """The model that solves problems."""
+
+    topic: ClassVar[str] = "Policy"
+
+    model: str = POLICY
+    """Policy: a bundled name, a folder or a hub id."""
+    system: str | None = option(None, shown="the chat template's")
+    """System prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(PolicyOptions):
+    """The policy and what runs it."""
+
+    topic: ClassVar[str] = "Policy"
+
+    engine: str = "transformers"
+    """Engine that runs the policy: a name that `tts engines` lists, or file.py:Class."""
+    engine_args: Arguments = option(factory=dict, flag="--engine-arg")
+    """Option of the engine, such as gpu_memory_utilization=0.9; repeatable."""
+    url: str | None = option(None, kept=False)
+    """Address of the server, for engines that are a client of one."""
+    adapter: str | None = None
+    """LoRA adapter of the policy: a folder or a hub id."""
+
+    def load_engine(self) -> Engine:
+        """Start the engine. Raises InputError."""
+        given = {name: value for name in ("adapter", "system") if (value := getattr(self, name)) is not None}
+        return load_engine(self.engine, self.model, url=self.url, options={**self.engine_args, **given})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions(Settings):
+    """The reward model and how its rewards become one number."""
+
+    topic: ClassVar[str] = "Reward model"
+
+    scorer: str = PRM
+    """Reward model: a bundled name, a folder or a hub id; or another scorer that `tts scorers` lists, or file.py:Name."""
+    scorer_format: str | None = option(None, shown="recognised by name or config")
+    """How the reward model reads a trace: a name that `tts formats` lists, or file.py:NAME."""
+    scorer_engine: str = "transformers"
+    """What runs the reward model: transformers or vllm in this process, or server."""
+    scorer_url: str | None = option(None, kept=False)
+    """Address of vLLM's pooling server, for --scorer-engine server."""
+    scorer_args: Arguments = option(factory=dict, flag="--scorer-arg")
+    """Option of the scorer, such as dtype=bfloat16 or window=true; repeatable."""
+    score_over: Part | None = option(None, shown="the model's own, else all")
+    """Part of a trajectory that is rated."""
+    alpha: float = 1.0
+    """Weight of the final reward in r_hat = aggregate(step rewards) + alpha * final reward."""
+    aggregate: Aggregate = "mean"
+    """How step rewards become one number."""
+
+    def load_scorer(
+        self, *, policy: str = POLICY, system: str | None = None, defaults: Mapping[str, Any] | None = None
+    ) -> Scorer:
+        """Load the scorer; `policy` and `system` are for scorers that ask the policy, `defaults` for its own options."""
+        return load_scorer(
+            self.scorer, format=self.scorer_format, over=self.score_over, final=counts_final(self.alpha, self.aggregate),
+            engine=self.scorer_engine, url=self.scorer_url, policy=policy, system=system,
+            options={**(defaults or {}), **self.scorer_args},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Settings):
+    """The problems and how answers to them are compared."""
+
+    topic: ClassVar[str] = "Problems"
+
+    benchmark: str = "arith"
+    """Problems: a name that `tts benchmarks` lists; a JSONL, CSV or Parquet file; a folder; a hub id; or file.py:name."""
+    benchmark_args: Arguments = option(factory=dict, flag="--benchmark-arg")
+    """Option of a benchmark that is a function, as name=value; repeatable."""
+    question_field: str | None = option(None, shown="problem")
+    """Field of the data with the question."""
+    answer_field: str | None = option(None, shown="answer")
+    """Field of the data with the reference answer."""
+    id_field: str | None = option(None, shown="id")
+    """Field of the data with the id."""
+    split: str | None = option(None, shown="the benchmark's own, else test")
+    """Data set split to load."""
+    data_dir: str | None = None
+    """Local copy of a data set that is on the hub."""
+    grader: str | None = option(None, shown="the benchmark's own, else math")
+    """How answers are compared: a name that `tts graders` lists, or file.py:function."""
+    limit: Count | None = option(None, shown="100 of arith, all of others")
+    """Number of problems, taken from the start."""
+
+    def load_benchmark(self, **more: Any) -> Benchmark:
+        """Read the problems. Raises InputError."""
+        return load_benchmark(
+            self.benchmark, self.limit, question_field=self.question_field, answer_field=self.answer_field,
+            id_field=self.id_field, split=self.split, data_dir=self.data_dir, grader=self.grader, options=self.benchmark_args,
+            **more,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Settings):
+    """How tokens are drawn."""
+
+    topic: ClassVar[str] = "Sampling"
+
+    seed: int = 0
+    """Random seed; the same seed gives the same results."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Proportion = 1.0
+    """Probability mass of nucleus sampling."""
+    max_tokens: Count = 2048
+    """New tokens of a candidate, at most."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions(Settings):
+    """What a problem and a run may cost."""
+
+    topic: ClassVar[str] = "Limits"
+
+    budget: Count | None = option(None, shown="no limit")
+    """Tokens to generate for a problem, at most."""
+    run_budget: Count | None = option(None, shown="no limit")
+    """Tokens to generate in the whole run, at most; which problems get them depends on the order."""
+    seconds: Positive | None = option(None, shown="no limit")
+    """Time for a problem, in seconds; then the best candidate so far is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions):
+    """A run: a benchmark solved with a strategy."""
+
+    topic: ClassVar[str] = "Run"
+
+    strategy: str = "bon"
+    """Strategy: a name that `tts strategies` lists, or file.py:Class. Its own options are flags, such as --n 16."""
+    options: Arguments = option(factory=dict, cli=False)
+    """The strategy's options."""
+    shuffle: bool = option(False, topic="Problems")
+    """Shuffle the problems, by --seed, before taking the first ones."""
+    repeat: Count = option(1, topic="Problems")
+    """Times to solve each problem; accuracy is the mean."""
+    concurrency: Count = option(64, kept=False)
+    """Problems under way at once; results do not depend on it."""
+    out: Path | None = option(None, short="-o", shown="runs/TIME-STRATEGY-BENCHMARK", kept=False)
+    """Run folder to create."""
+    resume: Path | None = option(None, kept=False)
+    """Run folder to resume, under the settings it was started with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume is not None and self.out is not None:
+            raise InputError("--resume continues in its own folder; omit --out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions(Settings):
+    """A file of traces."""
+
+    topic: ClassVar[str] = "Traces"
+
+    fields: Arguments = option(factory=dict, flag="--field")
+    """Name that the file has for a field of a trace, as in problem=question; repeatable."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.fields if name not in FIELDS]:
+            raise InputError(f"--field {unknown[0]} is not a field of a trace; these are: {', '.join(FIELDS)}")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Fields of `tts.data.traces.FIELDS` to what the file calls them."""
+        return {name: str(value) for name, value in self.fields.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(ScorerOptions, TraceOptions):
+    """Score every trace of a file: id, step_rewards, final, total."""
+
+    topic: ClassVar[str] = "Traces"
+
+    traces: Path = option(positional=True)
+    """JSONL of traces: problem, and text, steps, or thinking and response; or a run's results.jsonl."""
+    out: Path | None = option(None, short="-o", shown="standard output", kept=False)
+    """File to write."""
+    resume: bool = option(False, kept=False)
+    """Continue an --out that was started under the same settings."""
+    limit: Count | None = option(None, shown="all", kept=False)
+    """Number of traces to score."""
+    bare: bool = False
+    """Write the rewards alone, without the trace's own fields."""
+    model: str = option(POLICY, topic="Reward model")
+    """Policy, for scorers that ask it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.out is None:
+            raise InputError("--resume continues a file; name it with --out")
