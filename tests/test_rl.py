@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import typer
 from transformers import AutoModelForCausalLM
 
 import tts.train.policy.rl
@@ -284,9 +283,7 @@ def test_the_guard_ends_a_training_that_learns_to_please(tmp_path, capsys):
         tmp_path, beta=1.0, kl=0.0, lr=1e-3, schedule="constant", warmup=0.0, limit=64, batch_size=32, group=8, max_tokens=120,
         max_steps=30, eval_benchmark="arith:dev", eval_limit=48, eval_steps=3, window=3, rollouts="engine",
     )  # fmt: skip
-    with pytest.raises(typer.Exit) as stopped:
-        rl(given, Scripted(lambda candidate: 1 - len(candidate.text) / 400))
-    assert stopped.value.exit_code == 1
+    assert rl(given, Scripted(lambda candidate: 1 - len(candidate.text) / 400)) == 1
     said = capsys.readouterr().err
     assert "reward hacking: from step" in said
     assert "held-out accuracy fell from 25.0%" in said

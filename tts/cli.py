@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from tts.errors import InputError
+from tts.interrupts import guard, on_interrupt
 from tts.show.console import field_names, key_values, print_rich, warn, watched
 from tts.train.cli import add_to
 from tts.types import Aggregate, Part
@@ -171,11 +172,8 @@ def run(
             **settings, **options,
         )  # fmt: skip
 
-    try:
+    with on_interrupt(lambda: _how_to_resume(progress)):
         summary = watched(solve, lambda console: LiveView(progress, console), hidden=as_json or quiet)
-    except KeyboardInterrupt:
-        _say_how_to_resume(progress)
-        raise typer.Exit(130) from None
     if service is not None:
         log_run(service, summary, RunStore.open(Path(summary.run)).settings)
     if as_json:
@@ -248,11 +246,10 @@ def sweep(
             concurrency=given["concurrency"], **settings, **options,
         )  # fmt: skip
 
-    try:
+    with on_interrupt(
+        lambda: f"interrupted; resume with the same command ({out})" if out.exists() else _how_to_resume(progress)
+    ):
         found = watched(work, lambda console: LiveView(progress, console), hidden=as_json)
-    except KeyboardInterrupt:
-        warn(f"interrupted; the same command goes on where it was ({out})")
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(found.to_json()))
     else:
@@ -289,7 +286,8 @@ def report(
     """One HTML file of runs: accuracy over N and over cost, calibration, and every trace with its rewards."""
     from tts.show.report import write_report
 
-    print(write_report(runs, out, title=title, complain=warn))
+    with on_interrupt(lambda: f"interrupted before {out} was written; nothing is lost, give the same command again"):
+        print(write_report(runs, out, title=title, complain=warn))
 
 
 @app.command()
@@ -337,7 +335,7 @@ def score(
     show: Annotated[bool, typer.Option("--show", help="Print traces with their steps coloured by reward.")] = False,
 ) -> None:
     """Reward every trace of a file: id, step_rewards, final, total."""
-    from tts.data.stream import Tally, rejected_of
+    from tts.data.stream import Tally, how_to_resume, rejected_of
     from tts.runs.score import ScoreSettings, score_file
     from tts.show.terminal import FileView, show_trace
 
@@ -363,12 +361,8 @@ def score(
             show=(lambda item, over: console.print(show_trace(item, over))) if show else None,
         )  # fmt: skip
 
-    try:
+    with on_interrupt(lambda: how_to_resume(tally, "scored", out)):
         watched(work, lambda console: FileView(tally, console), hidden=show or (out is None and sys.stdout.isatty()))
-    except KeyboardInterrupt:
-        kept = f"; go on by the same command with --resume ({out})" if out is not None else ""
-        warn(f"interrupted with {tally.done} traces scored{kept}")
-        raise typer.Exit(130) from None
     if out is not None:
         before = f", {tally.resumed} before" if tally.resumed else ""
         print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} scored{before}: {out}")
@@ -450,25 +444,28 @@ def _flags(ctx: typer.Context) -> list[str]:
     return [option for parameter in ctx.command.params for option in parameter.opts]
 
 
-def _say_how_to_resume(progress: Any) -> None:
+def _how_to_resume(progress: Any) -> str:
     if progress.folder is None:
-        warn("interrupted before anything was solved; nothing was written")
-    else:
-        warn(
-            f"interrupted with {progress.done} of {progress.total} problems solved."
-            f" Go on with: tts run --resume {progress.folder}"
-        )
+        return "interrupted before anything was solved; nothing was written"
+    return (
+        f"interrupted with {progress.done} of {progress.total} problems solved. Go on with: tts run --resume {progress.folder}"
+    )
 
 
-def entry() -> None:
-    """The console script: a user's mistake is one line on stderr and exit code 2."""
+def _main() -> int:
+    """The exit code of the command line; a user's mistake is one line on stderr and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        return app(standalone_mode=False) or 0
     except InputError as error:
         warn(str(error))
     except _CommandLineError as error:
         warn(" ".join(str(error.format_message()).split()))
-    sys.exit(2)
+    return 2
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(guard(_main))
 
 
 add_to(app)

@@ -217,6 +217,15 @@ class Files:
                 file.close()
 
 
+def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
+    """The line for an interrupted command, `done` being "scored" or "labelled"."""
+    if out is None:
+        return f"interrupted with {tally.done} traces {done}"
+    if not out.exists():
+        return f"interrupted before anything was {done}; nothing was written"
+    return f"interrupted with {tally.done} traces {done}; resume with the same command and --resume ({out})"
+
+
 def to_line(row: dict[str, Any]) -> str:
     """A row as JSON."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)

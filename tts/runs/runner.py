@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tts import interrupts
 from tts.data.store import Attempt, Record, RunStore, check_creatable
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
@@ -386,7 +387,7 @@ def wait(solve: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(solve())
+        return interrupts.run(solve())
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, solve()).result()
 

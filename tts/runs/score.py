@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tts import interrupts
 from tts.data.stream import Done, Files, Lines, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
@@ -95,7 +95,7 @@ def score_file(
                 await close()
 
     try:
-        asyncio.run(work())
+        interrupts.run(work())
     except OSError as error:
         raise InputError(
             f"cannot write to {out}: {error.strerror or error}; what was scored is kept, go on with --resume"

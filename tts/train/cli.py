@@ -11,7 +11,7 @@ from tts.train.settings import RL, SFT, Label, Select, TrainPRM
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "label": (Label, "tts.train.label.labeller:label"),
-    "train-prm": (TrainPRM, "tts.train.prm.training:train_prm"),
+    "train-prm": (TrainPRM, "tts.train.prm.training:main"),
     "select": (Select, "tts.train.select.pipeline:select"),
     "sft": (SFT, "tts.train.policy.sft:sft"),
     "rl": (RL, "tts.train.policy.rl:rl"),

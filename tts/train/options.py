@@ -41,7 +41,7 @@ AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
 SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
-def command(settings: type[Any], work: str) -> Callable[..., None]:
+def command(settings: type[Any], work: str) -> Callable[..., int | None]:
     """A function for Typer whose parameters are the fields of a settings dataclass, and which passes an instance to `work`.
 
     `work` is a function as module:name, imported when the command is called.
@@ -71,9 +71,10 @@ def command(settings: type[Any], work: str) -> Callable[..., None]:
                 default = Parameter.empty
         parameters.append(Parameter(f.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hints[f.name], kind]))
 
-    def run(**given: Any) -> None:
+    def run(**given: Any) -> int | None:
         module, _, name = work.partition(":")
-        getattr(import_module(module), name)(settings(**given))
+        code: int | None = getattr(import_module(module), name)(settings(**given))
+        return code
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

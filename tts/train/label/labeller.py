@@ -10,15 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tts.data.labelled import Labelled, trl_row
-from tts.data.stream import Done, Files, Rejected, Tally, rejected_of, work_through
+from tts.data.stream import Done, Files, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
 from tts.engines import load_engine
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.grading.rules import get_grader
+from tts.interrupts import on_interrupt, run
 from tts.models import checkpoints
 from tts.models.templates import read_template
 from tts.show.console import field_names, key_values, warn, watched
@@ -51,21 +50,19 @@ class Labels:
     template: str | None = None
 
 
-def label(settings: Label) -> None:
-    """The command: a live view, and what became of it in a line."""
+def label(settings: Label) -> int:
+    """The command: a live view, and what became of it in a line. Its exit code is 1 where traces have no labels."""
     from tts.show.terminal import FileView
 
     tally = Tally()
-    try:
+    with on_interrupt(lambda: how_to_resume(tally, "labelled", settings.out)):
         watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console), hidden=False)
-    except KeyboardInterrupt:
-        warn(f"interrupted with {tally.done} traces labelled; go on by the same command with --resume ({settings.out})")
-        raise typer.Exit(130) from None
     before = f", {tally.resumed} before" if tally.resumed else ""
     print(f"{tally.done} {'trace' if tally.done == 1 else 'traces'} labelled{before}: {settings.out}")
     if tally.rejected:
         warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(settings.out)}")
-        raise typer.Exit(1)
+        return 1
+    return 0
 
 
 def label_file(
@@ -101,7 +98,7 @@ def label_file(
                 sink.add([_row(item, settings) for item in done], refused)
 
     try:
-        asyncio.run(work())
+        run(work())
     except OSError as error:
         raise InputError(f"cannot write to {settings.out}: {error.strerror or error}; go on with --resume") from error
     finally:

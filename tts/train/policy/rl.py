@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import typer
-
 from tts.errors import InputError
 from tts.evals.benchmarks import ARITH, PUBLISHED, load_benchmark
 from tts.models import checkpoints
@@ -20,18 +18,23 @@ from tts.train.policy.guard import Guard, readings
 from tts.train.policy.rewards import Rewards
 from tts.train.policy.shared import Prompts
 from tts.train.settings import RL
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, note, open_folder, optimizers, resumable
 from tts.types import Problem, Sampling, Scorer, counts_final
 
 LARGE_BETA = 0.8
 """From here on a policy is known to learn to please the reward model instead of being right."""
 
 
-def rl(settings: RL, scorer: Scorer | None = None) -> None:
-    """Train, write the policy into `settings.out`, and print what came of it; exit code 1 where the guard ended it.
+def rl(settings: RL, scorer: Scorer | None = None) -> int:
+    """Train, write the policy into `settings.out`, and print what came of it. Returns exit code 1 where the guard ended it.
 
     `scorer` takes the place of what `settings` names. Raises InputError.
     """
+    with resumable(settings):
+        return _rl(settings, scorer)
+
+
+def _rl(settings: RL, scorer: Scorer | None) -> int:
     shared.require_trl()
     check_batch(settings)
     prompts = Prompts(settings.model, settings.system)
@@ -47,18 +50,18 @@ def rl(settings: RL, scorer: Scorer | None = None) -> None:
     if settings.window and held_out and settings.beta:
         trainer.add_callback(guard)
     try:
-        with stoppable(settings):
-            fit(trainer, settings)
+        fit(trainer, settings)
         shared.save(trainer, settings, settings.model)
     finally:
         trainer.close()
-    if shared.is_first():
+    if is_first():
         print(_summary(settings, trainer, len(problems), len(held_out)))
     if guard.verdict is not None:
-        if shared.is_first():
-            shared.note(settings.out, stopped=guard.verdict)
+        if is_first():
+            note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
-        raise typer.Exit(1)
+        return 1
+    return 0
 
 
 def check_batch(settings: RL) -> None:

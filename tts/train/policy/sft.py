@@ -15,7 +15,7 @@ from tts.show.console import field_names
 from tts.train.policy import shared
 from tts.train.policy.shared import Prompts
 from tts.train.settings import SFT
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
 from tts.trajectory import CLOSE, OPEN
 
 IGNORED = -100
@@ -25,8 +25,17 @@ Row = dict[str, list[int]]
 """`input_ids` and `labels`, of one length."""
 
 
-def sft(settings: SFT) -> None:
-    """Train, write the policy into `settings.out`, and print what came of it. Raises InputError."""
+def sft(settings: SFT) -> int:
+    """Train, write the policy into `settings.out`, and print what came of it. Returns exit code 0. Raises InputError."""
+    with resumable(settings):
+        trainer, traces = _train(settings)
+    if is_first():
+        print(_summary(settings, trainer, traces))
+    return 0
+
+
+def _train(settings: SFT) -> tuple[Any, int]:
+    """The trainer when it is done, and how many traces it was given."""
     shared.require_trl()
     prompts = Prompts(settings.model, settings.system)
     most = min(settings.max_length or prompts.context, prompts.context)
@@ -34,11 +43,9 @@ def sft(settings: SFT) -> None:
     held_out = read_rows(settings.eval, prompts, most, field_names(settings.field)) if settings.eval is not None else None
     open_folder(settings)
     trainer = build(settings, prompts, rows, held_out)
-    with stoppable(settings):
-        fit(trainer, settings)
+    fit(trainer, settings)
     shared.save(trainer, settings, settings.model)
-    if shared.is_first():
-        print(_summary(settings, trainer, len(rows)))
+    return trainer, len(rows)
 
 
 def build(settings: SFT, prompts: Prompts, rows: Sequence[Row], held_out: Sequence[Row] | None) -> Any:

@@ -16,7 +16,7 @@ from tts.show.console import warn
 from tts.train.prm import model as prm_model
 from tts.train.prm.data import Example, format_of, read_examples
 from tts.train.settings import TrainPRM
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,15 @@ class TrainedPRM:
     """The optimizer step of the checkpoint that was kept as the best, where it was evaluated."""
     metrics: dict[str, float]
     """Of the evaluation then."""
+
+
+def main(settings: TrainPRM) -> int:
+    """The command: a training, and what came of it in a few lines."""
+    with resumable(settings):
+        trained = train_prm(settings)
+    if is_first():
+        print(show(trained))
+    return 0
 
 
 def train_prm(settings: TrainPRM) -> TrainedPRM:
@@ -61,13 +70,11 @@ def train_prm(settings: TrainPRM) -> TrainedPRM:
         callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience is not None else None,
         optimizers=optimizers(settings, model),
     )  # fmt: skip
-    with stoppable(settings):
-        fit(trainer, settings)
+    fit(trainer, settings)
     trained = _summary(settings, trainer, len(train))
     if trainer.is_world_process_zero():
         model.merge_adapters()
         model.save(settings.out, text.tokenizer)
-        print(show(trained))
     return trained
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
 
 from tts.data.store import ESCAPE
 from tts.data.stream import Tally, rejected_of
 from tts.errors import InputError
+from tts.interrupts import on_interrupt
 from tts.runs.score import ScoreSettings, score_file
 from tts.show.console import field_names, key_values, print_rich, warn, watched
 from tts.train.select.pool import REWARDED, UNSCORED, Pool, Rows, lacks_rewards, read_pool
@@ -31,20 +31,17 @@ from tts.types import Scorer
 Indices = npt.NDArray[np.intp]
 
 
-def select(settings: Select) -> None:
-    """The command: a live view, then a table with histograms, or JSON."""
+def select(settings: Select) -> int:
+    """The command: a live view, then a table with histograms, or JSON. Its exit code is 1 where rows could not be ranked."""
     from tts.show.terminal import FileView
 
     tally = Tally()
-    try:
+    with on_interrupt(lambda: _how_to_resume(settings)):
         selection = watched(
             lambda: select_file(settings, tally, complain=warn),
             lambda console: FileView(tally, console),
             hidden=settings.as_json,
         )
-    except KeyboardInterrupt:
-        warn(f"interrupted before {settings.out} was written; the same command with --resume goes on with what was scored")
-        raise typer.Exit(130) from None
     if settings.as_json:
         print(json.dumps(selection.to_json()))
     else:
@@ -52,7 +49,8 @@ def select(settings: Select) -> None:
     if selection.set_aside:
         where = " and ".join(map(str, selection.rejected))
         warn(f"{selection.set_aside} of {selection.pool} rows could not be ranked; see {where}")
-        raise typer.Exit(1)
+        return 1
+    return 0
 
 
 def select_file(
@@ -156,6 +154,17 @@ def _stage(name: str, rows: Rows, *, scored: bool) -> Stage:
 
 
 # Files
+
+
+def _how_to_resume(settings: Select) -> str:
+    """The line for an interrupted command."""
+    out = settings.out
+    if out.exists():
+        return f"interrupted; {out} is whole"
+    kept = _scored_of(out).exists()
+    return f"interrupted before {out} was written; " + (
+        "resume with the same command and --resume, which keeps what was scored" if kept else "nothing was written"
+    )
 
 
 def _check_files(settings: Select) -> None:
