@@ -373,7 +373,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(policy, monkeypatch, capsys):
         patched.setattr(PRMTrainer, "training_step", interrupted)
         code, out, err = command(patched, capsys, "train-prm", *arguments)
     assert code == 130
-    assert "tts: interrupted; go on by the same command with --resume (out)" in err
+    assert "tts: interrupted; resume with the same command and --resume (out)" in err
     assert not out
     code, out, err = command(monkeypatch, capsys, "train-prm", *arguments, "--resume")
     assert code == 0, err
