@@ -9,8 +9,8 @@ import subprocess
 import sys
 import textwrap
 import unicodedata
-from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -21,8 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from tts.errors import InputError
 from tts.scorers import formats
-from tts.scorers.formats import FORMATS, Format, HeadReadout, TwoTokens, encode
-from tts.scorers.heads import Heads
+from tts.scorers.formats import FORMATS, Format, TwoTokens, encode
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Problem, Step
@@ -433,31 +432,40 @@ async def test_a_format_given_by_name_is_used(checkpoint):
     assert reward.steps == pytest.approx(expected_trl_lines(folder, PROMPT, STEPS).rewards, abs=1e-5)
 
 
-async def test_the_example_in_the_documentation_is_a_working_format(checkpoint, monkeypatch):
+async def test_the_example_in_the_documentation_is_a_working_format(checkpoint):
     """The example file in the module's docstring, which repeats VersaPRM's format."""
     lines = formats.__doc__.split("looks like this")[1].splitlines()[1:]
     example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
     assert len(example.strip().splitlines()) < 20
-    namespace: dict[str, object] = {}
-    exec(example, namespace)
-    monkeypatch.setitem(FORMATS, "mine", namespace["MINE"])
+    Path("mine.py").write_text(example)
     folder, _ = checkpoint("versa")
-    mine, versa = [await PRM(str(folder), format=name).score([candidate()]) for name in ("mine", "versa")]
+    mine, versa = [await PRM(str(folder), format=name).score([candidate()]) for name in ("mine.py:MINE", "versa")]
     assert mine == versa
+
+
+READOUT = """
+from dataclasses import dataclass
+
+from transformers import AutoModel
+
+from tts.scorers.formats import FORMATS, Format, HeadReadout
+from tts.scorers.heads import Heads
 
 
 @dataclass(frozen=True)
 class FirstUnit(HeadReadout):
-    """A user's readout: the sigmoid of the first element of the hidden state."""
-
     def heads(self, name, tokenizer, **options):
-        return Heads(hf.AutoModel.from_pretrained(name).eval(), lambda hidden: hidden[:, 0].sigmoid())
+        return Heads(AutoModel.from_pretrained(name).eval(), lambda hidden: hidden[:, 0].sigmoid())
 
 
-async def test_a_users_readout(checkpoint, monkeypatch):
-    monkeypatch.setitem(FORMATS, "mine", Format(about="mine", build=FORMATS["versa"].build, readout=FirstUnit()))
+MINE = Format(about="the first unit", build=FORMATS["versa"].build, readout=FirstUnit())
+"""
+
+
+async def test_a_users_readout(checkpoint):
+    Path("mine.py").write_text(READOUT)
     folder, _ = checkpoint("versa")
-    [reward] = await PRM(str(folder), format="mine").score([candidate()])
+    [reward] = await PRM(str(folder), format="mine.py:MINE").score([candidate()])
     ids, positions, _ = expected_versa(folder, PROMPT, STEPS)
     hidden = run(hf.AutoModel, folder, ids).last_hidden_state[0, positions]
     assert reward.steps == pytest.approx(hidden[:, 0].sigmoid().tolist(), abs=1e-5)
@@ -465,8 +473,9 @@ async def test_a_users_readout(checkpoint, monkeypatch):
 
 def test_a_format_without_a_pattern_is_never_recognised(checkpoint, monkeypatch):
     never = Format(about="mine", build=FORMATS["versa"].build, readout=TwoTokens("+", "-"))
-    monkeypatch.setattr(formats, "FORMATS", {"never": never, **FORMATS})
+    monkeypatch.setattr(FORMATS, "builtin", {"never": never} | FORMATS.builtin)
     assert formats.format_of(str(checkpoint("versa")[0])) is FORMATS["versa"]
+    assert formats.format_of(str(checkpoint("versa")[0]), "never") is never
 
 
 def test_formats_and_readers_are_listed_without_importing_torch():

@@ -355,10 +355,22 @@ def test_a_run_whose_server_dies_can_be_resumed(impatient):
     [
         ("vlm", {}, "no engine named 'vlm'. Did you mean 'vllm'"),
         ("server", {}, "--engine server needs --url"),
-        ("transformers", {"url": "http://127.0.0.1:1"}, "--url goes with --engine server or sglang"),
+        (
+            "transformers",
+            {"url": "http://127.0.0.1:1"},
+            "--url is for --engine sglang or server; transformers runs in this process",
+        ),
         ("server", {"url": "localhost:8000"}, "'localhost:8000' is not the URL of a server; it should look like http"),
-        ("server", {"url": "http://x", "options": {"api": "grpc"}}, "api is 'grpc'; expected auto, completions or chat"),
-        ("transformers", {"options": {"max_row": 4}}, "--engine-arg: the engine transformers takes no 'max_row'"),
+        (
+            "server",
+            {"url": "http://x", "options": {"api": "grpc"}},
+            "--engine-arg api is 'grpc'; it should be auto, completions or chat",
+        ),
+        (
+            "transformers",
+            {"options": {"max_row": 4}},
+            "the engine transformers has no option 'max_row'. Did you mean 'max_rows'?",
+        ),
     ],
 )
 def test_an_engine_that_cannot_be_used_says_why(name, options, complaint):
@@ -367,8 +379,6 @@ def test_an_engine_that_cannot_be_used_says_why(name, options, complaint):
 
 
 def test_an_engine_that_is_not_installed_says_how_to_install_it(monkeypatch):
-    from tts.engines import Backend
-
-    monkeypatch.setattr(Backend, "version", None)
+    monkeypatch.setattr("tts.engines.installed", lambda package: None)
     with pytest.raises(InputError, match=r"install it with: pip install 'tts-toolkit\[vllm\]'"):
         load_engine("vllm", "arith-policy")
