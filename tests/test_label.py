@@ -441,7 +441,7 @@ def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is not a field"),
+        ({"fields": {"x": "y"}}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],
@@ -479,7 +479,7 @@ def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
         [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "was started with tau = 0.1, not 0.3" in other.stderr
+    assert "was started with --tau 0.1, not 0.3" in other.stderr
 
 
 def rows_of_whole_lines(path):

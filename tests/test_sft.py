@@ -237,7 +237,7 @@ def test_bad_input_is_reported_in_one_line(file, tmp_path, monkeypatch):
         ({"traces": tmp_path / "none"}, "cannot read"),
         ({"model": "arith-prm"}, "reward model"),
         ({"device": "cuda"}, "cuda"),
-        ({"field": ["texts=x"]}, "no field of a trace"),
+        ({"fields": {"texts": "x"}}, "not a field of a trace"),
         ({"lora": 4, "optimizer": "muon"}, "omit one of the two"),
     ):
         with pytest.raises(InputError, match=words):

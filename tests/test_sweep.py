@@ -17,7 +17,7 @@ from statistics import mean
 import pytest
 
 import tts
-from tts.cli import entry
+from tts.cli import main
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
 from tts.evals.summary import at_k, estimate
@@ -131,7 +131,7 @@ def test_the_numbers_are_kept_as_json_and_csv(swept, tmp_path):
 def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["tts", "sweep", *arguments])
     with pytest.raises(SystemExit) as ended:
-        entry()
+        sys.exit(main(sys.argv[1:]))
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -262,6 +262,6 @@ def test_an_unknown_service_is_refused_before_anything_is_loaded(monkeypatch, ca
             continue
         monkeypatch.setattr(sys, "argv", ["tts", "run", "--log", service])
         with pytest.raises(SystemExit) as ended:
-            entry()
+            sys.exit(main(sys.argv[1:]))
         assert ended.value.code == 2
         assert message in capsys.readouterr().err

@@ -307,5 +307,5 @@ def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` has them all
+    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

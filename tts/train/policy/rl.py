@@ -25,12 +25,15 @@ LARGE_BETA = 0.8
 
 
 def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | None = None) -> int:
-    """Train a policy, write it to `settings.out`, and report. Returns an exit code, 1 if the guard stopped the training.
+    """Train a policy, as `tts rl` does: write it to `settings.out`, and report.
 
     Args:
         settings: The options of `tts rl`.
-        output: How to report; by default for people.
+        output: How to report. Default: a summary on standard output.
         scorer: A loaded reward model to use instead of the one that `settings` names.
+
+    Returns:
+        An exit code: 1 if the guard stopped the training, else 0.
 
     Raises:
         InputError: Settings, data or models cannot be used (raised before training starts), the loss is not finite, or the
@@ -97,7 +100,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
     held_out: list[Problem] = []
     if settings.eval_benchmark is not None:
-        own = settings.eval_benchmark in BENCHMARKS  # field names are for a file of your own
+        own = settings.eval_benchmark in BENCHMARKS  # its fields have fixed names
         fields: dict[str, Any] = {
             "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
         }  # fmt: skip

@@ -26,7 +26,14 @@ TokenizedTrace = dict[str, list[int]]
 
 
 def sft(settings: SFTSettings, output: Output | None = None) -> int:
-    """Train a policy, write it to `settings.out`, and report. Returns an exit code.
+    """Train a policy, as `tts sft` does: write it to `settings.out`, and report.
+
+    Args:
+        settings: The options of `tts sft`.
+        output: How to report. Default: a summary on standard output.
+
+    Returns:
+        The exit code 0.
 
     Raises:
         InputError: Settings, data or model cannot be used (raised before training starts), the loss is not finite, or the
@@ -35,9 +42,8 @@ def sft(settings: SFTSettings, output: Output | None = None) -> int:
     shared.require_trl()
     prompts = PolicyPrompts(settings.model, settings.system)
     longest = min(settings.max_length or prompts.context, prompts.context)
-    names = settings.names
-    traces = read_traces(settings.traces, prompts, longest, names)
-    held_out = read_traces(settings.eval, prompts, longest, names) if settings.eval is not None else None
+    traces = read_traces(settings.traces, prompts, longest, settings.names)
+    held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
     open_folder(settings)
     trainer = make_sft_trainer(settings, prompts, traces, held_out)
     with stoppable(settings):

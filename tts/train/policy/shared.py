@@ -129,6 +129,6 @@ def say(text: str) -> None:
 
 
 def summary(out: Path, trainer: Any, **more: Any) -> dict[str, Any]:
-    """What a training reports as JSON: its folder, its steps, and the last of everything that was logged."""
+    """Return what a training reports as JSON: its folder, its steps, `more`, and the last value of everything it logged."""
     last = {name: value for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")}
     return {"out": str(out), "steps": trainer.state.global_step, **more, "last": last}

@@ -41,6 +41,7 @@ class TrainedPRM:
     """The metrics of that checkpoint (`tts.train.prm.trainer.metrics`); empty without --eval."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return asdict(self) | {"out": str(self.out)}
 
 
