@@ -554,12 +554,12 @@ def test_every_rated_completion_of_a_prm800k_row_is_read():
     [
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
-        ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected numbers, true or false, or null"),
+        ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected a number, true, false or null"),
         ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is not a JSON number"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),
         ({"problem": "x", "text": "a"}, "the line has no targets"),
         ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of strings"),
-        ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no completions with a text"),
+        ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no list of completions with a string"),
         ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no string under 'problem'"),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from tts.data.store import ESCAPE
-from tts.data.traces import BadRowError, Trace, parse_line, read_json, read_lines
+from tts.data.traces import BadRowError, Trace, parse_json, parse_line, read_lines
 from tts.errors import InputError
 from tts.options import check_resumable, kept
 
@@ -266,7 +266,7 @@ def rejected_of(out: Path) -> Path:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    settings = read_json(path.read_text(encoding="utf-8"))
+    settings = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise BadRowError("not a JSON object")
     return settings

@@ -23,7 +23,7 @@ STARTUP = 60.0
 """Time limit for a worker to import math-verify or a custom grader, in seconds."""
 WORKERS = 2
 """Processes that a grader may start; the second one starts only when two problems are judged at the same time."""
-LONGEST = 10_000
+MAX_CHARACTERS = 10_000
 """Maximum length of an answer, and of the end of a response that is searched for one, in characters."""
 INTEGER = re.compile(r"-?[0-9]{1,30}")
 BRACE = re.compile(r"\\boxed\{|[{}]")
@@ -174,8 +174,8 @@ def _graded(candidate: Candidate) -> _Text | None:
     """The part of the response that is graded; None without one. An expression in the thinking is not an answer."""
     response = "\n\n".join(candidate.trajectory.response)
     if (answer := boxed(response)) is not None:
-        return _Text(answer, True) if 0 < len(answer) <= LONGEST else None
-    return _Text(response[-LONGEST:], False) if response else None
+        return _Text(answer, True) if 0 < len(answer) <= MAX_CHARACTERS else None
+    return _Text(response[-MAX_CHARACTERS:], False) if response else None
 
 
 def _nothing(gold: str | None) -> Verdict:
