@@ -19,6 +19,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # the site, into site/; a warning is an error. The variable silences an advertisement of mkdocs-material's
 docs: $(VENV)/.docs

@@ -43,17 +43,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def reference_pages() -> dict[str, str]:
-    """Paths under docs/ to Markdown, from `tts.show.reference.pages`. Raises PluginError where it cannot be had."""
+    """Paths under docs/ to Markdown, from `tts.commands.reference.pages`. Raises PluginError where it cannot be had."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     try:
-        from tts.show.reference import pages
+        from tts.commands.reference import pages
     except ImportError as error:
         raise PluginError(f"the command reference cannot be generated: {error}") from error
     found = pages()
     if not found or not all(path.endswith(".md") and text.startswith("# ") for path, text in found.items()):
         raise PluginError(
-            f"tts.show.reference.pages() should map paths that end in .md to Markdown with a title; got {[*found]}"
+            f"tts.commands.reference.pages() should map paths that end in .md to Markdown with a title; got {[*found]}"
         )
     return dict(found)
 

@@ -73,7 +73,7 @@ def test_every_command_of_the_report_is_one_of_tts(reproduced):
     """Each is parsed by the command line itself; none is run again."""
     import shlex
 
-    from tts.cli import app
+    from tts.commands.line import Line
 
     folder, _, _ = reproduced
     commands = re.search(r"```sh\n(.*?)```", (folder / "report.md").read_text(), re.DOTALL)[1].splitlines()
@@ -81,10 +81,7 @@ def test_every_command_of_the_report_is_one_of_tts(reproduced):
     for line in commands:
         words = shlex.split(line.partition("  # ")[0])
         if words[:1] == ["tts"]:
-            import typer.main
-
-            command = typer.main.get_command(app).commands[words[1]]
-            command.make_context(words[1], words[2:])
+            Line(words[1:]).app().parse_args(words[1:], exit_on_error=False, print_error=False)
             kinds.add(words[1])
     assert kinds == {"run", "label", "train-prm", "score", "select", "sft", "rl"}
 

@@ -6,7 +6,6 @@ Only the standard library is imported before signals are handled, so that Ctrl-C
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from tts.interrupts import guard
 
@@ -33,14 +32,6 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # as in `tts runs | head`: whoever read has seen enough
         sys.stdout = None  # nothing is flushed into it at exit
         return Exit.OK
-
-
-def __getattr__(name: str) -> Any:
-    if name == "app":  # for documentation and completion
-        from tts.commands.line import Line
-
-        return Line(["--help"]).app()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ class Line:
             raise InputError(self._said(error)) from None
         return self.code
 
-    def app(self) -> App:
-        """The application, with the options of the command that is called in full."""
+    def app(self, *, whole: bool = False) -> App:
+        """The application. Only the command that is called has its options, unless `whole`, as completion needs it."""
         app = App(
             name="tts", help="Test-time scaling and decoding of reasoning models.", version=version("tts-toolkit"),
             help_flags=["-h", "--help"], version_flags=["--version"], config=self._sources(), help_format="plaintext",
@@ -80,7 +80,7 @@ class Line:
         headings = dict.fromkeys(command.heading for command in COMMANDS.values())
         groups = {heading: Group(heading, sort_key=i) for i, heading in enumerate(headings)}
         for place, (name, command) in enumerate(COMMANDS.items()):
-            function = self._function(name, command) if name == self.name else _stub(command)
+            function = self._function(name, command, whole) if whole or name == self.name else _stub(command)
             app.command(
                 function,
                 name=name,
@@ -91,10 +91,10 @@ class Line:
             )
         return app
 
-    def _function(self, name: str, command: Command) -> Any:
+    def _function(self, name: str, command: Command, whole: bool) -> Any:
         """A function whose parameters are the options, and which does the work."""
         settings = command.load("settings")
-        plugins = self._plugins(command)
+        plugins = self._plugins(command, whole)
         options = options_of(settings)
         own = {o.name for o in options}
         extra = {
@@ -127,9 +127,13 @@ class Line:
         work.__doc__ = command.about
         return work
 
-    def _plugins(self, command: Command) -> dict[str, Any]:
+    def _plugins(self, command: Command, whole: bool = False) -> dict[str, Any]:
         if command.plugins is None:
             return {}
+        if whole:
+            from tts.strategies import STRATEGIES
+
+            return STRATEGIES.all()
         found: dict[str, Any] = command.load("plugins")({name: self._value(name) for name in ("strategy", "resume")})
         return found
 
@@ -172,7 +176,7 @@ class Line:
             raise
         except Exception as error:  # each parser has errors of its own
             raise InputError(f"cannot read --config {path}: {' '.join(str(error).split())}") from error
-        return {str(name).replace("-", "_"): value for name, value in values.items()}
+        return {str(name).replace("-", "_"): _pairs(value) for name, value in values.items()}
 
     def _sources(self) -> list[Any]:
         """Where options come from that the command line does not give: the environment, then the configuration file."""
@@ -204,7 +208,7 @@ class Line:
         token = error.token
         option = token.keyword
         if str(token.source).lower() not in ("cli", ""):
-            return f"{token.source}: tts {self.name} has no option {option!r}; see tts {self.name} --help"
+            return f"{token.source}: tts {self.name} has no option --{option.strip('[]')}; see tts {self.name} --help"
         command = COMMANDS.get(self.name or "")
         if command is not None and command.plugins is not None:
             from tts.strategies import STRATEGIES
@@ -226,7 +230,7 @@ class Line:
         """What cyclopts complains of, in our words where they say more."""
         match error:
             case cyclopts.UnknownCommandError():
-                return f"no command {self.name!r}.{_hint(self.name or '', COMMANDS)} Commands: {', '.join(COMMANDS)}"
+                return f"no command {self.name!r}.{_hint(self.name or '', COMMANDS, 0.6)} Commands: {', '.join(COMMANDS)}"
             case cyclopts.UnusedCliTokensError():
                 surplus = (error.unused_tokens or [""])[0]
                 return f"unexpected argument {surplus!r}; options look like --n 16; see tts {self.name} --help"
@@ -240,7 +244,7 @@ class Line:
         return " ".join(str(error).split())
 
     def _install_completion(self) -> int:
-        path = self.app().install_completion()
+        path = self.app(whole=True).install_completion()
         print(f"completion is installed in {path}; it works in new shells")
         return 0
 
@@ -309,18 +313,19 @@ def _help(o: Option) -> str:
     return " ".join(filter(None, (o.help, f"[{words}]" if words else "", shown)))
 
 
-def _hint(word: str, known: Iterable[str]) -> str:
+def _hint(word: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1, cutoff=0.75)
+    close = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def write_config(path: Path, values: Mapping[str, Any]) -> None:
     """Write options to a .toml, .yaml or .json file. Raises InputError."""
+    values = {name: _pairs(value) for name, value in values.items() if value is not None}
     match path.suffix.lower():
         case ".toml":
-            text = "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None)
+            text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())  # JSON's values are TOML's
         case ".yaml" | ".yml":
             import yaml
 
@@ -335,8 +340,8 @@ def write_config(path: Path, values: Mapping[str, Any]) -> None:
         raise InputError(f"cannot write --save-config {path}: {error.strerror or error}") from error
 
 
-def _toml(value: Any) -> str:
-    """A value in TOML, whose strings, numbers, booleans and lists are written as in JSON."""
-    if isinstance(value, dict):
-        value = [f"{name}={json.dumps(item) if not isinstance(item, str) else item}" for name, item in value.items()]
-    return json.dumps(value)
+def _pairs(value: Any) -> Any:
+    """A table such as {max_rows: 8} as the command line has it: a list of name=value."""
+    if not isinstance(value, dict):
+        return value
+    return [f"{name}={item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()]

@@ -301,7 +301,7 @@ class SelectSettings(TraceOptions, ScorerOptions):
     per_problem: Count | None = None
     """Traces of one problem to keep, at most."""
     dedup: bool = False
-    """Of traces that differ in white space alone, keep the best."""
+    """Keep only the best of traces that differ in white space alone."""
     scorer: str | None = option(None, shown="the pool's rewards, else arith-prm")  # type: ignore[assignment]
     """Score the pool first, with this reward model or another scorer that `tts scorers` lists."""
     model: str = option(POLICY, topic="Reward model")
