@@ -441,7 +441,7 @@ def test_coherence_needs_steps_of_at_least_two_problems(tmp_path):
         ({"tau": 0.0}, "--tau is 0.0"),
         ({"n": 0}, "--n is 0"),
         ({"threshold": 2.0}, "--threshold is 2.0"),
-        ({"field": ["x=y"]}, "--field x is not a field"),
+        ({"fields": {"x": "y"}}, "--field x is not a field"),
         ({"grader": "vibes"}, "no grader named 'vibes'"),
         ({"judge_prompt": "absent.txt", "quality": "judge"}, "cannot read the judge's prompt"),
     ],
@@ -479,7 +479,7 @@ def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
         [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "was started with tau = 0.1, not 0.3" in other.stderr
+    assert "was started with --tau 0.1, not 0.3" in other.stderr
 
 
 def rows_of_whole_lines(path):
@@ -554,12 +554,12 @@ def test_every_rated_completion_of_a_prm800k_row_is_read():
     [
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
-        ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected numbers, true or false, or null"),
+        ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected a number, true, false or null"),
         ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is not a JSON number"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),
         ({"problem": "x", "text": "a"}, "the line has no targets"),
         ({"prompt": "x", "completions": "a", "labels": [1]}, "expected a list of strings"),
-        ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no completions with a text"),
+        ({"question": {"problem": "x"}, "label": {"steps": [{}]}}, "no list of completions with a string"),
         ({"problem": " ", "text": "a", "step_targets": [1.0]}, "no string under 'problem'"),
     ],
 )

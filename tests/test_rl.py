@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import typer
 from transformers import AutoModelForCausalLM
 
 import tts.train.policy.rl
@@ -177,7 +176,7 @@ def test_beta_0_is_grpo_on_outcomes_and_loads_no_reward_model(tmp_path):
 
 def test_beta_1_still_logs_accuracy(tmp_path):
     given = settings(tmp_path, beta=1.0, max_steps=1)
-    rl(given, Scripted(digits))
+    rl(given, scorer=Scripted(digits))
     first = log_of(given)[0]
     assert first["reward"] == pytest.approx(first["rewards/prm/mean"])
     assert first["rewards/outcome/mean"] is not None
@@ -192,7 +191,7 @@ def test_a_resumed_training_gives_the_same_rewards(tmp_path, rollouts):
     # an epoch is 3 steps
     given = settings(tmp_path, max_steps=4, save_steps=2, limit=6, rollouts=rollouts, max_tokens=90, lr=1e-3)
     whole, halted = replace(given, out=tmp_path / "whole"), replace(given, out=tmp_path / "halted")
-    rl(whole, Scripted(digits))
+    rl(whole, scorer=Scripted(digits))
 
     class Broken(Scripted):
         calls = 0
@@ -204,8 +203,8 @@ def test_a_resumed_training_gives_the_same_rewards(tmp_path, rollouts):
             return await super().score(candidates)
 
     with pytest.raises(RuntimeError, match="the power fails"):
-        rl(halted, Broken(digits))
-    rl(replace(halted, resume=True), Scripted(digits))
+        rl(halted, scorer=Broken(digits))
+    rl(replace(halted, resume=True), scorer=Scripted(digits))
     assert len(curve(whole)) == 4
     for ours, theirs in zip(curve(halted), curve(whole), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
@@ -285,9 +284,7 @@ def test_the_guard_stops_a_training_that_hacks_its_reward(tmp_path, capsys):
         tmp_path, beta=1.0, kl=0.0, lr=1e-3, schedule="constant", warmup=0.0, limit=64, batch_size=32, group=8, max_tokens=120,
         max_steps=30, eval_benchmark="arith:dev", eval_limit=48, eval_steps=3, window=3, rollouts="engine",
     )  # fmt: skip
-    with pytest.raises(typer.Exit) as stopped:
-        rl(given, Scripted(lambda candidate: 1 - len(candidate.text) / 400))
-    assert stopped.value.exit_code == 1
+    assert rl(given, scorer=Scripted(lambda candidate: 1 - len(candidate.text) / 400)) == 1
     said = capsys.readouterr().err
     assert "reward hacking: from step" in said
     assert "held-out accuracy fell from 25.0%" in said
@@ -315,7 +312,7 @@ def test_bad_input_is_reported_in_one_line(tmp_path, monkeypatch):
     file = tmp_path / "problems.jsonl"
     file.write_text('{"id": "p1", "problem": "1 + 1", "answer": 2}\n{"id": "p2", "problem": "1 + 2"}\n')
     for changed, words in (
-        ({"beta": 1.5}, "--beta is 1.5; it should be between 0 and 1"),
+        ({"beta": 1.5}, "--beta is 1.5; it should be a number, at least 0 and at most 1"),
         ({"group": 1}, "--group"),
         ({"benchmark": str(file), "limit": None, "batch_size": 4}, "'p2' .* no answer, which the outcome reward needs"),
         ({"beta": 1.0, "eval_benchmark": str(file), "eval_limit": None}, "'p2' .* no answer, which held-out accuracy needs"),
@@ -349,7 +346,7 @@ def test_problems_with_long_prompts_are_skipped_and_counted(tmp_path, capsys):
 def test_a_large_beta_is_warned_about(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tts.train.policy.rl, "make_grpo_trainer", lambda *_: (_ for _ in ()).throw(InputError("enough")))
     with pytest.raises(InputError, match="enough"):
-        rl(settings(tmp_path, beta=0.9), Scripted(digits))
+        rl(settings(tmp_path, beta=0.9), scorer=Scripted(digits))
     assert "--beta is 0.9: above 0.8" in capsys.readouterr().err
 
 

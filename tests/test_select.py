@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import tts
-from tts.cli import entry
+from tts.cli import main
 from tts.errors import InputError
-from tts.runs.score import ScoreSettings, score_file
+from tts.runs.score import score_file
+from tts.runs.settings import ScoreSettings
 from tts.train.select.pipeline import select_file
 from tts.train.select.selection import Histogram
 from tts.train.settings import SelectSettings
@@ -53,7 +54,7 @@ def choose(rows, out="out.jsonl", scorer_instance=None, complain=None, **setting
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["tts", "select", *arguments])
     with pytest.raises(SystemExit) as ended:
-        entry()
+        sys.exit(main(sys.argv[1:]))
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 
@@ -284,7 +285,7 @@ def test_a_run_without_rewards_is_scored(engine, prm):
 
 def test_a_pool_is_scored_if_it_has_no_rewards_or_a_scorer_is_given(prm):
     pool = write("pool.jsonl", *[{"problem": PROMPT, "text": f"1) 7*8={i}", "more": i} for i in range(10)], "nonsense")
-    score_file(ScoreSettings(str(pool)), out=Path("scores.jsonl"), scorer_instance=prm)
+    score_file(ScoreSettings(traces=pool, out=Path("scores.jsonl")), scorer_instance=prm)
     totals = {row["more"]: row["total"] for row in read("scores.jsonl")}
     best = sorted(totals, key=totals.get, reverse=True)
     selection, chosen = choose(pool, scorer_instance=prm, top="3")
@@ -346,7 +347,7 @@ def test_resume_also_starts_afresh_and_writes_the_same_file_again(prm):
     first = Path("out.jsonl").read_bytes()
     select_file(SelectSettings(**settings), scorer_instance=prm)
     assert Path("out.jsonl").read_bytes() == first
-    with pytest.raises(InputError, match=r"out\.jsonl was made with top = None, not '2'; choose another --out"):
+    with pytest.raises(InputError, match=r"out\.jsonl was started with --top null, not 2"):
         select_file(SelectSettings(**settings, top="2"), scorer_instance=prm)
     write("mine.jsonl", "precious")
     with pytest.raises(InputError, match=r"mine\.jsonl was not made by tts select"):
@@ -388,7 +389,7 @@ def test_lone_surrogates_and_long_integers_are_kept():
 
 def test_fields_can_be_renamed():
     rows = [{"question": "p", "solution": f"{i}", "step_rewards": [i / 10]} for i in range(5)]
-    _, chosen = choose(rows, field=["problem=question", "text=solution"], top="2", alpha=0.0)
+    _, chosen = choose(rows, fields={"problem": "question", "text": "solution"}, top="2", alpha=0.0)
     assert [row["solution"] for row in chosen] == ["4", "3"]
 
 
@@ -441,16 +442,16 @@ def test_an_error_leaves_no_partial_output():
         (["--top", "101%"], "--top is 101%; it should be"),
         (["--top", "0%"], "--top is 0%; it should be"),
         (["--top", "many"], "--top is many; it should be"),
-        (["--per-problem", "0"], "--per-problem is 0; it should be at least 1"),
-        (["--alpha", "nan"], "--alpha is nan; it should be a finite number"),
-        (["--aggregate", "median"], "'median' is not one of"),
+        (["--per-problem", "0"], "--per-problem is '0'; it should be a whole number, at least 1"),
+        (["--alpha", "nan"], "--alpha is 'nan'; it should be a number"),
+        (["--aggregate", "median"], "--aggregate is 'median'; it should be mean, min, prod"),
         (["--plot", "hist.txt"], "--plot is hist.txt; it should be a file name that ends in .png"),
         (["--by", "random", "--threshold", "1"], "--by random gives no scores for --threshold to compare"),
-        (["--by", "all", "--scorer", "arith-prm"], "--by all needs no rewards; leave --scorer away"),
+        (["--by", "all", "--scorer", "arith-prm"], "--by all needs no rewards; omit --scorer"),
         (["--by", "response", "--aggregate", "final"], "--by response needs rewards of the response's steps"),
-        (["--score-over", "response"], "--score-over says how a scorer is to score; name it with --scorer"),
+        (["--score-over", "response"], "--score-over is about a scorer; name it with --scorer"),
         (["--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["--field", "prompt=question"], "--field prompt is no field of a trace; these are: id, problem"),
+        (["--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would overwrite the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
         (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),

@@ -373,7 +373,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(policy, monkeypatch, capsys):
         patched.setattr(PRMTrainer, "training_step", interrupted)
         code, out, err = command(patched, capsys, "train-prm", *arguments)
     assert code == 130
-    assert "tts: interrupted; go on by the same command with --resume (out)" in err
+    assert "tts: interrupted; resume with the same command and --resume (out)" in err
     assert not out
     code, out, err = command(monkeypatch, capsys, "train-prm", *arguments, "--resume")
     assert code == 0, err
@@ -468,7 +468,7 @@ def test_other_layouts_and_field_names_are_read(policy):
         {"question": ROW["problem"], "text": ROW["text"], "step_targets": [1, 1, 1]},
         {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
     )
-    trained = train_prm(settings_of(policy, max_steps=1, field=["problem=question"]))
+    trained = train_prm(settings_of(policy, max_steps=1, fields={"problem": "question"}))
     assert trained.traces == 2
 
 
@@ -496,7 +496,7 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, but"),
         ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
-        ({}, {"field": ["prompt=question"]}, "--field prompt is not a field of a trace"),
+        ({}, {"fields": {"prompt": "question"}}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "would be loaded as a PRM of the format math-shepherd"),
         ({}, {"eval": Path("none.jsonl")}, "cannot read none.jsonl: No such file"),
@@ -504,11 +504,10 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
     ],
 )  # fmt: skip
 def test_mistakes_are_reported_before_training(policy, row, changes, message):
-    settings = settings_of(policy, rows=[ROW, {**ROW, **row}], **changes)
     if torch.cuda.is_available() and changes.get("device") == "cuda":
-        pytest.skip("CUDA is here")
+        pytest.skip("CUDA is available")
     with pytest.raises(InputError) as error:
-        train_prm(settings)
+        train_prm(settings_of(policy, rows=[ROW, {**ROW, **row}], **changes))
     assert message in str(error.value)
 
 
@@ -551,20 +550,21 @@ def test_other_architectures_can_have_only_a_trace_head(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--patience", "2"], "--patience is about evaluations; say on what with --eval"),
-        (["--lambda-step", "-1"], "--lambda-step is -1.0; it should be 0 or more"),
+        (["--patience", "2"], "--patience needs data to evaluate on; name it with --eval"),
+        (["--lambda-step", "-1"], "--lambda-step is '-1'; it should be a number, at least 0"),
         (["--head", "both", "--lambda-final", "0"], "--lambda-step 1 --lambda-final 0 leave --head both untrained"),
         (["--head", "trace", "--lambda-final", "0"], "leave --head trace untrained"),
-        (["--max-length", "0"], "--max-length is 0; it should be at least 1"),
-        (["--head", "value"], "'value' is not one of"),
+        (["--max-length", "0"], "--max-length is '0'; it should be a whole number, at least 1"),
+        (["--head", "value"], "--head is 'value'; it should be step, trace or both"),
         (["--resume"], "out holds no training to go on with"),
         (["--model", "nowhere"], "no model at 'nowhere'"),
     ],
 )
-def test_wrong_options_are_one_line_and_exit_code_2(policy, monkeypatch, capsys, arguments, message):
+def test_wrong_options_end_with_one_line_and_exit_code_2(policy, monkeypatch, capsys, arguments, message):
     write(Path("data.jsonl"), ROW)
+    model = [] if "--model" in arguments else ["--model", policy]
     code, _, err = command(
-        monkeypatch, capsys, "train-prm", "data.jsonl", "--out", "out", "--device", "cpu", "--model", policy, *arguments
+        monkeypatch, capsys, "train-prm", "data.jsonl", "--out", "out", "--device", "cpu", *model, *arguments
     )
     assert code == 2
     assert message in err
@@ -587,7 +587,7 @@ def test_a_training_resumes_only_with_its_own_settings(policy):
     assert isinstance(train_prm(settings), TrainedPRM)
     with pytest.raises(InputError, match="out exists and is not an empty folder; go on with it by --resume"):
         train_prm(settings)
-    with pytest.raises(InputError, match=r"out was begun with --lambda-step 1\.0, not 0\.5"):
+    with pytest.raises(InputError, match=r"out was started with --lambda-step 1\.0, not 0\.5"):
         train_prm(replace(settings, lambda_step=0.5, resume=True))
     assert train_prm(replace(settings, resume=True)).steps == 1
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tts.data.traces import BadRowError, Trace, parse_line, read_json, read_lines
+from tts.data.traces import BadRowError, Trace, parse_json, parse_line, read_lines
 from tts.errors import InputError
 
 _SHEPHERD_STEP = re.compile(r"(?=Step \d+:)")
@@ -54,7 +54,7 @@ def read_labelled(path: Path, names: Mapping[str, str] | None = None) -> Iterato
 
 def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[LabelledTrace]:
     """The labelled traces of one line, whose layout is recognised by its columns. Raises BadRowError."""
-    row = read_json(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise BadRowError("not a JSON object")
     if "step_targets" in row or "final_target" in row:

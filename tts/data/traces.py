@@ -59,7 +59,7 @@ def read_lines(path: Path, *, start: int = 1) -> Iterator[tuple[int, str, int]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_json(line: str) -> Any:
+def parse_json(line: str) -> Any:
     """Parse a line of JSON. Raises BadRowError, also for NaN and infinities and for nesting that is too deep to parse."""
 
     def refuse(constant: str) -> None:
@@ -78,7 +78,7 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
 
     A trace without an id gets the line's number as its id.
     """
-    row = read_json(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise BadRowError(f"not a JSON object; {EXPECTED}")
     values = {name: row.get(names.get(name, name)) for name in FIELDS}

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tts import interrupts
 from tts.types import Candidate
 
 SECONDS = 5.0
@@ -22,7 +23,7 @@ STARTUP = 60.0
 """Time limit for a worker to import math-verify or a custom grader, in seconds."""
 WORKERS = 2
 """Processes that a grader may start; the second one starts only when two problems are judged at the same time."""
-LONGEST = 10_000
+MAX_CHARACTERS = 10_000
 """Maximum length of an answer, and of the end of a response that is searched for one, in characters."""
 INTEGER = re.compile(r"-?[0-9]{1,30}")
 BRACE = re.compile(r"\\boxed\{|[{}]")
@@ -115,9 +116,11 @@ class _Worker:
 
     async def close(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            interrupts.release(process.pid)
 
     async def _send(self, request: dict[str, Any]) -> None:
         """Send a request and wait until the worker has loaded the grader. A worker that has died meanwhile is replaced once."""
@@ -128,6 +131,7 @@ class _Worker:
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=64 * 1024 * 1024, start_new_session=True,  # only the parent handles Ctrl-C
                 )  # fmt: skip
+                interrupts.adopt(self._process.pid)
             assert self._process.stdin is not None
             try:
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -144,7 +148,8 @@ class _Worker:
         assert self._process is not None
         assert self._process.stdout is not None
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 forgets a cancellation that comes with a result
+                line = await self._process.stdout.readline()
         except (TimeoutError, ConnectionError):
             line = b""
         if line:
@@ -169,8 +174,8 @@ def _graded(candidate: Candidate) -> _Text | None:
     """The part of the response that is graded; None without one. An expression in the thinking is not an answer."""
     response = "\n\n".join(candidate.trajectory.response)
     if (answer := boxed(response)) is not None:
-        return _Text(answer, True) if 0 < len(answer) <= LONGEST else None
-    return _Text(response[-LONGEST:], False) if response else None
+        return _Text(answer, True) if 0 < len(answer) <= MAX_CHARACTERS else None
+    return _Text(response[-MAX_CHARACTERS:], False) if response else None
 
 
 def _nothing(gold: str | None) -> Verdict:

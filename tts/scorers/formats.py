@@ -2,7 +2,7 @@ r"""Formats: how each public process reward model is shown a trace, and how its 
 
 A format has a function from (text, problem, steps) to the fragments that the model is shown, with READ after every step, and a
 readout, which says how a reward is computed from the hidden state there. A checkpoint's format is recognised by `matches`, or
-named. A file with a format of your own looks like this (VersaPRM's is the same):
+named. A file mine.py with a format of your own, used by `--scorer-format mine.py:MINE`, looks like this (it is VersaPRM's):
 
     from tts.scorers.formats import READ, Format, TwoTokens
 

@@ -55,7 +55,7 @@ def warn(message: str) -> None:
 
 
 def print_rich(what: Any) -> None:
-    """Print a table, a text or a tree of rich to standard output."""
+    """Print a table, a text or a tree on standard output. A plain string is printed as it is, so that paths stay whole."""
     from rich.console import Console
 
-    Console(highlight=False).print(what)
+    Console(highlight=False).print(what, markup=False, soft_wrap=isinstance(what, str))

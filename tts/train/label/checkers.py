@@ -1,7 +1,7 @@
-"""Checkers: functions that say of every step of a trace whether it is right.
+"""Checkers: functions that say of every step of a trace whether it is correct.
 
-A checker is called as `checker(problem, thinking, response, answer)`: the problem's text, the thinking steps, the response
-steps and the reference answer (or None). It returns a number from 0 to 1 for every thinking step and then every response step.
+A checker is called as `checker(problem, thinking, response, answer)`: the text of the problem, the thinking steps, the response
+steps, and the reference answer or None. It returns a number from 0 to 1 for every thinking step and then every response step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check(problem: str, thinking: Sequence[str], response: Sequence[str], answer
     chain = arith.read(problem)
     if chain is None:
         raise InputError(
-            "--quality check knows problems of arith only; use rollout, judge, or a checker of your own as file.py:function"
+            "--quality check rates only problems of the arith benchmark; use rollout, judge, or your own file.py:function"
         )
     return arith.check(chain, Trajectory(tuple(thinking), tuple(response)))
 

@@ -55,7 +55,7 @@ class Quality(Protocol):
 
 
 class CheckerQuality:
-    """The ratings of a checker (`tts.train.label.checkers`).
+    """The ratings of a checker, a function that says of every step whether it is correct (`tts.train.label.checkers`).
 
     Args:
         name: A name of CHECKERS, by default the checker of the bundled benchmark, or your own function as file.py:function.

@@ -17,7 +17,7 @@ from tts.train.policy.guard import Guard, evaluations
 from tts.train.policy.rewards import Rewards
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import RLSettings
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, note, open_folder, optimizers, resumable
 from tts.types import Problem, Sampling, Scorer
 
 LARGE_BETA = 0.8
@@ -25,17 +25,25 @@ LARGE_BETA = 0.8
 
 
 def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | None = None) -> int:
-    """Train a policy, write it to `settings.out`, and report. Returns an exit code, 1 if the guard stopped the training.
+    """Train a policy, as `tts rl` does: write it to `settings.out`, and report.
 
     Args:
         settings: The options of `tts rl`.
-        output: How to report; by default for people.
+        output: How to report. Default: a summary on standard output.
         scorer: A loaded reward model to use instead of the one that `settings` names.
+
+    Returns:
+        An exit code: 1 if the guard stopped the training, else 0.
 
     Raises:
         InputError: Settings, data or models cannot be used (raised before training starts), the loss is not finite, or the
             memory does not suffice.
     """
+    with resumable(settings):
+        return _rl(settings, output or Output(), scorer)
+
+
+def _rl(settings: RLSettings, output: Output, scorer: Scorer | None) -> int:
     shared.require_trl()
     check_batch(settings)
     prompts = PolicyPrompts(settings.model, settings.system)
@@ -51,20 +59,19 @@ def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | N
     if settings.window and held_out and settings.beta:
         trainer.add_callback(guard)
     try:
-        with stoppable(settings):
-            fit(trainer, settings)
+        fit(trainer, settings)
         shared.save_policy(trainer, settings, settings.model)
     finally:
         trainer.close()
-    if shared.is_first():
-        (output or Output()).result(
+    if is_first():
+        output.result(
             table=lambda: _summary(settings, trainer, len(problems), len(held_out)),
             data=lambda: shared.summary(settings.out, trainer, problems=len(problems), stopped=guard.verdict),
             brief=settings.out,
         )
     if guard.verdict is not None:
-        if shared.is_first():
-            shared.note(settings.out, stopped=guard.verdict)
+        if is_first():
+            note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
         return Exit.FAILURES
     return Exit.OK
@@ -97,7 +104,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
     held_out: list[Problem] = []
     if settings.eval_benchmark is not None:
-        own = settings.eval_benchmark in BENCHMARKS  # field names are for a file of your own
+        own = settings.eval_benchmark in BENCHMARKS  # its fields have fixed names
         fields: dict[str, Any] = {
             "question_field": settings.question_field, "answer_field": settings.answer_field, "id_field": settings.id_field,
         }  # fmt: skip

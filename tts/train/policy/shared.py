@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
 from tts.train.settings import TrainingSettings
-from tts.train.trainer import SETTINGS, lora_config
+from tts.train.trainer import is_first, lora_config
 from tts.types import Problem
 
 ADAPTER = "adapter"
@@ -111,17 +109,6 @@ def history(trainer: Trainer, name: str) -> list[float]:
     return [row[name] for row in trainer.state.log_history if row.get(name) is not None]
 
 
-def note(out: Path, **facts: Any) -> None:
-    """Put facts beside the settings in the folder's training.json."""
-    path = out / SETTINGS
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}, indent=2) + "\n")
-
-
-def is_first() -> bool:
-    """Whether this is the process, of those of `accelerate launch`, that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def say(text: str) -> None:
     """Warn on stderr, from the first process of a distributed training alone."""
     if is_first():
@@ -129,6 +116,6 @@ def say(text: str) -> None:
 
 
 def summary(out: Path, trainer: Any, **more: Any) -> dict[str, Any]:
-    """What a training reports as JSON: its folder, its steps, and the last of everything that was logged."""
+    """Return what a training reports as JSON: its folder, its steps, `more`, and the last value of everything it logged."""
     last = {name: value for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")}
     return {"out": str(out), "steps": trainer.state.global_step, **more, "last": last}
