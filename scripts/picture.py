@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from tts.show.terminal import show
 
 import tts
+from tts.show.summary import show
 
 
 def main() -> None:
