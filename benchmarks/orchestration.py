@@ -5,8 +5,8 @@
 
 `python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
 settings. They take turns, and one is stopped while the other works. The table shows medians; the ratio is the median over
-turns. `LLM.generate` only generates. `tts.run` also splits steps, grades answers and writes the run folder; its strategy is majority
-voting, which needs no reward model.
+turns. `LLM.generate` only generates. `tts.run` also splits steps, grades answers and writes the run folder; its strategy is
+majority voting, which needs no reward model.
 """
 
 from __future__ import annotations

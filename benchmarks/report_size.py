@@ -15,10 +15,10 @@ from pathlib import Path
 import cyclopts
 
 from tts.data.store import Attempt, Record, RunStore
+from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
-from tts.options import configure
-from tts.runs.runner import Settings
-from tts.show.browse import read_run
+from tts.options import configure, kept
+from tts.runs.settings import RunSettings
 from tts.show.report import write_report
 from tts.strategies import get_strategy
 from tts.types import Reward, Usage
@@ -36,7 +36,7 @@ def make_run(folder, problems, candidates, steps, length, seed=0):
     rng = random.Random(seed)
     known = words(rng, 5000)
     often = [1 / (rank + 1) for rank in range(len(known))]  # Zipf's law
-    store = RunStore.create(folder, {**vars(Settings()), "options": {"n": candidates}}, {"started": "2026-01-01T00:00:00+0000"})
+    store = RunStore.create(folder, kept(RunSettings(options={"n": candidates})), {"started": "2026-01-01T00:00:00+0000"})
 
     def trace():
         drawn = iter(rng.choices(known, often, k=steps * length))
@@ -58,7 +58,7 @@ def make_run(folder, problems, candidates, steps, length, seed=0):
         prompt = " ".join(rng.choices(known, often, k=60))
         store.append(Record(f"problem-{i}", prompt, "42", pool, choice, pool[choice].correct, usage), {"id": f"problem-{i}"})
     summary = summarize(
-        read_run(folder).records, configure(get_strategy("bon"), {"n": candidates}), name="bon", benchmark="synthetic",
+        load_run(folder).records, configure(get_strategy("bon"), {"n": candidates}), name="bon", benchmark="synthetic",
         cached=0, seconds=Seconds(1.0, 1.0, 1.0), run=str(folder), reward=lambda a: Reward(a.rewards, a.final),
     )  # fmt: skip
     store.write_summary(summary.to_json())

@@ -15,7 +15,8 @@ import cyclopts
 
 from tts.data.stream import Tally
 from tts.demo import arith
-from tts.runs.score import ScoreSettings, score_file
+from tts.runs.score import score_file
+from tts.runs.settings import ScoreSettings
 
 
 def resident():
@@ -40,7 +41,7 @@ def main(traces: int = 100_000) -> None:
             if tally.done % max(1, traces // 10) == 0:
                 seen.append((tally.done, resident()))
 
-        score_file(ScoreSettings(str(source)), out=out, tally=tally, show=note)
+        score_file(ScoreSettings(traces=source, out=out), tally=tally, show=note)
         assert tally.done == sum(1 for _ in out.open()) == traces
     print("| traces | resident MiB |\n|---|---|")
     for count, size in seen:

@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
+from tts import interrupts
 from tts.demo import arith
 from tts.engines.transformers import TransformersEngine
 from tts.scorers.prm import PRM
@@ -26,6 +27,13 @@ def prm() -> PRM:
 @pytest.fixture(scope="session")
 def problems() -> list[Problem]:
     return [Problem(f"dev-{i}", chain.prompt, chain.answer) for i, chain in enumerate(arith.take("dev", 24))]
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """The process of a command ends with it, that of a test does not."""
+    yield
+    interrupts.uninstall()
 
 
 @pytest.fixture(autouse=True)

@@ -152,8 +152,8 @@ def test_files_of_your_own_with_fields_of_their_own():
         ({"name": "my.jsonl"}, "my.jsonl, line 1: no string under `problem`; the row has q, a; name the field with --q"),
         ({"name": "my.jsonl", "question_field": "q", "answer_field": "b"}, "no value under `b`; the row has q, a; name"),
         ({"name": "my.jsonl", "question_field": "q", "id_field": "n"}, "the row has q, a; name the field with --id-field"),
-        ({"name": "my.jsonl", "split": "test"}, "my.jsonl is a file: leave --split and --data-dir"),
-        ({"name": "arith", "split": "dev"}, "--split is 'dev', but arith is bundled"),
+        ({"name": "my.jsonl", "split": "test"}, "my.jsonl is a file: omit --split and --data-dir"),
+        ({"name": "arith", "split": "dev"}, "--split is 'dev', but arith is made by code and has none"),
         ({"name": "math50"}, "Did you mean 'math500'?"),
         (
             {"name": "math500", "data_dir": "nowhere"},
@@ -206,7 +206,7 @@ def test_repetitions_are_rows_of_their_own_with_other_samples(engine):
     tts.run("single", limit=4, max_tokens=200, out="once", engine_instance=engine)
     once = {record.id: record for record in RunStore.open(Path("once")).records()}
     assert all(rows[name] == once[name] for name in once)
-    with pytest.raises(tts.InputError, match="r is a run with repeat = 3, not 2"):
+    with pytest.raises(tts.InputError, match="r was started with --repeat 3, not 2"):
         tts.run(resume="r", repeat=2, engine_instance=engine)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tts.cli import entry
+from tts.cli import main
 
 ROOT = Path(__file__).parent.parent
 ROWS = '{"problem": "1+1?", "answer": "2"}\n'
@@ -31,7 +31,7 @@ def refused(monkeypatch, capsys):
         before = sorted(Path().rglob("*"))
         monkeypatch.setattr(sys, "argv", ["tts", *arguments])
         with pytest.raises(SystemExit) as exit:
-            entry()
+            sys.exit(main(sys.argv[1:]))
         captured = capsys.readouterr()
         assert exit.value.code == 2
         assert captured.out == ""

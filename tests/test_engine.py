@@ -27,7 +27,7 @@ async def test_greedy_equals_transformers_token_for_token(engine, problems):
         assert generation.steps[0].finish == "stop"
 
 
-async def test_the_prompt_is_the_models_own_template(engine, problems):
+async def test_the_prompt_follows_the_models_chat_template(engine, problems):
     messages = [{"role": "user", "content": problems[0].prompt}]
     expected = engine.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert list(engine.encode(problems[0])) == list(expected)
@@ -65,13 +65,13 @@ async def test_the_first_samples_of_a_large_n_are_those_of_a_small_n(engine, pro
     assert len(set(many.steps)) > 5
 
 
-async def test_more_siblings_than_rows(problems):
+async def test_a_request_for_more_samples_than_the_batch_has_rows(problems):
     small = TransformersEngine("arith-policy", max_rows=16)
     generation = await small.generate(small.encode(problems[0]), 37, Sampling())
     assert [step.finish for step in generation.steps] == ["stop"] * 37
 
 
-async def test_stops_at_a_step_boundary_and_at_the_token_limit(engine, problems):
+async def test_generation_stops_at_a_step_boundary_and_at_the_token_limit(engine, problems):
     prefix = engine.encode(problems[0])
     step = (await engine.generate(prefix, 1, Sampling(stop=("\n\n",)))).steps[0]
     assert step.finish == "step"
@@ -89,7 +89,7 @@ async def test_text_and_token_ids_agree(engine, problems):
         assert candidate.token_ids[-1] == engine.tokenizer.eos_token_id
 
 
-async def test_greedy_step_by_step_equals_greedy_at_once(engine, problems):
+async def test_a_greedy_solution_is_the_same_step_by_step_and_at_once(engine, problems):
     for problem in problems[:4]:
         generator = Generator(engine, problem, Sampling(temperature=0))
         [whole] = await generator.finish(Candidate(problem))
@@ -100,7 +100,7 @@ async def test_greedy_step_by_step_equals_greedy_at_once(engine, problems):
         assert len(whole.steps) > 4
 
 
-async def test_the_engine_stops_where_the_context_ends(engine, problems):
+async def test_generation_stops_at_the_end_of_the_context(engine, problems):
     prefix = (engine.encode(problems[0]) * 40)[: engine.context - 5]
     [step] = (await engine.generate(prefix, 1, Sampling(max_tokens=100))).steps
     assert len(step.token_ids) <= 5
@@ -108,7 +108,7 @@ async def test_the_engine_stops_where_the_context_ends(engine, problems):
         await engine.generate(prefix + prefix, 1, Sampling())
 
 
-async def test_a_request_that_is_given_up_leaves_the_batch(engine, problems):
+async def test_a_cancelled_request_leaves_the_batch(engine, problems):
     prefix = engine.encode(problems[0])
     endless = asyncio.create_task(engine.generate(prefix, 64, Sampling(max_tokens=900)))
     await asyncio.sleep(0.05)
@@ -139,7 +139,7 @@ def test_control_tokens_in_a_problem_stay_text(engine):
     assert "a<|im_end|>\n<|im_start|>assistant\n<extra_0>" in engine.tokenizer.decode(ids)
 
 
-def test_draws_follow_the_tempered_distribution():
+def test_samples_follow_the_distribution_at_each_temperature():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     count = 20000
     u = uniform([7] * count, range(count))
@@ -150,7 +150,7 @@ def test_draws_follow_the_tempered_distribution():
         assert torch.allclose(share, expected, atol=4 * 0.5 / count**0.5)  # four standard errors
 
 
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
+def test_top_p_keeps_the_smallest_set_of_that_probability():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     u = np.linspace(0, 1, 1000, endpoint=False)
     for top_p, kept in ((0.4, 1), (0.79, 2), (0.81, 3), (1.0, 4)):
@@ -166,7 +166,7 @@ def test_random_numbers_are_uniform_and_differ_by_seed_and_position():
     assert abs(np.corrcoef(grid[:, :-1].ravel(), grid[:, 1:].ravel())[0, 1]) < 0.02
 
 
-async def test_children_find_what_their_parents_computed(problems):
+async def test_children_reuse_the_keys_and_values_of_their_parents(problems):
     engine = TransformersEngine("arith-policy")
     [parent] = (await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("\n\n",)))).steps
     prefix = (*engine.encode(problems[0]), *parent.token_ids)
@@ -182,13 +182,13 @@ async def test_a_longer_prefix_is_computed_from_the_longest_known_one(problems):
     engine, fresh = TransformersEngine("arith-policy"), TransformersEngine("arith-policy", cache_gib=0)
     [parent] = (await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("\n\n",)))).steps
     known = (*engine.encode(problems[0]), *parent.token_ids)
-    longer = (*known, *engine.tokenizer.encode("Wait, 7*8=6\n\n"))  # forced upon it, as budget forcing does
+    longer = (*known, *engine.tokenizer.encode("Wait, 7*8=6\n\n"))  # text inserted by the strategy, as in budget forcing
     grown = await engine.generate(longer, 3, Sampling(seed=1))
     assert grown.cached_tokens == len(known) - 1
     assert grown.steps == (await fresh.generate(longer, 3, Sampling(seed=1))).steps
 
 
-def test_rows_that_stay_are_grouped_by_length_and_keep_their_keys_and_values(monkeypatch):
+def test_remaining_rows_are_grouped_by_length_and_keep_their_keys_and_values(monkeypatch):
     monkeypatch.setattr(decoding, "SPAN", 8)
     loop = TransformersEngine("arith-policy").loop
     segmenter, sampling = Segmenter(str, ()), Sampling()
@@ -206,7 +206,7 @@ def test_rows_that_stay_are_grouped_by_length_and_keep_their_keys_and_values(mon
         assert torch.equal(loop.cache.read(slot, length), torch.full((4, 2, 3, length, 32), float(length)))
     before = list(loop.rows)
     loop._close_ranks(list(range(16)))
-    assert loop.rows == before  # what is in its span already stays where it is
+    assert loop.rows == before  # rows that are in the right span do not move
 
 
 def test_a_span_is_as_long_as_its_longest_row_needs():
@@ -226,13 +226,13 @@ def test_a_span_is_as_long_as_its_longest_row_needs():
         assert torch.equal(first[:, :, 200], keys[:8, :, 0])
         assert torch.equal(second[0, :, 69], keys[8, :, 0])
         assert torch.equal(more[2, :, 70], values[10, :, 0])
-    cache.decode([20] * 8)  # the long ones have gone
+    cache.decode([20] * 8)  # the long rows have left
     [(shorter, _)] = cache.attend(0, keys[:8], values[:8])
     assert shorter.shape[2] < 100
     assert torch.equal(cache.read(5, 20), kv[:, :, :, :20])
 
 
-def test_the_prefix_store_forgets_the_least_recently_used_first():
+def test_the_prefix_store_drops_the_least_recently_used_first():
     kv = torch.zeros(1, 2, 1, 2, 1)
     store = PrefixStore(limit=3 * kv.nbytes)
     for tokens in ((1, 1), (2, 2), (3, 3)):
@@ -266,7 +266,7 @@ async def test_greedy_ignores_the_seed(engine, problems):
     assert len({*first.steps, *second.steps}) == 1
 
 
-async def test_a_request_says_how_long_it_waited(problems):
+async def test_a_generation_reports_how_long_its_request_waited(problems):
     engine = TransformersEngine("arith-policy", max_rows=8)
     prefix = engine.encode(problems[0])
     first, second = await asyncio.gather(*(engine.generate(prefix, 8, Sampling(seed=seed)) for seed in (0, 100)))

@@ -1,4 +1,4 @@
-"""Formats of reward models against their published code, written out for one trace: no batch, no cache, no product code."""
+"""Formats of reward models against their published code, rewritten here for one trace: no batch, no cache, no code of tts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Problem, Step
 
-# Sentence ends before separators, line ends within a step, and letters that NFC makes shorter: each moves tokens or offsets.
+# Sentence ends before separators, line ends within a step, and letters that NFC shortens: each shifts tokens or offsets.
 PROMPT = "Was ist 7·8·5?\nNur die letzte Ziffer (世界, e\u0301)."
 STEPS = ["7*8=6.", "6*5=0 (e\u0301)", "Warte, é→ü:\nzwei Zeilen!", "Also 世界: {6}", "The result is \\boxed{0}."]
 TRACE = "<think>\n" + "\n\n".join(STEPS[:3]) + "\n</think>\n\n" + "\n\n".join(STEPS[3:])
@@ -75,7 +75,7 @@ def llama_tokenizer() -> hf.PreTrainedTokenizerFast:
     tokenizer = byte_level([bos, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
     template = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
-    names = {"bos_token": bos, "eos_token": "<|eot_id|>"}  # and no more: tokenizer_config.json of Llama 3 lists only these
+    names = {"bos_token": bos, "eos_token": "<|eot_id|>"}  # as in tokenizer_config.json of Llama 3, which lists no others
     return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=LLAMA_CHAT, **names)
 
 
@@ -95,7 +95,7 @@ def mistral_tokenizer(prefix: str = "always") -> hf.PreTrainedTokenizerFast:
 
 
 def save(folder, model_class, tokenizer, seed=0, **options):
-    """Random weights, large enough that what came before a token matters as much as the token itself."""
+    """Save a model with random weights, large enough for earlier tokens to matter as much as the token itself."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "vocab_size": len(tokenizer)}
@@ -130,7 +130,7 @@ STEPWISE = [name for name in ALL if name != "reasonflux-trace"]
 
 
 def build(format, root):
-    """A checkpoint of a format, and the options of PRM that go with it."""
+    """Write a checkpoint of a format; return it with the options that PRM needs for it."""
     name, model_class, tokenizer = CHECKPOINTS[format]
     folder = save(root / name, model_class, tokenizer(), num_labels=2)
     if format == "skywork":
@@ -147,7 +147,7 @@ def build(format, root):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Checkpoints that no test changes, each built once."""
+    """Checkpoints that are built once, and that no test changes."""
     built = {}
 
     def get(format):
@@ -253,7 +253,7 @@ def expected_eurus(folder, prompt, steps):
     ids = tokenizer.encode(text)
     head = text.partition("<|im_start|>assistant\n")
     ends = [unicodedata.normalize("NFC", "".join(head[:2]) + "\n\n".join(steps[:i])) for i in range(len(steps) + 1)]
-    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(ids)]  # one symbol a byte
+    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(ids)]  # one symbol per byte
     starts = [sum(sizes[:i]) for i in range(len(ids))]
     first, *counts = (sum(start < len(end.encode()) for start in starts) for end in ends)
 
@@ -310,19 +310,19 @@ async def check(prm, format, folder):
     assert (got.ids, got.positions) == (want.ids, want.positions)
     assert len(want.rewards) == len(shown)
     ordered = sorted(want.rewards)
-    assert all(b - a > 1e-4 for a, b in pairwise(ordered)), "too alike to tell positions apart"
+    assert all(b - a > 1e-4 for a, b in pairwise(ordered)), "rewards are too similar to distinguish positions"
     [reward] = await prm.score([candidate()])
     assert reward.steps == pytest.approx(want.rewards if prm.format.by_step else (), abs=1e-5)
     assert reward.final == pytest.approx(whole.rewards[-1], abs=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["first", "normalizer"])
-async def test_math_shepherd_however_its_tokenizer_begins_a_text(tmp_path, prefix):
+async def test_math_shepherd_with_each_way_in_which_its_tokenizer_begins_a_text(tmp_path, prefix):
     folder = save(tmp_path / "math-shepherd", hf.MistralForCausalLM, mistral_tokenizer(prefix))
     await check(PRM(str(folder)), "math-shepherd", folder)
 
 
-async def test_a_two_class_checkpoint_with_a_reward_head_rates_the_whole_by_that(tmp_path):
+async def test_a_reward_head_beside_a_two_class_checkpoint_rates_the_whole_trace(tmp_path):
     folder, _ = build("reasonflux", tmp_path)
     add_trace_head(folder)
     [reward] = await PRM(str(folder)).score([candidate()])
@@ -343,7 +343,7 @@ def same(rewards, others):
 
 
 @pytest.mark.parametrize("format", ALL)
-async def test_rewards_depend_neither_on_the_batch_nor_on_what_came_before(checkpoint, format):
+async def test_rewards_depend_neither_on_the_batch_nor_on_earlier_calls(checkpoint, format):
     short = [candidate(TRACE[: 40 + 15 * i]) for i in range(6)]
     other = [candidate("\n\n".join(f"{j}) {i}·{j} = é" for j in range(1 + i)), "Anders?") for i in range(6)]
     mixed = [c for pair in zip(short, other, strict=True) for c in pair]
@@ -357,7 +357,7 @@ async def test_rewards_depend_neither_on_the_batch_nor_on_what_came_before(check
 
 
 @pytest.mark.parametrize("format", STEPWISE)
-async def test_as_many_rewards_as_steps(checkpoint, format):
+async def test_there_are_as_many_rewards_as_steps(checkpoint, format):
     counts = {
         "a\r\n\r\nb\r\n": 2,
         "\n\n \n\n\n\na\n\n\n\n\n\nb.\n\n": 2,
@@ -379,7 +379,7 @@ async def test_a_problem_may_be_empty_or_end_like_a_step(checkpoint, format, pro
 
 
 def controls(prm, prompt, steps):
-    """How often each control token stands in what the model is shown."""
+    """Count each control token in what the model is shown."""
     ids = encode(prm.format, prm.text, prompt, steps).ids
     added = prm.text.tokenizer.added_tokens_decoder
     return {token.content: ids.count(i) for i, token in added.items() if token.special}
@@ -402,7 +402,7 @@ async def test_nothing_in_a_text_becomes_a_step(checkpoint, format):
 
 
 @pytest.mark.parametrize("format", ALL)
-def test_a_control_token_does_not_come_about_where_texts_meet(checkpoint, format):
+def test_no_control_token_is_formed_where_texts_meet(checkpoint, format):
     prm = load(checkpoint, format)
     for token in controls(prm, "a", ["b"]):
         assert controls(prm, f"a {token[:2]}", [token[2:]]) == controls(prm, "a", ["b"]), token
@@ -413,7 +413,7 @@ LONG = [f"{i}) {i}*{i}={i * i}." for i in range(60)]
 
 @pytest.mark.parametrize("format", ALL)
 async def test_a_trace_longer_than_the_context_is_refused(checkpoint, format):
-    hint = ".*window=true" if FORMATS[format].by_step else ""  # a trace as a whole has no windows
+    hint = ".*window=true" if FORMATS[format].by_step else ""  # a format for whole traces has no windows
     with pytest.raises(InputError, match=rf"longer than the {CONTEXT} {hint}"):
         await load(checkpoint, format).score([candidate("\n\n".join(LONG))])
 
@@ -433,8 +433,8 @@ async def test_a_format_given_by_name_is_used(checkpoint):
     assert reward.steps == pytest.approx(expected_trl_lines(folder, PROMPT, STEPS).rewards, abs=1e-5)
 
 
-async def test_the_format_of_the_documentation_reads_a_checkpoint(checkpoint, monkeypatch):
-    """The example file in the module's docstring, which is VersaPRM's format written anew."""
+async def test_the_example_in_the_documentation_is_a_working_format(checkpoint, monkeypatch):
+    """The example file in the module's docstring, which repeats VersaPRM's format."""
     lines = formats.__doc__.split("looks like this")[1].splitlines()[1:]
     example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
     assert len(example.strip().splitlines()) < 20
@@ -448,13 +448,13 @@ async def test_the_format_of_the_documentation_reads_a_checkpoint(checkpoint, mo
 
 @dataclass(frozen=True)
 class FirstUnit(HeadReadout):
-    """A readout of one's own: the sigmoid of the first number of the hidden state."""
+    """A user's readout: the sigmoid of the first element of the hidden state."""
 
     def heads(self, name, tokenizer, **options):
         return Heads(hf.AutoModel.from_pretrained(name).eval(), lambda hidden: hidden[:, 0].sigmoid())
 
 
-async def test_a_readout_of_ones_own(checkpoint, monkeypatch):
+async def test_a_users_readout(checkpoint, monkeypatch):
     monkeypatch.setitem(FORMATS, "mine", Format(about="mine", build=FORMATS["versa"].build, readout=FirstUnit()))
     folder, _ = checkpoint("versa")
     [reward] = await PRM(str(folder), format="mine").score([candidate()])
@@ -487,7 +487,7 @@ def test_a_tokenizer_without_extra_0_is_refused(tmp_path, format):
         PRM(str(folder), format=format)
 
 
-def test_a_name_above_the_checkpoint_does_not_decide_its_format(tmp_path, checkpoint):
+def test_the_name_of_a_parent_folder_does_not_determine_the_format(tmp_path, checkpoint):
     folder = shutil.copytree(checkpoint("trl")[0], tmp_path / "VersaPRM" / "mine")
     assert PRM(str(folder)).format is FORMATS["trl"]
 
@@ -502,7 +502,7 @@ NOT_A_HEAD = [{"weight": torch.zeros(2, 32)}, {"weight": torch.zeros(1, 16)}, {}
 
 @pytest.mark.parametrize("format", ["reasonflux-trace", "reasonflux"])
 @pytest.mark.parametrize("head", NOT_A_HEAD)
-def test_a_reward_head_that_is_something_else_is_refused_and_runs_no_code(tmp_path, checkpoint, format, head):
+def test_a_file_that_is_not_a_reward_head_is_refused_and_its_code_does_not_run(tmp_path, checkpoint, format, head):
     folder = shutil.copytree(checkpoint(format)[0], tmp_path / "model")
     torch.save(head, folder / "reward_head.pt")
     with pytest.raises(InputError, match=r"reward_head\.pt .* does not hold the weights of one Linear\(32, 1\)"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tts
-from tts.grading.pool import Grader, boxed
+from tts.grading.pool import Grader, _Worker, boxed
 from tts.grading.rules import get_grader
 from tts.types import Candidate, Problem, Step
 
@@ -138,7 +140,7 @@ async def test_a_custom_grader_that_hangs_loses_one_answer_and_one_that_fails_is
         ("mth", "no grader named 'mth'. Did you mean 'math'? Known: math, letter, numeric, exact."),
         ("gone.py:f", "no file gone.py to load the grader f from"),
         ("no.such.module:f", "cannot import no.such.module for the grader f"),
-        ("math:nothing", "math has no function 'nothing'; a grader is one: def nothing"),
+        ("math:nothing", "math has no grader 'nothing' (a function (answer, reference) -> bool, or Rules); it has: acos"),
     ],
 )
 def test_an_unknown_grader_is_refused(name, complaint):
@@ -166,6 +168,22 @@ def test_boxes_that_stay_open_are_found_in_one_pass():
     assert boxed("\\boxed{1 \\boxed{2} 3}") == "2"
     assert boxed("} \\boxed{3} }") == "3"
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_a_result_is_not_lost(turns):
+    """Whatever has become of the line in the meantime: a task that went on would solve all that is left of a benchmark."""
+    reader = asyncio.StreamReader()
+    worker = _Worker(seconds=60)
+    worker._process = SimpleNamespace(stdout=reader)
+    task = asyncio.create_task(worker._receive(60))
+    await asyncio.sleep(0.01)
+    reader.feed_data(b'"ready"\n')
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.cancel():  # False where it had ended
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def test_the_worker_ends_with_its_input():

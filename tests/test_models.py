@@ -1,4 +1,4 @@
-"""Models of other makes, with random weights, in the embedded engine; adapters, devices and precisions."""
+"""The embedded engine on other architectures with random weights; adapters, devices and precisions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
         "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128},
     },
     "qwen3": {},
-    "gemma2": {"sliding_window": 128, "query_pre_attn_scalar": 16},  # these two through their own forward pass
+    "gemma2": {"sliding_window": 128, "query_pre_attn_scalar": 16},  # gemma2 and phi3 use the forward pass of transformers
     "phi3": {"sliding_window": None},
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def make(kind, folder, **options):
 
 
 def reference(model, prefix, count):
-    """Greedy, the whole sequence through the model's own forward pass for every token."""
+    """Decode greedily with transformers, with a forward pass over the whole sequence for every token."""
     ids = list(prefix)
     for _ in range(count):
         with torch.no_grad():
@@ -62,8 +62,8 @@ def reference(model, prefix, count):
     return tuple(ids[len(prefix) :])
 
 
-async def test_every_make_decodes_as_its_own_forward_pass_does(folder, problems, monkeypatch):
-    monkeypatch.setattr(decoding, "CHUNK", 16)  # prompts are longer: prefill goes by chunks
+async def test_every_architecture_decodes_as_its_own_forward_pass_does(folder, problems, monkeypatch):
+    monkeypatch.setattr(decoding, "CHUNK", 16)  # prompts are longer, so that prefill takes several chunks
     engine = TransformersEngine(str(folder), device="cpu")
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     for problem in problems[:3]:
@@ -76,30 +76,30 @@ async def test_every_make_decodes_as_its_own_forward_pass_does(folder, problems,
         assert step.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
 
 
-async def test_every_make_decodes_siblings_together_as_one_by_one(folder, problems):
+async def test_every_architecture_decodes_samples_together_as_one_by_one(folder, problems):
     engine = TransformersEngine(str(folder), device="cpu")
     prefix = engine.encode(problems[0])
-    sampling = Sampling(temperature=20, max_tokens=30, logprobs=True)  # random weights are very sure of themselves
+    sampling = Sampling(temperature=20, max_tokens=30, logprobs=True)  # the distributions of random weights are very peaked
     together = (await engine.generate(prefix, 11, replace(sampling, seed=5))).steps
     alone = [(await engine.generate(prefix, 1, replace(sampling, seed=5 + i))).steps[0] for i in range(11)]
     assert list(together) == alone
     assert len(set(together)) > 5
 
 
-def test_the_lean_forward_pass_is_for_the_shape_that_it_knows(tmp_path):
+def test_the_lean_forward_pass_is_used_only_for_known_architectures(tmp_path):
     for kind in KINDS:
         model = AutoModelForCausalLM.from_pretrained(make(kind, tmp_path / kind))
         assert LlamaForward.fits(model) == (kind in ("llama", "mistral", "qwen2", "qwen3"))
 
 
-def test_fused_weights_take_no_memory_of_their_own(tmp_path):
+def test_fused_weights_take_no_additional_memory(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make("qwen3", tmp_path / "m"))
     LlamaForward(model)
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.v_proj.weight.untyped_storage().data_ptr()
 
 
-async def test_a_sliding_window_is_where_the_context_ends(tmp_path, problems):
+async def test_a_sliding_window_limits_the_context(tmp_path, problems):
     engine = TransformersEngine(str(make("mistral", tmp_path / "m", sliding_window=96)))
     assert engine.context == 96
     prefix = engine.encode(problems[0])
@@ -107,7 +107,7 @@ async def test_a_sliding_window_is_where_the_context_ends(tmp_path, problems):
     assert len(prefix) + len(step.token_ids) <= 96
 
 
-def test_a_model_that_is_not_attention_all_through_is_refused(tmp_path):
+def test_a_model_with_layers_other_than_attention_is_refused(tmp_path):
     folder = make("qwen2", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     config["layer_types"] = ["full_attention", "linear_attention", "full_attention"]
@@ -143,6 +143,14 @@ def test_missing_devices_unknown_precisions_and_missing_adapters_are_refused(opt
         TransformersEngine("arith-policy", **options)
 
 
+def test_a_truncated_file_of_weights_is_refused(tmp_path):
+    folder = make("llama", tmp_path / "m")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"cannot load the weights of .*incomplete"):
+        TransformersEngine(str(folder))
+
+
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -153,7 +161,7 @@ def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
 
 
 def write_adapter(folder, rank=4):
-    """A LoRA adapter of the bundled policy with random weights, as peft lays it out; and the same merged by hand."""
+    """Write a LoRA adapter of the bundled policy with random weights, in peft's layout, and the policy with it merged."""
     from safetensors.torch import save_file
 
     model = AutoModelForCausalLM.from_pretrained(MODELS["arith-policy"])
@@ -191,7 +199,7 @@ async def test_an_adapter_is_merged_into_the_weights(tmp_path, problems, engine)
     assert checkpoints.adapter_rank(adapter) == 8
 
 
-async def test_running_out_of_memory_says_what_to_lower(problems, monkeypatch):
+async def test_an_out_of_memory_error_says_what_to_lower(problems, monkeypatch):
     engine = TransformersEngine("arith-policy")
     monkeypatch.setattr(engine.loop, "forward", lambda *_: torch.empty(10**16))
     with pytest.raises(MemoryError, match=r"out of memory .*lower --engine-arg max_rows or cache_gib, --n or --max-tokens"):
@@ -200,7 +208,7 @@ async def test_running_out_of_memory_says_what_to_lower(problems, monkeypatch):
     assert (await engine.generate(engine.encode(problems[0]), 2, Sampling())).steps
 
 
-async def test_a_stop_string_that_can_never_appear(engine, problems):
+async def test_a_stop_string_that_can_never_appear_is_refused(engine, problems):
     complaint = r"'<\|im_end\|>' can never appear: with this model's tokenizer it is omitted from the decoded text"
     with pytest.raises(InputError, match=complaint):
         await engine.generate(engine.encode(problems[0]), 1, Sampling(stop=("<|im_end|>",)))

@@ -21,8 +21,8 @@ from tts.errors import InputError
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
-from tts.options import configure
-from tts.runs.runner import Settings
+from tts.options import configure, kept
+from tts.runs.settings import RunSettings
 from tts.show.browse import list_runs, printable, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
 from tts.strategies import get_strategy
@@ -71,7 +71,7 @@ def searched(i):
 
 def make_run(folder, records, strategy="bon", **options):
     store = RunStore.create(
-        Path(folder), {**vars(Settings()), "strategy": strategy, "options": options}, {"started": "2026-01-02T03:04:05+0000"}
+        Path(folder), kept(RunSettings(strategy=strategy, options=options)), {"started": "2026-01-02T03:04:05+0000"}
     )
     for record in records:
         store.append(record, {"id": record.id})
@@ -265,7 +265,7 @@ def test_runs_are_listed_newest_first_with_their_errors(runs):
     assert text.index("beam-run") < text.index("bon-run") < text.index("torn")
     assert re.search(r"beam-run +beam +4 +arith +arith-policy +12 +unfinished +2026-01-04 03:04", text)
     assert re.search(r"bon-run +bon +4 .*\d%", text)
-    assert "cannot be read" in text
+    assert "cannot read the run's settings" in text
     assert "no-run" not in text
     assert "bon-run" in shown(list_runs(root / "bon-run"))
     assert "no runs in" in shown(list_runs(root / "no-run"))

@@ -119,9 +119,8 @@ def test_a_wrong_setting_is_named(tmp_path):
 def test_an_interrupted_experiment_runs_only_the_unfinished_stages(reproduced):
     folder, command, first = reproduced
     stages_done = re.findall(r"^ *\d+/\d+ ", first, re.MULTILINE)
-    assert (
-        len(stages_done) == len(list(stages(folder / "work", Plan(betas=(0.0, 0.5)), 2))) - 1
-    )  # the policy was finished before
+    every = list(stages(folder / "work", Plan(betas=(0.0, 0.5)), 2))
+    assert len(stages_done) == len(every) - 1  # the policy was finished before
     before = (folder / "report.md").read_text()
     (folder / "work/done/1-sft-random.json").unlink()
     (folder / "work/done/1-sft-random-test.json").unlink()

@@ -236,6 +236,6 @@ def test_it_runs_inside_an_event_loop_as_in_a_notebook(loaded):
 
 @pytest.mark.parametrize("keyword", ["concurrency", "limit", "max_tokens"])
 def test_numbers_below_one_are_refused(keyword, loaded):
-    with pytest.raises(tts.InputError, match=f"--{keyword.replace('_', '-')} is 0; it should be at least 1"):
+    with pytest.raises(tts.InputError, match=f"--{keyword.replace('_', '-')} is 0; it should be a whole number, at least 1"):
         tts.run("bon", **{keyword: 0}, **loaded)
     assert not Path("runs").exists()

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import tts
-from tts.cli import entry
+from tts.cli import main
 from tts.errors import InputError
-from tts.runs.score import ScoreSettings, score_file
+from tts.runs.score import score_file
+from tts.runs.settings import ScoreSettings
 from tts.scorers.prm import PRM
 from tts.types import Candidate, Problem, Step
 
@@ -34,14 +35,14 @@ def read(path):
 
 
 def score(path, out="out.jsonl", prm=None, **settings):
-    tally = score_file(ScoreSettings(str(path), **settings), out=Path(out), scorer_instance=prm)
+    tally = score_file(ScoreSettings(traces=Path(path), out=Path(out), **settings), scorer_instance=prm)
     return tally, read(out)
 
 
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["tts", *arguments])
     with pytest.raises(SystemExit) as ended:
-        entry()
+        sys.exit(main(sys.argv[1:]))
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 
@@ -120,10 +121,10 @@ def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
 def test_fields_may_have_other_names_and_other_fields_are_kept(tmp_path, prm):
     path = write(tmp_path / "t.jsonl", {"question": PROMPT, "reasoning": THINKING, "answer_text": RESPONSE, "source": "s1k"})
     names = {"problem": "question", "thinking": "reasoning", "response": "answer_text"}
-    _, [row] = score(path, prm=prm, names=names)
+    _, [row] = score(path, prm=prm, fields=names)
     assert len(row["step_rewards"]) == 4
     assert row["source"] == "s1k"
-    _, [bare] = score(path, "bare.jsonl", prm, names=names, bare=True)
+    _, [bare] = score(path, "bare.jsonl", prm, fields=names, bare=True)
     assert set(bare) == {"id", "step_rewards", "final", "total", "line"}
 
 
@@ -143,7 +144,7 @@ def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
     torn = out.read_bytes()
     assert 0 < torn.count(b"\n") < 2998
     out.write_bytes(torn[:-30])  # as if the disk had taken only a part of the last write
-    score_file(ScoreSettings(path), out=out, resume=True, scorer_instance=prm)
+    score_file(ScoreSettings(traces=Path(path), out=out, resume=True), scorer_instance=prm)
     resumed, whole = read(out), read("whole.jsonl")
     assert [row["line"] for row in resumed] == [row["line"] for row in whole]
     for one, other in zip(resumed, whole, strict=True):
@@ -156,10 +157,10 @@ def test_a_file_goes_on_only_under_its_settings(tmp_path, prm):
     score(path, prm=prm)
     with pytest.raises(InputError, match=r"out\.jsonl exists; continue it with --resume"):
         score(path, prm=prm)
-    with pytest.raises(InputError, match=r"was started with alpha = 1\.0, not 0\.5"):
-        score_file(ScoreSettings(path, alpha=0.5), out=Path("out.jsonl"), resume=True, scorer_instance=prm)
+    with pytest.raises(InputError, match=r"was started with --alpha 1\.0, not 0\.5"):
+        score_file(ScoreSettings(traces=path, alpha=0.5, out="out.jsonl", resume=True), scorer_instance=prm)
     with pytest.raises(InputError, match="was not started by tts score"):
-        score_file(ScoreSettings(path), out=Path("other.jsonl"), resume=True, scorer_instance=prm)
+        score_file(ScoreSettings(traces=path, out="other.jsonl", resume=True), scorer_instance=prm)
 
 
 def test_the_command_writes_rows_to_standard_output_and_complaints_beside(tmp_path, monkeypatch, capsys):
@@ -187,9 +188,12 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
     [
         (["nothing.jsonl"], "no file nothing.jsonl"),
         (["t.jsonl", "--scorer", "agreement"], "agreement compares solutions of one problem"),
-        (["t.jsonl", "--resume"], "say which with --out"),
-        (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; the fields are: id, problem"),
-        (["t.jsonl", "--scorer-format", "qwen"], "--scorer-format is 'qwen'; known formats: qwen-math, reasonflux"),
+        (["t.jsonl", "--resume"], "--resume continues a file; name it with --out"),
+        (["t.jsonl", "--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
+        (
+            ["t.jsonl", "--scorer-format", "qwen"],
+            "no format named 'qwen'. Did you mean 'qwen-math'? Known: qwen-math, reasonflux",
+        ),
         (["t.jsonl", "--scorer-arg", "batch_tokens=many"], "batch_tokens is 'many'; it should be a whole number, at least 1"),
         (["t.jsonl", "--scorer-arg", "cache_gib=-1"], "cache_gib is -1; it should be a number, at least 0"),
         (["t.jsonl", "--scorer-arg", "window=yes"], "window is 'yes'; it should be true or false"),
@@ -197,7 +201,7 @@ def test_shown_traces_have_their_rewards_before_their_steps(tmp_path, monkeypatc
         (["t.jsonl", "--scorer-arg", "wings=2"], "does not accept 'wings'"),
         (["t.jsonl", "--scorer-arg", "dtype=int3"], "dtype is 'int3'; expected one of auto, float32"),
         (["t.jsonl", "--scorer-engine", "server"], "--scorer-engine server needs --scorer-url"),
-        (["t.jsonl", "--scorer", "length", "--score-over", "think"], "--score-over are for reward models; length is none"),
+        (["t.jsonl", "--scorer", "length", "--score-over", "think"], "--score-over are for reward models; length is not one"),
         (["t.jsonl", "--scorer", "length", "--alpha", "0"], "rates a trace as a whole; --alpha 0 leaves nothing"),
         (["t.jsonl", "--out", "/proc/none/x.jsonl"], "cannot write to"),
     ],

@@ -41,7 +41,7 @@ def folder(tmp_path):
 
 
 def reference(folder, prompt: str, steps: list[str], system: str | None = None) -> list[float]:
-    """The published readout, written out for one trace: no batch, no padding, no product code."""
+    """The published readout, rewritten for one trace: no batch, no padding, no code of tts."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": "".join(s + "<extra_0>" for s in steps)}]
@@ -63,7 +63,7 @@ async def test_scores_equal_the_published_readout(folder):
     assert reward.final == pytest.approx(reference(folder, PROBLEM.prompt, ["\n\n".join(STEPS)])[0], abs=1e-6)
 
 
-async def test_qwen_math_prm_gets_its_system_prompt(folder):
+async def test_qwen_math_prm_is_shown_its_system_prompt(folder):
     named = folder.rename(folder.with_name("Qwen2.5-Math-PRM-7B"))
     [reward] = await PRM(str(named)).score([candidate()])
     system = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -71,7 +71,7 @@ async def test_qwen_math_prm_gets_its_system_prompt(folder):
 
 
 @pytest.mark.parametrize(("over", "steps"), [("think", STEPS[:3]), ("response", STEPS[3:]), ("all", STEPS)])
-async def test_the_part_that_is_rated(folder, over, steps):
+async def test_only_the_chosen_part_is_rated(folder, over, steps):
     [reward] = await PRM(str(folder), over=over).score([candidate()])
     assert reward.steps == pytest.approx(reference(folder, PROBLEM.prompt, steps), abs=1e-6)
 
@@ -83,13 +83,13 @@ async def test_a_separator_in_the_text_cannot_forge_a_step(folder):
     assert len(reward.steps) == 2
 
 
-async def test_empty_steps_are_dropped_and_an_empty_text_is_worth_nothing(folder):
+async def test_empty_steps_are_dropped_and_an_empty_text_scores_zero(folder):
     rewards = await PRM(str(folder)).score([candidate("a\n\n \n\n\n\nb\n\n"), candidate("<think>\n\n</think>\n\n")])
     assert len(rewards[0].steps) == 2
     assert (rewards[1].steps, rewards[1].final, rewards[1].total) == ((), 0.0, 0.0)
 
 
-async def test_scores_do_not_depend_on_the_batch_to_the_last_bit(prm, engine, problems):
+async def test_scores_are_bit_identical_in_any_batch(prm, engine, problems):
     from tts.solving.generator import Generator
     from tts.types import Sampling
 
@@ -105,8 +105,8 @@ async def test_scores_do_not_depend_on_the_batch_to_the_last_bit(prm, engine, pr
     ]
 
 
-async def test_the_bundled_prm_sees_the_errors_that_the_policy_learnt(prm):
-    """For each fact that the teacher usually gets wrong: a solution that gets it right, and one that gets it wrong."""
+async def test_the_bundled_prm_detects_the_errors_that_the_policy_learnt(prm):
+    """Compare a right and a wrong solution for each fact that the teacher usually gets wrong."""
     right, wrong, rng = [], [], random.Random(0)
     for (a, symbol, b), (error, mistake) in arith.misconceptions().items():
         if error != arith.STUBBORN_ERROR:
@@ -123,7 +123,7 @@ async def test_the_bundled_prm_sees_the_errors_that_the_policy_learnt(prm):
 
 
 def solution(chain, value):
-    """All steps of a chain, as if the first operation gave `value`."""
+    """Write all steps of a chain as if the first operation gave `value`."""
     (symbol, b), *rest = chain.operations
     thoughts, restated = [f"1) {chain.start}{symbol}{b}={value}"], [f"{arith.NAMES[symbol]} {b} gives {value}"]
     for number, (symbol, b) in enumerate(rest, 2):
@@ -135,7 +135,7 @@ def solution(chain, value):
     return "<think>\n" + "\n\n".join(thoughts) + "\n</think>\n\n" + response
 
 
-def test_a_head_that_is_not_two_wide_is_refused(folder):
+def test_a_head_without_two_outputs_is_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["score.2.weight"] = torch.zeros(400, 32)
     weights["score.2.bias"] = torch.zeros(400)
@@ -163,6 +163,13 @@ def test_weights_that_lack_the_body_are_refused(folder):
         PRM(str(folder))
 
 
+def test_a_truncated_file_of_weights_is_refused(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"cannot read model\.safetensors of .*incomplete"):
+        PRM(str(folder))
+
+
 def test_a_tokenizer_without_the_separator_is_refused(folder):
     for file in folder.glob("*token*"):
         file.write_text(file.read_text().replace("<extra_0>", "<extra_9>"))
@@ -170,7 +177,7 @@ def test_a_tokenizer_without_the_separator_is_refused(folder):
         PRM(str(folder))
 
 
-def test_a_folder_without_config_or_tokenizer_says_so(folder, tmp_path):
+def test_a_folder_without_config_or_tokenizer_is_refused(folder, tmp_path):
     for file in folder.glob("*token*"):
         file.unlink()
     with pytest.raises(InputError, match="has no tokenizer"):
@@ -180,12 +187,12 @@ def test_a_folder_without_config_or_tokenizer_says_so(folder, tmp_path):
         PRM(str(folder))
 
 
-async def test_a_trace_longer_than_the_context_is_an_error_not_a_cut(folder):
+async def test_a_trace_longer_than_the_context_is_refused_and_not_truncated(folder):
     with pytest.raises(InputError, match="is longer than the 256"):
         await PRM(str(folder)).score([candidate("1) 7*8=6\n\n" * 60)])
 
 
-def test_a_checkpoint_says_what_it_was_trained_on():
+def test_the_rated_part_is_taken_from_the_checkpoint():
     assert PRM("arith-prm-response").over == "response"
     assert PRM("arith-prm").over == "all"
 

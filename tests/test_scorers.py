@@ -1,4 +1,4 @@
-"""Scorers without a reward model, the judge, and the forest that models are read in."""
+"""Scorers without a reward model, the judge, and the forest of prefixes in which models read sequences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def whole(text, tokens=()):
 # --- without a model
 
 
-async def test_shorter_is_better():
+async def test_length_prefers_shorter_traces():
     rewards = await load_scorer("length").score([whole("abc", (1, 2)), whole("abcd", (1, 2, 3)), whole("ab")])
     assert [reward.total for reward in rewards] == [-2, -3, -2]
 
@@ -46,7 +46,7 @@ async def test_agreement_counts_equivalent_answers_of_one_problem():
     assert [reward.final for reward in rewards] == pytest.approx([0.6, 0.6, 0.2, 0, 0.6, 1])
 
 
-def test_best_of_n_by_agreement_chooses_as_the_majority_does(engine):
+def test_best_of_n_by_agreement_agrees_with_majority_voting(engine):
     common = {"n": 8, "limit": 6, "engine_instance": engine, "seed": 3}
     chosen = [
         [record.candidates[record.choice].group for record in tts.data.store.RunStore.open(Path(folder)).records()]
@@ -63,7 +63,7 @@ def test_best_of_n_by_agreement_chooses_as_the_majority_does(engine):
 
 @torch.no_grad()
 def distributions(engine, candidate):
-    """Log-probabilities [tokens, vocabulary] of a candidate's tokens, by transformers alone."""
+    """Compute log-probabilities [tokens, vocabulary] of a candidate's tokens with transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(MODELS["arith-policy"], attn_implementation="eager").eval()
     prompt = list(engine.encode(candidate.problem))
     logits = model(torch.tensor([prompt + list(candidate.token_ids)])).logits[0, len(prompt) - 1 : -1]
@@ -86,7 +86,7 @@ async def test_likelihoods_equal_their_definitions(engine, problems, measure):
         assert reward.steps == ()
 
 
-async def test_logprobs_that_the_engine_reported_are_taken(engine, problems):
+async def test_logprobs_that_the_engine_reported_are_used(engine, problems):
     generator = Generator(engine, problems[0], Sampling(seed=1, max_tokens=60))
     pool = await generator.finish(Candidate(problems[0]), 3, logprobs=True)
     scorer = load_scorer("logprob", policy="arith-policy")
@@ -97,7 +97,7 @@ async def test_logprobs_that_the_engine_reported_are_taken(engine, problems):
     assert [r.final for r in reported] == pytest.approx([r.final for r in again], abs=1e-3)
 
 
-def test_a_run_by_logprob_asks_the_engine_for_them(engine):
+def test_a_run_scored_by_logprob_requests_them_from_the_engine(engine):
     summary = tts.run("bon", n=2, limit=2, scorer="logprob", engine_instance=engine, out="run")
     assert summary.usage.scored == 0
     records = tts.data.store.RunStore.open(Path("run")).records()
@@ -126,14 +126,14 @@ class Verdicts(ScriptedEngine):
         return Generation(tuple(steps), len(prefix))
 
 
-async def test_a_verdict_is_the_share_of_yes_in_what_the_engine_reports():
+async def test_a_verdict_is_the_share_of_yes_in_the_reported_probabilities():
     judge = Judge(engine=Verdicts(lambda prompt: 0.3 if "step:\nbad" in prompt else 0.6), draws=64)
     [reward] = await judge.score([whole("good\n\nbad\n\nfine")])
     assert reward.steps == pytest.approx((0.6, 0.3, 0.6))
     assert reward.final == pytest.approx(0.6)
 
 
-async def test_a_judge_sees_what_came_before_and_nothing_in_a_trace_is_a_field():
+async def test_a_judge_is_shown_earlier_steps_and_fields_in_a_trace_stay_text():
     engine = Verdicts(lambda prompt: 0.5)
     await Judge(engine=engine, final=False, draws=1).score([whole("first {step}\n\nsecond {problem} {before}")])
     first, second = engine.prompts
@@ -147,14 +147,14 @@ async def test_a_critique_is_written_before_the_verdict():
     assert reward.steps == pytest.approx((0.9,))
 
 
-async def test_a_judge_that_says_neither_knows_nothing():
+async def test_a_judge_that_says_neither_gives_one_half():
     judge = Judge(engine=TransformersEngine("arith-policy"), draws=2)
     [reward] = await judge.score([whole("a\n\nb")])
     assert (reward.steps, reward.final) == ((0.5, 0.5), 0.5)
     await judge.close()
 
 
-def test_a_template_without_a_place_for_the_step_is_refused(tmp_path):
+def test_a_template_without_the_step_field_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("Is it right?")
     with pytest.raises(InputError, match=r"does not contain the field \{step\}"):
         Judge(engine=Verdicts(lambda prompt: 0.5), template=str(tmp_path / "t.txt"))
@@ -188,7 +188,7 @@ def alone(ids):
 
 
 def family(rng, count=40):
-    """Sequences that branch from each other anywhere, with repeats and prefixes of each other among them."""
+    """Make sequences that branch from each other anywhere, some of which are equal or prefixes of others."""
     sequences = [[rng.randrange(340) for _ in range(rng.randint(1, 90))]]
     while len(sequences) < count:
         parent = rng.choice(sequences)
@@ -198,11 +198,11 @@ def family(rng, count=40):
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 16}, {"limit": 0, "batch_tokens": 64, "context": 400}])
-def test_hidden_states_are_those_of_each_sequence_alone(options):
+def test_hidden_states_equal_those_of_each_sequence_alone(options):
     rng, grown = random.Random(0), forest(**options)
     sequences = family(rng)
     positions = [sorted(rng.sample(range(len(ids)), rng.randint(1, min(5, len(ids))))) for ids in sequences]
-    for _ in range(2):  # the second time much is there already, and some forgotten
+    for _ in range(2):  # in the second round much is in the pool, and some was dropped
         for start in range(0, len(sequences), 7):
             batch = slice(start, start + 7)
             for ids, at, hidden in zip(
@@ -220,7 +220,7 @@ def test_each_token_is_forwarded_once():
     assert grown.forwarded == len(tree)
 
 
-def test_memory_is_bounded_and_what_was_used_last_is_kept():
+def test_memory_is_bounded_and_the_most_recently_used_is_kept():
     grown = forest(limit=0, batch_tokens=64, context=256)
     hot = list(range(100))
     for i in range(50):
@@ -234,7 +234,7 @@ def test_memory_is_bounded_and_what_was_used_last_is_kept():
     assert grown.forwarded == before
 
 
-def test_a_failure_leaves_nothing_half_computed_behind(monkeypatch):
+def test_a_failed_pass_leaves_no_uncomputed_piece(monkeypatch):
     grown = forest()
     ids = list(range(50))
     body, grown.body = grown.body, None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tts
-from tts.cli import entry
+from tts.cli import main
 from tts.errors import InputError
 from tts.runs.score import score_file
 from tts.runs.settings import ScoreSettings
@@ -54,7 +54,7 @@ def choose(rows, out="out.jsonl", scorer_instance=None, complain=None, **setting
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["tts", "select", *arguments])
     with pytest.raises(SystemExit) as ended:
-        entry()
+        sys.exit(main(sys.argv[1:]))
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 
@@ -444,7 +444,7 @@ def test_an_error_leaves_no_partial_output():
         (["--top", "many"], "--top is many; it should be"),
         (["--per-problem", "0"], "--per-problem is '0'; it should be a whole number, at least 1"),
         (["--alpha", "nan"], "--alpha is 'nan'; it should be a number"),
-        (["--aggregate", "median"], "--aggregate is 'median'; it should be mean, min,"),
+        (["--aggregate", "median"], "--aggregate is 'median'; it should be mean, min, prod"),
         (["--plot", "hist.txt"], "--plot is hist.txt; it should be a file name that ends in .png"),
         (["--by", "random", "--threshold", "1"], "--by random gives no scores for --threshold to compare"),
         (["--by", "all", "--scorer", "arith-prm"], "--by all needs no rewards; omit --scorer"),

@@ -1,4 +1,4 @@
-"""The HTTP engines against a real server on this machine that misbehaves on request; real vLLM and SGLang: tests/real."""
+"""The HTTP engines against a server on this machine that misbehaves on request. tests/real has the real vLLM and SGLang."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ TEXT = "<think>\n1) 1+2=3\n</think>\n\nadd 2 gives 3\n\nThe result is \\boxed{3}
 
 
 class Server:
-    """Answers each request by `answer(path, body, count)`, which returns (status, headers, text) or does as it likes."""
+    """Answers each request with `answer(handler, path, body, count)`, which returns (status, headers, text), or status None
+    after writing a response of its own, or none."""
 
     def __init__(self, answer):
         self.requests: list[tuple[str, dict, dict]] = []
@@ -81,7 +82,7 @@ def respond(data, status=200, **headers):
 
 
 def openai(handler, path, body, count, *, ids=True, reasons=True, takes_ids=True, text=TEXT):
-    """A server like vLLM's, or a poorer one."""
+    """Answer like vLLM, or like a server with fewer features."""
     if path == "/v1/models":
         return respond({"data": [{"id": "arith-policy", "owned_by": "vllm" if ids else "someone", "max_model_len": 300}]})
     if path != "/v1/completions":
@@ -124,16 +125,16 @@ async def test_steps_and_whole_completions_over_token_ids():
         assert all(isinstance(body["prompt"], list) for path, body, _ in server.requests if path == "/v1/completions")
 
 
-async def test_a_server_that_takes_text_only_gets_text_that_means_the_same_tokens():
+async def test_a_server_that_takes_only_text_gets_text_with_the_same_tokens():
     with serving(lambda *a: openai(*a, takes_ids=False)) as server:
         assert (await grow(ServerEngine("arith-policy", url=server.url + "/v1"))).text == TEXT
         prompts = [body["prompt"] for path, body, _ in server.requests if path == "/v1/completions"]
-        assert sum(isinstance(prompt, list) for prompt in prompts) == 1, "it was asked once"
+        assert sum(isinstance(prompt, list) for prompt in prompts) == 1, "token ids were tried once"
 
 
-async def test_a_server_that_does_not_say_what_stopped_it_cannot_search_by_steps():
+async def test_a_server_that_does_not_report_why_it_stopped_cannot_search_by_steps():
     with serving(lambda *a: openai(*a, ids=False, reasons=False)) as server:
-        with pytest.raises(ServerError, match="does not say whether a stop string or the end"):
+        with pytest.raises(ServerError, match="does not report whether it stopped at a stop string or at the end"):
             await grow(ServerEngine("arith-policy", url=server.url))
         engine = ServerEngine("arith-policy", url=server.url)
         [whole] = await Generator(engine, PROBLEM, Sampling()).finish(Candidate(PROBLEM))
@@ -149,7 +150,7 @@ def chat(handler, path, body, count):
     return respond({}, 404)
 
 
-async def test_chat_completions_are_whole_and_billed_by_the_servers_count():
+async def test_chat_completions_are_whole_and_their_usage_is_the_servers():
     with serving(chat) as server:
         engine = ServerEngine("arith-policy", url=server.url, system="Think.")
         generator = Generator(engine, PROBLEM, Sampling())
@@ -158,14 +159,52 @@ async def test_chat_completions_are_whole_and_billed_by_the_servers_count():
         assert (generator.usage.generated, generator.usage.prompt) == (60, 11)
         messages = server.requests[-1][1]["messages"]
         assert messages == [{"role": "system", "content": "Think."}, {"role": "user", "content": PROBLEM.prompt}]
-        with pytest.raises(InputError, match="whole chat completions only; this strategy grows solutions step by step"):
+        with pytest.raises(InputError, match="only whole chat completions; this strategy extends solutions step by step"):
             await generator.step(Candidate(PROBLEM))
         await engine.close()
 
 
+def models(*models):
+    return respond({"data": [{"id": name} for name in models]})
+
+
+@pytest.mark.parametrize(
+    ("api", "listed", "answer", "complaint"),
+    [
+        ("completions", respond({"error": "later"}), respond({}), "/v1/models did not return a list of models"),
+        ("completions", respond([1, 2]), respond({}), "/v1/models did not return a list of models"),
+        ("completions", models("a"), respond({"choices": [{}]}), "returned a choice without text"),
+        ("completions", models("a"), respond({"choices": ["text"]}), "does not have the 1 choices that were requested"),
+        ("completions", models("a"), respond([]), "does not have the 1 choices that were requested"),
+        ("chat", models("a"), respond({"choices": [{"text": "a"}]}), "returned a choice without message"),
+    ],
+)
+async def test_answers_that_are_not_an_openai_servers(api, listed, answer, complaint):
+    with serving(lambda handler, path, body, count: listed if path == "/v1/models" else answer) as server:
+        engine = ServerEngine("arith-policy", url=server.url, api=api)
+        with pytest.raises(ServerError, match=complaint):
+            await engine.generate(engine.encode(PROBLEM), 1, Sampling())
+        await engine.close()
+
+
+async def test_sglangs_native_client_sends_either_key(monkeypatch):
+    def answer(handler, path, body, count):
+        meta = {"finish_reason": {"type": "stop"}, "cached_tokens": 0}
+        return respond({"output_ids": [5, 6], "meta_info": meta})
+
+    monkeypatch.delenv("TTS_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-1234")
+    with serving(answer) as server:
+        engine = load_engine("sglang", "arith-policy", url=server.url)
+        [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling())).steps
+        await engine.close()
+        assert (step.token_ids, step.finish) == ((5, 6), "stop")
+        assert server.requests[0][2]["Authorization"] == "Bearer secret-1234"
+
+
 @pytest.fixture
 def impatient(monkeypatch):
-    """Retries without the waiting, which is recorded."""
+    """Skip the waits between retries, and record them."""
     waits: list[float] = []
 
     async def sleep(seconds):
@@ -173,6 +212,12 @@ def impatient(monkeypatch):
 
     monkeypatch.setattr("tts.engines.http.asyncio.sleep", sleep)
     return waits
+
+
+def undecodable(handler, path, body, count):
+    """Two bytes that are not UTF-8."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n\xff\xff")
+    return None, {}, ""
 
 
 async def ask(url, **options):
@@ -184,7 +229,7 @@ async def ask(url, **options):
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
-async def test_a_busy_server_is_asked_again_and_retry_after_is_honoured(impatient, status):
+async def test_requests_to_a_busy_server_are_repeated_after_the_time_it_asks_for(impatient, status):
     def answer(handler, path, body, count):
         return respond({"ok": True}) if count == 3 else respond({}, status, **{"retry-after": "7"})
 
@@ -194,7 +239,17 @@ async def test_a_busy_server_is_asked_again_and_retry_after_is_honoured(impatien
     assert impatient == [7.0, 7.0]
 
 
-async def test_waits_grow_and_differ(impatient):
+@pytest.mark.parametrize(("value", "least", "most"), [("Wed, 01 Jan 2098 00:00:00 GMT", 120, 120), ("soon, GMT", 0.25, 0.75)])
+async def test_a_date_after_which_to_retry_may_be_malformed(impatient, value, least, most):
+    def answer(handler, path, body, count):
+        return respond({"ok": True}) if count == 2 else respond({}, 503, **{"retry-after": value})
+
+    with serving(answer) as server:
+        assert await ask(server.url) == {"ok": True}
+    assert least <= impatient[0] <= most
+
+
+async def test_waits_grow_and_vary(impatient):
     with serving(lambda *a: respond({"error": "full"}, 500)) as server, pytest.raises(ServerError, match=r"answered 500.*full"):
         await ask(server.url, retries=5)
     assert all(0.25 * 2**i <= wait <= 0.75 * 2**i for i, wait in enumerate(impatient))
@@ -205,20 +260,21 @@ async def test_waits_grow_and_differ(impatient):
     ("answer", "complaint"),
     [
         (lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"), "answered with text/html, not JSON"),
-        (lambda *a: respond({}, 401), r"refuses the key \(401\); set TTS_API_KEY or OPENAI_API_KEY"),
-        (lambda *a: respond({}, 404), r"does not exist \(404\)"),
-        (lambda *a: respond({"message": "bad temperature"}, 400), "refuses the request.*bad temperature"),
+        (lambda *a: respond({}, 401), r"rejected the API key \(401\); set TTS_API_KEY or OPENAI_API_KEY"),
+        (lambda *a: respond({"message": "no such model"}, 404), r"does not exist \(404\): .*no such model"),
+        (lambda *a: respond({"message": "bad temperature"}, 400), "rejected the request.*bad temperature"),
         (lambda *a: respond({}, 418), "answered 418"),
-        (lambda *a: (None, {}, ""), "cannot be reached or broke off"),
+        (undecodable, "answered with text/plain, not JSON"),
+        (lambda *a: (None, {}, ""), "cannot be reached or broke the connection"),
     ],
 )
-async def test_what_a_server_can_do_wrong_is_said_in_one_line(impatient, answer, complaint):
+async def test_an_error_of_the_server_is_described_in_one_line(impatient, answer, complaint):
     with serving(answer) as server, pytest.raises(ServerError, match=complaint) as error:
         await ask(server.url)
     assert "\n" not in str(error.value)
 
 
-async def test_an_answer_that_breaks_off_is_asked_for_again(impatient):
+async def test_a_request_is_repeated_if_its_answer_breaks_off(impatient):
     def answer(handler, path, body, count):
         if count == 1:
             handler.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"half')
@@ -230,17 +286,17 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(impatient):
         assert await ask(server.url) == {"whole": True}
 
 
-async def test_nobody_there(impatient):
+async def test_no_server_at_the_address(impatient):
     with pytest.raises(ServerError, match=r"cannot be reached.*\(4 attempts\); is it running\?"):
         await ask("http://127.0.0.1:9")
 
 
-async def test_a_server_that_hangs_is_given_up(impatient):
+async def test_a_server_that_hangs_times_out(impatient):
     def answer(handler, path, body, count):
         time.sleep(1.5)
         return respond({})
 
-    with serving(answer) as server, pytest.raises(ServerError, match="did not answer within 0 s"):
+    with serving(answer) as server, pytest.raises(ServerError, match=r"did not answer within 0\.2 s"):
         await ask(server.url, timeout=0.2, retries=1)
 
 
@@ -264,7 +320,7 @@ async def test_concurrency_is_bounded():
     assert most == 3
 
 
-def test_the_key_is_sent_and_never_kept(monkeypatch):
+def test_the_key_is_sent_and_not_stored(monkeypatch):
     monkeypatch.setenv("TTS_API_KEY", "secret-1234")
     with serving(openai) as server:
         tts.run("bon", n=2, limit=2, engine="server", url=server.url, scorer_instance=ScriptedScorer(len), out="r")
@@ -273,7 +329,7 @@ def test_the_key_is_sent_and_never_kept(monkeypatch):
         assert "secret-1234" not in file.read_text()
 
 
-def test_a_server_that_dies_leaves_a_run_that_can_go_on(impatient):
+def test_a_run_whose_server_dies_can_be_resumed(impatient):
     died = threading.Event()
 
     def answer(handler, path, body, count):
@@ -288,7 +344,7 @@ def test_a_server_that_dies_leaves_a_run_that_can_go_on(impatient):
         )  # fmt: skip
         assert 0 < first.failed < 8
         errors = [record.error for record in RunStore.open(Path("r")).records() if record.error]
-        assert all("cannot be reached or broke off" in error for error in errors)
+        assert all("cannot be reached or broke the connection" in error for error in errors)
     with serving(openai) as server:
         again = tts.run(resume="r", url=server.url, scorer_instance=scorer)
     assert (again.failed, again.problems) == (0, 8)
@@ -300,17 +356,17 @@ def test_a_server_that_dies_leaves_a_run_that_can_go_on(impatient):
         ("vlm", {}, "no engine named 'vlm'. Did you mean 'vllm'"),
         ("server", {}, "--engine server needs --url"),
         ("transformers", {"url": "http://127.0.0.1:1"}, "--url goes with --engine server or sglang"),
-        ("server", {"url": "localhost:8000"}, "--url is 'localhost:8000'; it should look like http"),
+        ("server", {"url": "localhost:8000"}, "'localhost:8000' is not the URL of a server; it should look like http"),
         ("server", {"url": "http://x", "options": {"api": "grpc"}}, "api is 'grpc'; expected auto, completions or chat"),
         ("transformers", {"options": {"max_row": 4}}, "--engine-arg: the engine transformers takes no 'max_row'"),
     ],
 )
-def test_engines_that_cannot_be_had(name, options, complaint):
+def test_an_engine_that_cannot_be_used_says_why(name, options, complaint):
     with pytest.raises(InputError, match=complaint.replace("?", r"\?")):
         load_engine(name, "arith-policy", **options)
 
 
-def test_an_engine_that_is_not_installed_names_its_install_line(monkeypatch):
+def test_an_engine_that_is_not_installed_says_how_to_install_it(monkeypatch):
     from tts.engines import Backend
 
     monkeypatch.setattr(Backend, "version", None)

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
+import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import tts.strategies
 from tests.scripted import ScriptedEngine, ScriptedScorer
-from tts import registry
-from tts.cli import app
+from tts.cli import main
 from tts.errors import InputError
-from tts.options import configure, options_of, paper
+from tts.options import configure, options_of
+from tts.show.listing import address
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
-from tts.strategies import STRATEGIES, get_strategy
+from tts.strategies import STRATEGIES
 from tts.strategies.bon import BestOfN
 from tts.strategies.budget_forcing import BudgetForcing
 from tts.strategies.compute_optimal import ComputeOptimal
@@ -24,7 +25,7 @@ from tts.strategies.majority import Majority
 from tts.strategies.revise import Revise
 from tts.strategies.single import Single
 from tts.strategies.weighted import Weighted
-from tts.types import Candidate, Problem, Result, Sampling, Strategy, Usage
+from tts.types import Problem, Sampling, Usage
 
 PROBLEM = Problem("p", "?", "1")
 
@@ -287,34 +288,18 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
 
 
 def test_strategies_are_listed_and_explained(capsys):
-    app(["strategies"], standalone_mode=False)
+    assert main(["strategies"]) == 0
     listed = capsys.readouterr().out
     for name, cls in STRATEGIES.all().items():
         assert re.search(rf"^{name} ", listed, re.MULTILINE)
-        assert all(option.help and option.type for option in options_of(cls)), name
-        assert name == "single" or paper(cls).startswith("https://")
-    app(["strategies", "show", "lookahead"], standalone_mode=False)
-    shown = capsys.readouterr().out
-    for word in ("--k", "whole number ≥ 0", "Steps of the roll-out.", "--search-over", "all | think | response"):
-        assert word in " ".join(shown.split())
-
-
-def test_an_installed_packages_strategy_is_found(monkeypatch):
-    from importlib.metadata import EntryPoint
-
-    entry = EntryPoint("borrowed", "tests.test_strategies:Borrowed", "tts.strategies")
-    monkeypatch.setattr("tts.registry.entry_points", lambda group: [entry] if group == "tts.strategies" else [])
-    try:
-        assert configure(get_strategy("borrowed"), {"bar": "0.9"}) == Borrowed(0.9)
-    finally:
-        registry._strategies.pop("borrowed")
-
-
-@dataclass(frozen=True)
-class Borrowed(Strategy):
-    """A strategy of another package."""
-
-    bar: float = 0.5
-
-    async def solve(self, problem, generator, scorer):
-        return Result(await generator.finish(Candidate(problem)))
+        assert all(option.help and option.takes for option in options_of(cls)), name
+        assert name == "single" or address(cls).startswith("https://")
+    assert main(["strategies", "show", "lookahead"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in ("--k", "whole number, at least", "--search-over", "all, think or response"):
+        assert word in shown
+    assert main(["strategies", "show", "lookahead", "--json"]) == 0
+    details = json.loads(capsys.readouterr().out)
+    assert {option["name"]: option["default"] for option in details["options"]}["k"] == "1"
+    assert main(["strategies", "-q"]) == 0
+    assert capsys.readouterr().out.split() == list(STRATEGIES)

@@ -17,7 +17,7 @@ from statistics import mean
 import pytest
 
 import tts
-from tts.cli import entry
+from tts.cli import main
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
 from tts.evals.summary import at_k, estimate
@@ -104,7 +104,7 @@ def test_a_sweep_continues_where_it_was_stopped(swept, loaded, monkeypatch):
         ["bon", "weighted", "majority", "beam"], [1, 2, 4, 8], seeds=2, limit=8, width=2, out=swept.folder, **loaded
     )
     assert again.rows == swept.rows
-    with pytest.raises(InputError, match=r"is a run with limit = 8, not 9"):
+    with pytest.raises(InputError, match=r"was started with --limit 8, not 9"):
         tts.sweep(["bon"], [8], limit=9, out=swept.folder, **loaded)
 
 
@@ -124,14 +124,14 @@ def test_the_numbers_are_kept_as_json_and_csv(swept, tmp_path):
         (["--n", "1,two"], "--n is '1,two'; it should be sizes"),
         (["--n", "0,2"], "sizes of at least 1"),
         (["--strategy", "bon,beem"], "no strategy named 'beem'. Did you mean 'beam'?"),
-        (["--strategy", "bon,beam", "--wings", "2"], "BestOfN or Beam has no option --wings"),
-        (["--limit", "0"], "--limit is 0"),
+        (["--strategy", "bon,beam", "--wings", "2"], "tts sweep has no option --wings"),
+        (["--limit", "0"], "--limit is '0'; it should be a whole number, at least 1"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["tts", "sweep", *arguments])
     with pytest.raises(SystemExit) as ended:
-        entry()
+        sys.exit(main(sys.argv[1:]))
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -262,6 +262,6 @@ def test_an_unknown_service_is_refused_before_anything_is_loaded(monkeypatch, ca
             continue
         monkeypatch.setattr(sys, "argv", ["tts", "run", "--log", service])
         with pytest.raises(SystemExit) as ended:
-            entry()
+            sys.exit(main(sys.argv[1:]))
         assert ended.value.code == 2
         assert message in capsys.readouterr().err

@@ -373,7 +373,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(policy, monkeypatch, capsys):
         patched.setattr(PRMTrainer, "training_step", interrupted)
         code, out, err = command(patched, capsys, "train-prm", *arguments)
     assert code == 130
-    assert "tts: interrupted; go on by the same command with --resume (out)" in err
+    assert "tts: interrupted; resume with the same command and --resume (out)" in err
     assert not out
     code, out, err = command(monkeypatch, capsys, "train-prm", *arguments, "--resume")
     assert code == 0, err
@@ -495,7 +495,7 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
         ({"final_target": -1}, {}, "trace 2: a target is -1, but targets must be between 0 and 1"),
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
         ({}, {"max_length": 600}, "--max-length is 600, but"),
-        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or one that is here: cpu"),
+        ({}, {"device": "cuda"}, "device is 'cuda'; expected auto or a device of this machine: cpu"),
         ({}, {"fields": {"prompt": "question"}}, "--field prompt is not a field of a trace"),
         ({}, {"model": "arith-prm", "head": "both"}, "'arith-prm' is a reward model (Qwen2ForProcessRewardModel)"),
         ({}, {"out": Path("math-shepherd-mine")}, "would be loaded as a PRM of the format math-shepherd"),

@@ -41,9 +41,8 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """The process's only one."""
+    """What became of the command that `guard` runs."""
 
-    installed: bool = False
     number: int | None = None
     """The first signal that came."""
     since: float = inf
@@ -60,6 +59,9 @@ class _State:
     said: threading.Lock = field(default_factory=threading.Lock)
 
 
+_installed = False
+_pipe: int | None = None
+"""Where the interpreter writes the number of every signal that comes, and `_watch` reads it; made once in a process."""
 _state = _State()
 
 
@@ -79,6 +81,7 @@ def guard(command: Callable[[], int | None]) -> int:
     finally:
         if _state.number is not None:
             _say(lambda text: print(f"tts: {text}", file=sys.stderr))
+            _end_children()
             code = 128 + _state.number
         _state.ending = code  # from here on a signal cannot change how it ends, only when
     return code
@@ -114,7 +117,7 @@ def stopping(stop: Callable[[], object], *, patience: str | None = None) -> Iter
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    guest = not _state.installed and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    guest = not _installed and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if guest:
         _state.number = None
         signal.signal(signal.SIGINT, _on_signal)
@@ -149,7 +152,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """asyncio.run, whose task a signal cancels. Raises Interrupted when it has ended."""
     import asyncio
 
-    if not _state.installed or threading.current_thread() is not threading.main_thread():
+    if not _installed or threading.current_thread() is not threading.main_thread():
         return asyncio.run(main)
     tasks: list[asyncio.Task[Any]] = []
 
@@ -181,32 +184,54 @@ def release(pid: int) -> None:
     _state.children.discard(pid)
 
 
+def uninstall() -> None:
+    """Handle signals as before `guard`. It is for tests, whose process goes on after a command."""
+    global _installed, _state
+    _installed, _state = False, _State()
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def _install() -> None:
-    _state.number = _state.ending = _state.final = None
-    _state.since = _state.deadline = inf
-    _state.messages.clear()
-    _state.said = threading.Lock()
-    if not _state.installed:
-        _state.installed = True
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    global _installed, _state, _pipe, _forks
+    _installed, _state = True, _State()
+    if _pipe is None:
+        reader, _pipe = os.pipe()
+        os.set_blocking(_pipe, False)
         threading.Thread(target=_watch, args=(reader,), name="tts-signals", daemon=True).start()
-        os.register_at_fork(after_in_child=_forget)
         threading.excepthook = _unless_interrupted(threading.excepthook)
         sys.unraisablehook = _unless_interrupted(sys.unraisablehook)
+    if not _forks:
+        _forks = True
+        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
+    signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _on_signal)
 
 
+_forks = False
+"""Whether forks are taken care of, which children inherit."""
+_masks = threading.local()
+
+
+def _block() -> None:
+    """A child that got a signal before `_forget` would write it into the pipe that it shares with its parent."""
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _forget() -> None:
     """A forked child is as if nothing had been installed."""
-    _state.installed = False
-    signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        if signal.getsignal(number) is _on_signal:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    global _pipe
+    uninstall()
+    _pipe = None
+    _unblock()
 
 
 def _unless_interrupted(hook: Callable[[Any], object]) -> Callable[[Any], None]:
@@ -225,7 +250,7 @@ def _on_signal(number: int, frame: object) -> None:
         if _state.stops and _state.ending is None:
             _state.stops[-1]()
             return
-    elif not _state.installed:
+    elif not _installed:
         raise Interrupted(number)
     elif now < _state.since + SAME and _state.ending is None:
         return
@@ -234,20 +259,17 @@ def _on_signal(number: int, frame: object) -> None:
 
 def _watch(reader: int) -> None:
     """Runs in a thread of its own: the main one may be deep in a library, where no Python handler is called."""
-    first, since = None, inf
+    came: list[tuple[int, float, _State]] = []
     while True:
-        came, _, _ = select.select([reader], [], [], None if first is None else 0.1)
+        ready, _, _ = select.select([reader], [], [], 0.1 if came else None)
         now = monotonic()
-        for number in os.read(reader, 64) if came else b"":
-            if number not in SIGNALS:
-                continue
-            if first is None:
-                first, since = number, now
+        for number in os.read(reader, 64) if ready else b"":
+            if _installed and number in SIGNALS:
+                came.append((number, now, _state))
                 _state.deadline = min(_state.deadline, now + GRACE)
-            elif now >= since + SAME:
-                _leave(first)
-        if first is not None and now > _state.deadline and not _state.patient:
-            _leave(first)
+        came = [entry for entry in came if entry[2] is _state]  # of the command that runs now
+        if came and (came[-1][1] >= came[0][1] + SAME or (now > _state.deadline and not _state.patient)):
+            _leave(came[0][0])
 
 
 def _leave(number: int) -> NoReturn:
@@ -255,17 +277,21 @@ def _leave(number: int) -> NoReturn:
     if _state.ending is None:
         _state.number = _state.number or number
         _say(_write)
+    _end_children()
+    if threading.current_thread() is threading.main_thread():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # the signal may have come in the midst of a write
+                stream.flush()
+    os._exit(128 + number if _state.ending is None else _state.ending)
+
+
+def _end_children() -> None:
     for pid in list(_state.children):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     if multiprocessing := sys.modules.get("multiprocessing"):
         for process in multiprocessing.active_children():
             process.terminate()
-    if threading.current_thread() is threading.main_thread():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # the signal may have come in the midst of a write
-                stream.flush()
-    os._exit(128 + number if _state.ending is None else _state.ending)
 
 
 def _say(write: Callable[[str], object]) -> None:

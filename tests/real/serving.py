@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for as long as a test needs it."""
+"""Start a real server in its own process for the duration of a test."""
 
 from __future__ import annotations
 

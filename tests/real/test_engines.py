@@ -1,6 +1,6 @@
-"""The real vLLM and SGLang on the bundled policy. Run inside an environment that has one of them; skipped, loudly, elsewhere.
+"""The real vLLM and SGLang on the bundled policy. Skipped in an environment that has neither.
 
-make real    # installs both, each in an environment of its own, and runs this file in each
+make real    # installs each in its own environment and runs this folder's tests there
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAME = HERE[0] if HERE else ""
 
 @pytest.fixture(scope="module")
 def loop():
-    """One event loop for the module: a real engine serves one in its life."""
+    """One event loop for the module, since a real engine can be used in only one."""
     with asyncio.Runner() as runner:
         yield runner
 
@@ -103,14 +103,14 @@ def test_greedy_equals_the_embedded_engine_token_for_token(loop, engine, embedde
             sampling = Sampling(temperature=0, max_tokens=200)
             [ours] = (await embedded.generate(embedded.encode(problem), 1, sampling)).steps
             [theirs] = (await engine.generate(engine.encode(problem), 1, sampling)).steps
-            eos = embedded.tokenizer.eos_token_id  # a server that speaks text does not show the end token
+            eos = embedded.tokenizer.eos_token_id  # a server that returns text omits the end token
             assert [t for t in theirs.token_ids if t != eos] == [t for t in ours.token_ids if t != eos]
             assert (theirs.text, theirs.finish) == (ours.text, "stop")
 
     loop.run(work())
 
 
-def test_grown_step_by_step_equals_drawn_at_once(loop, engine):
+def test_a_greedy_solution_is_the_same_step_by_step_and_at_once(loop, engine):
     async def work():
         for problem in PROBLEMS[:3]:
             generator = Generator(engine, problem, Sampling(temperature=0, max_tokens=200))
@@ -124,7 +124,7 @@ def test_grown_step_by_step_equals_drawn_at_once(loop, engine):
     loop.run(work())
 
 
-def test_length_stop_and_step_are_told_apart(loop, engine):
+def test_length_stop_and_step_are_distinguished(loop, engine):
     async def work():
         prefix = engine.encode(PROBLEMS[0])
         [step] = (await engine.generate(prefix, 1, Sampling(stop=("\n\n",), seed=1))).steps
@@ -138,7 +138,7 @@ def test_length_stop_and_step_are_told_apart(loop, engine):
     loop.run(work())
 
 
-def test_greedy_siblings_are_equal_and_billed(loop, engine):
+def test_greedy_samples_are_equal_and_all_returned(loop, engine):
     async def work():
         generation = await engine.generate(engine.encode(PROBLEMS[0]), 3, Sampling(temperature=0, max_tokens=200))
         assert len(generation.steps) == 3
@@ -147,7 +147,7 @@ def test_greedy_siblings_are_equal_and_billed(loop, engine):
     loop.run(work())
 
 
-def test_siblings_differ_and_are_all_there(loop, engine):
+def test_samples_differ_and_are_all_returned(loop, engine):
     async def work():
         generation = await engine.generate(engine.encode(PROBLEMS[0]), 12, Sampling(seed=7, max_tokens=200))
         assert len(generation.steps) == 12
@@ -180,7 +180,7 @@ def test_a_prefix_is_not_computed_twice(loop, engine):
     loop.run(work())
 
 
-def test_vllm_batches_as_it_does_for_work_that_is_there_at_once(inside):
+def test_vllm_has_its_batch_sizes_for_offline_work(inside):
     if NAME != "vllm":
         pytest.skip("a matter of vLLM's defaults")
     from vllm import AsyncEngineArgs
@@ -203,8 +203,8 @@ def test_logprobs(loop, inside, embedded):
     loop.run(work())
 
 
-def test_the_bill_is_what_the_backend_reports(loop, url):
-    """The server counts its tokens; so does the generator, candidate by candidate."""
+def test_usage_is_what_the_backend_reports(loop, url):
+    """Compare the generator's token count, candidate by candidate, with the server's."""
 
     async def work():
         engine = load_engine("server", "arith-policy", url=url)
@@ -221,14 +221,14 @@ def test_the_bill_is_what_the_backend_reports(loop, url):
         candidates = await generator.finish(Candidate(PROBLEMS[0]), 8)
         await engine.close()
         assert generator.usage.generated == sum(reported)
-        if NAME == "vllm":  # SGLang's completions endpoint gives text, without the end token
+        if NAME == "vllm":  # SGLang's completions endpoint returns text, without the end token
             assert sum(len(c.token_ids) for c in candidates) == sum(reported)
 
     loop.run(work())
 
 
 def test_an_adapter_is_applied(tmp_path):
-    """In a process of its own: the module's engine was started without adapters."""
+    """Run in a new process, because the module's engine was started without adapters."""
     if NAME == "sglang":
         pytest.skip("SGLang 0.5.23 pins the memory of adapters, which needs an accelerator")
     adapter, merged = write_adapter(tmp_path)
@@ -258,11 +258,11 @@ async def greedy(engine):
 
 
 def children(session):
-    """Processes of a session that are still there."""
+    """List the processes of a session that are still running."""
     return subprocess.run(["pgrep", "-a", "-s", str(session)], capture_output=True, text=True).stdout
 
 
-def test_ctrl_c_during_generation_leaves_no_process_behind(tmp_path):
+def test_ctrl_c_during_generation_leaves_no_process_running(tmp_path):
     arguments = [f"--engine-arg={name}={value}" for name, value in ARGUMENTS[NAME].items()]
     process = subprocess.Popen(
         [sys.executable, "-m", "tts.cli", "run", "--engine", NAME, *arguments, "--limit", "300", "--n", "16", "--out",
@@ -273,7 +273,7 @@ def test_ctrl_c_during_generation_leaves_no_process_behind(tmp_path):
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.monotonic() < deadline, "nothing was solved within 300 s"
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
+    os.killpg(process.pid, signal.SIGINT)  # sent to every process of the group, as a terminal does
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "tts run --resume" in errors
@@ -283,7 +283,7 @@ def test_ctrl_c_during_generation_leaves_no_process_behind(tmp_path):
     assert left == ""
 
 
-def test_a_run_from_the_command_line_leaves_no_process_behind(tmp_path):
+def test_a_run_from_the_command_line_leaves_no_process_running(tmp_path):
     arguments = [f"--engine-arg={name}={value}" for name, value in ARGUMENTS[NAME].items()]
     done = subprocess.run(
         [sys.executable, "-m", "tts.cli", "run", "--engine", NAME, *arguments, "--limit", "4", "--n", "4", "--json", "--out",

@@ -1,4 +1,4 @@
-"""Reward models under the real vLLM: the same rewards as in this process, in its pooling runner and behind its server."""
+"""Reward models in the real vLLM, in its pooling runner and its server: rewards equal those of this process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loop():
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A random token-classification PRM, as TRL's PRMTrainer saves one."""
+    """A random token classification PRM in the layout that TRL's PRMTrainer saves."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("models") / "tiny-PRM"
     config = Qwen2Config(
@@ -58,7 +58,7 @@ def same(one, other):
         assert a.final == pytest.approx(b.final, abs=1e-4)
 
 
-def test_in_its_pooling_runner(loop):
+def test_the_pooling_runner(loop):
     prm = PRM("arith-prm", backend="vllm", **ARGUMENTS)
     same(loop.run(prm.score(CANDIDATES)), loop.run(PRM("arith-prm").score(CANDIDATES)))
     loop.run(prm.close())
@@ -75,8 +75,8 @@ def served(model, *arguments):
         yield f"http://127.0.0.1:{port}"
 
 
-def test_behind_a_server_that_pools_steps_by_its_tag(loop, problems, engine):
-    # as vllm serve does it for this architecture by default; the bundled tokenizer only has another tag
+def test_a_server_that_pools_steps_at_a_tag(loop, problems, engine):
+    # the default of vllm serve for this architecture, except that the bundled tokenizer has another tag
     [tag] = AutoTokenizer.from_pretrained(MODELS["arith-prm"]).convert_tokens_to_ids(["<extra_0>"])
     config = json.dumps({"pooling_type": "STEP", "step_tag_id": tag})
     with served(str(MODELS["arith-prm"]), "--pooler-config", config) as url:
@@ -87,7 +87,7 @@ def test_behind_a_server_that_pools_steps_by_its_tag(loop, problems, engine):
         loop.run(prm.close())
 
 
-def test_behind_a_server_that_answers_for_every_token(loop, classifier):
+def test_a_server_that_answers_for_every_token(loop, classifier):
     with served(classifier) as url:
         prm, here = PRM(classifier, backend="server", url=url), PRM(classifier)
         same(loop.run(prm.score(CANDIDATES)), loop.run(here.score(CANDIDATES)))
@@ -95,12 +95,12 @@ def test_behind_a_server_that_answers_for_every_token(loop, classifier):
 
 
 @pytest.mark.parametrize("head", ["step", "both"])
-def test_a_prm_that_tts_trained(loop, tmp_path, head):
+def test_a_prm_trained_by_tts(loop, tmp_path, head):
     rows = [{"problem": PROBLEM.prompt, "text": TEXTS[0], "step_targets": [1, 0, 1, 0], "final_target": 1}] * 8
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "prm"
     train_prm(TrainPRMSettings(data=tmp_path / "rows.jsonl", out=out, head=head, max_steps=5, lr=1e-3, device="cpu"))
-    rates_traces = head == "step"  # vLLM does not compute reward_head.pt
+    rates_traces = head == "step"  # vLLM cannot compute reward_head.pt
     prm, here = PRM(str(out), final=rates_traces, backend="vllm", **ARGUMENTS), PRM(str(out), final=rates_traces)
     same(loop.run(prm.score(CANDIDATES)), loop.run(here.score(CANDIDATES)))
     loop.run(prm.close())

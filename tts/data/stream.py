@@ -45,11 +45,11 @@ class Tally:
     total_bytes: int = 0
 
     def to_json(self, out: Path | None) -> dict[str, Any]:
-        """What `--json` prints in the end."""
+        """The object that `--json` prints at the end."""
         return {"out": str(out), "done": self.done, "rejected": self.rejected, "resumed": self.resumed, "tokens": self.tokens}
 
     def summary(self, done: str, out: Path) -> str:
-        """The line that a command ends with, `done` being "scored" or "labelled"."""
+        """The closing line of a command; `done` is "scored" or "labelled"."""
         before = f", {self.resumed} before" if self.resumed else ""
         return f"{self.done} {'trace' if self.done == 1 else 'traces'} {done}{before}: {out}"
 
@@ -207,14 +207,15 @@ class FileSink:
     def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
         """Create `out`, or open it to resume under the settings (a dataclass) it was started with.
 
-        Raises InputError if the file exists (or, to resume, was not written by `command` with these settings).
+        `command` names the program in messages. Raises InputError if the file exists, or if one to resume was not written by
+        `command` with the same settings.
         """
         meta = out.with_name(out.name + ".settings.json")
         try:
             if resume:
                 if not meta.is_file():
                     raise InputError(f"{out} was not started by {command} (there is no {meta.name}); omit --resume")
-                check_resumable(out, read_json(meta.read_text(encoding="utf-8")), settings)
+                check_resumable(out, _read_settings(meta), settings)
                 return cls(out, *_recover(out))
             if out.exists():
                 raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
@@ -246,7 +247,7 @@ class FileSink:
 
 
 def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
-    """The line for an interrupted command, `done` being "scored" or "labelled"."""
+    """The line that an interrupted command prints; `done` is "scored" or "labelled"."""
     if out is None:
         return f"interrupted with {tally.done} traces {done}"
     if not out.exists():
@@ -264,15 +265,11 @@ def rejected_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
-def _check_settings(out: Path, kept: Any, asked: dict[str, Any]) -> None:
-    """Raise InputError if a file was started with other settings; a setting that one side lacks counts as None."""
-    kept = kept if isinstance(kept, dict) else {}
-    for name in dict.fromkeys((*asked, *kept)):
-        if kept.get(name) != asked.get(name):
-            raise InputError(
-                f"{out} was started with {name} = {kept.get(name)!r}, not {asked.get(name)!r};"
-                " resume it with that setting, or choose another --out"
-            )
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise BadRowError("not a JSON object")
+    return settings
 
 
 def _recover(out: Path) -> tuple[int, int]:

@@ -8,4 +8,4 @@ MODELS = {name: HOME / name for name in ("arith-policy", "arith-prm", "arith-prm
 """Names and folders of the bundled models; a name is accepted wherever a folder or a hub id is."""
 
 POLICY, PRM = "arith-policy", "arith-prm"
-"""The policy and the reward model that are used where no other is named."""
+"""Names of the default policy and reward model."""

@@ -1,10 +1,9 @@
-"""JSON over HTTP to a server that may be busy, slow, broken or gone."""
+"""A client for JSON over HTTP that copes with servers that are busy, slow, broken or gone."""
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
 import os
 import random
 import time
@@ -16,30 +15,41 @@ import httpx
 from tts.errors import InputError
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""Answers after which the same request may succeed."""
+"""Status codes after which the same request may succeed."""
 
 
 def key_from_environment() -> str | None:
-    """TTS_API_KEY, else OPENAI_API_KEY."""
+    """Return the API key: the environment variable TTS_API_KEY, or else OPENAI_API_KEY, or None."""
     return os.environ.get("TTS_API_KEY") or os.environ.get("OPENAI_API_KEY")
 
 
 class ServerError(RuntimeError):
-    """A server that did not answer as it should; says what it was asked, what it said and what to try."""
+    """A server failed to answer as expected. The message gives the address, the answer and what to try."""
 
 
 class BadRequestError(ServerError):
-    """The server understood the request and refuses it."""
+    """The server rejected the request (status 400 or 422)."""
 
 
 class NoSuchPathError(ServerError):
-    """The server answers, but not under this path."""
+    """The server does not have this path (status 404 or 405)."""
 
 
 class JsonClient:
-    """Posts JSON with bounded concurrency, and again, later and later, where the server was busy or did not answer.
+    """A client for one server, to be used in a single event loop.
 
-    The key goes into a header and nowhere else. One client serves one event loop.
+    A request is repeated, after waits that grow from about 0.5 s to 60 s, if the server is busy or does not answer. The key is
+    sent in a header and stored nowhere.
+
+    Args:
+        url: The server's address, with or without /v1.
+        key: The API key, if any.
+        concurrency: Maximum number of requests under way at once.
+        retries: How often a request is repeated.
+        timeout: Seconds to wait for an answer.
+
+    Raises:
+        InputError: The URL is malformed.
     """
 
     def __init__(
@@ -47,18 +57,18 @@ class JsonClient:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(f"--url is {url!r}; it should look like http://127.0.0.1:8000")
+            raise InputError(f"{url!r} is not the URL of a server; it should look like http://127.0.0.1:8000")
         self.url, self.retries, self.timeout = url.rstrip("/").removesuffix("/v1"), retries, timeout
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._slots = asyncio.Semaphore(concurrency)
         self._client: httpx.AsyncClient | None = None
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that answers a POST. Raises ServerError."""
+        """Send a POST request; return the answer's JSON. Raises ServerError."""
         return await self._ask("POST", path, body)
 
     async def get(self, path: str) -> Any:
-        """The JSON that answers a GET. Raises ServerError."""
+        """Send a GET request; return the answer's JSON. Raises ServerError."""
         return await self._ask("GET", path, None)
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
@@ -68,9 +78,9 @@ class JsonClient:
                 try:
                     response = await self._connected().request(method, self.url + path, json=body)
                 except httpx.TimeoutException:
-                    problem = f"did not answer within {self.timeout:.0f} s"
+                    problem = f"did not answer within {self.timeout:g} s"
                 except httpx.TransportError as error:
-                    problem = f"cannot be reached or broke off: {error or type(error).__name__}"
+                    problem = f"cannot be reached or broke the connection: {error or type(error).__name__}"
                 else:
                     if response.status_code not in BUSY:
                         return self._read(path, response)
@@ -86,15 +96,18 @@ class JsonClient:
             case 200:
                 try:
                     return response.json()
-                except json.JSONDecodeError:
-                    kind = response.headers.get("content-type", "no type")
+                except ValueError:  # not JSON, or not even text
+                    kind = response.headers.get("content-type", "no content type")
                     raise ServerError(f"{where} answered with {kind}, not JSON; is this the URL of an API?") from None
             case 401 | 403:
-                raise ServerError(f"{where} refuses the key ({response.status_code}); set TTS_API_KEY or OPENAI_API_KEY")
+                raise ServerError(f"{where} rejected the API key ({response.status_code}); set TTS_API_KEY or OPENAI_API_KEY")
             case 404 | 405:
-                raise NoSuchPathError(f"{where} does not exist ({response.status_code}); is this the URL of such a server?")
+                raise NoSuchPathError(
+                    f"{where} does not exist ({response.status_code}): {_excerpt(response.text)}; is the URL that of the right"
+                    " server?"
+                )
             case 400 | 422:
-                raise BadRequestError(f"{where} refuses the request ({response.status_code}): {_excerpt(response.text)}")
+                raise BadRequestError(f"{where} rejected the request ({response.status_code}): {_excerpt(response.text)}")
         raise ServerError(f"{where} answered {response.status_code}: {_excerpt(response.text)}")
 
     def _connected(self) -> httpx.AsyncClient:
@@ -104,19 +117,22 @@ class JsonClient:
         return self._client
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait, given as a number or a date; at most two minutes."""
+    """Return how many seconds the server asks to wait, as a number or a date; at most 120, and 0 if it does not say."""
     value = response.headers.get("retry-after", "")
     try:
         seconds = float(value)
     except ValueError:
-        date = email.utils.parsedate_to_datetime(value).timestamp() if "GMT" in value else 0.0
-        seconds = date - time.time()
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
     return min(max(seconds, 0.0), 120.0)
 
 

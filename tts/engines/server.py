@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server: `/v1/completions`, with token ids where it takes them, else `/v1/chat/completions`."""
+"""Any OpenAI-compatible server: `/v1/completions`, with token ids if the server takes them, or `/v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,37 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "vllm": {"include_stop_str_in_output": True, "return_token_ids": True},
     "sglang": {"no_stop_trim": True},
 }
-"""What a server must be asked for to keep the stop string and give token ids, by `owned_by` of its /v1/models."""
+"""Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
 
 
 class _Served(NamedTuple):
-    """The model's name at the server, what else this kind of server must be asked for, and its context where it tells."""
+    """What a server says about the model."""
 
     name: str
+    """The server's name for the model."""
     extras: dict[str, Any]
+    """The options of EXTRAS for this kind of server; empty for a server that does not report why it stopped."""
     context: int | None
+    """The model's context in tokens, if the server gives it."""
 
 
 class ServerEngine(Engine):
-    """A client of one server. `model` names the model there and, where it can be found here, its tokenizer.
+    """A client of one server.
 
-    `api`: `completions` continues exact token ids, so that strategies can search step by step; `chat` gives whole
-    completions only. By default the first, and the second where the server has no first or the tokenizer is not to be had.
-    The key comes from the environment, TTS_API_KEY or OPENAI_API_KEY. Raises InputError and ServerError.
+    The API key is taken from the environment variable TTS_API_KEY or OPENAI_API_KEY.
+
+    Args:
+        model: The server's name for the model. If it is also a bundled name, a folder or a hub id, its tokenizer is used.
+        url: The server's address, such as http://127.0.0.1:8000.
+        system: The system prompt, if any.
+        api: completions continues exact token ids, so that strategies can search step by step; chat gives only whole
+            completions; auto (default) is completions, or chat if the server has no /v1/completions or no tokenizer is found.
+        tokenizer: The model whose tokenizer is used, if it is not `model`.
+        **client: Options of `tts.engines.http.JsonClient`: `concurrency`, `retries` and `timeout`.
+
+    Raises:
+        InputError: An option has a wrong value, or the tokenizer that `api=completions` needs is not found. `generate` raises
+            it for a strategy that needs steps from an API that has none, and ServerError if the server fails.
     """
 
     address = "required"
@@ -68,21 +82,21 @@ class ServerEngine(Engine):
         return self.prompter.decode(token_ids) if self.prompter else "".join(map(chr, token_ids))
 
     async def tells_steps(self) -> bool:
-        """vLLM and SGLang say what stopped them; whole chat completions have no steps."""
+        """Return whether it reports why it stopped, as vLLM and SGLang do; chat completions have no steps."""
         served = await self._identify()
         return bool(served.extras) and not self.chat
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         if self.prompter is None:
-            raise InputError(f"{self.client.url} offers whole chat completions only; this strategy puts words into solutions")
+            raise InputError(f"{self.client.url} offers only whole chat completions; this strategy inserts text into solutions")
         return self.prompter.tokenize(text)
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         served = await self._identify()
         room = sampling.max_tokens
-        if served.context is not None and not self.chat:  # some servers refuse to be asked for more than fits
+        if served.context is not None and not self.chat:  # some servers reject a max_tokens that does not fit
             room = min(room, checkpoints.room(served.context, len(prefix)))
-        if sampling.temperature == 0 and n > 1:  # greedy siblings are equal, and vLLM refuses to draw them
+        if sampling.temperature == 0 and n > 1:  # greedy samples are all equal, and vLLM refuses n > 1
             one = await self.generate(prefix, 1, sampling)
             return replace(one, steps=one.steps * n, generated_tokens=one.generated_tokens or len(one.steps[0].token_ids))
         body: dict[str, Any] = {
@@ -112,38 +126,40 @@ class ServerEngine(Engine):
                 try:
                     answer = await self.client.post("/v1/completions", {**body, "prompt": self._as_text(prefix)})
                 except BadRequestError:
-                    raise refusal from None  # it was not the token ids that it minded
+                    raise refusal from None  # token ids were not the reason
                 self._takes_ids = False
         else:
             answer = await self.client.post("/v1/completions", {**body, "prompt": self._as_text(prefix)})
         choices = _choices(answer, body["n"])
-        return _billed(answer, tuple(self._step(choice, sampling) for choice in choices), len(prefix))
+        return _with_usage(answer, tuple(self._step(choice, sampling) for choice in choices), len(prefix))
 
     def _step(self, choice: dict[str, Any], sampling: Sampling) -> Step:
-        text, tokens = str(choice["text"]), choice.get("token_ids")
+        text, tokens = choice.get("text"), choice.get("token_ids")
+        if not isinstance(text, str):
+            raise ServerError(f"{self.client.url} returned a choice without text; is it an OpenAI-compatible server?")
         assert self.prompter is not None
-        if tokens is None:  # a server that speaks text: its text counts, tokenised as we would
+        if tokens is None:  # a server that returns only text, which is tokenised here
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
             if self.decode(tokens) != text:
-                raise ServerError("the model's tokenizer here does not give back the server's text; is it the same model?")
+                raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
         logprobs = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
         return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
-        """The prefix for a server that takes none but text; an error where it would come back as other tokens."""
+        """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""
         assert self.prompter is not None
         tokenizer = self.prompter.tokenizer
         text = str(tokenizer.decode(list(prefix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if tuple(tokenizer.encode(text, add_special_tokens=False)) != prefix:
-            raise ServerError("the server takes text only, and this prefix would not survive the way through text")
+            raise ServerError("the server takes only text, and this prefix cannot be converted to text and back unchanged")
         return text
 
     async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
         if sampling.stop or prefix not in self._problems:
             raise InputError(
-                f"{self.client.url} offers whole chat completions only; this strategy grows solutions step by step, which"
+                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, which"
                 " needs /v1/completions"
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
@@ -151,20 +167,27 @@ class ServerEngine(Engine):
         answer = await self.client.post("/v1/chat/completions", {**body, "messages": messages})
         steps = []
         for choice in _choices(answer, body["n"]):
-            message = choice["message"]
+            message = choice.get("message")
+            if not isinstance(message, dict):
+                raise ServerError(f"{self.client.url} returned a choice without message; is it an OpenAI-compatible server?")
             thinking = message.get("reasoning_content") or message.get("reasoning")
             text = (f"<think>\n{thinking}\n</think>\n\n" if thinking else "") + (message.get("content") or "")
             steps.append(Step(text, (), "length" if choice.get("finish_reason") == "length" else "stop"))
-        return _billed(answer, tuple(steps), len(prefix))
+        return _with_usage(answer, tuple(steps), len(prefix))
 
     async def _identify(self) -> _Served:
-        """What the server says of itself."""
+        """Ask the server about the model. Raises InputError if it serves several models, and not this one."""
         if self._served is None:
             try:
-                served = (await self.client.get("/v1/models"))["data"]
+                answer = await self.client.get("/v1/models")
             except NoSuchPathError:
-                served = []
-            known = {entry["id"]: entry for entry in served}
+                answer = {"data": []}
+            try:
+                known = {str(entry["id"]): entry for entry in answer["data"]}
+            except (KeyError, TypeError) as error:
+                raise ServerError(
+                    f"{self.client.url}/v1/models did not return a list of models; is it an OpenAI-compatible server?"
+                ) from error
             wanted = [name for name in (self.model, _folder(self.model)) if name in known] or list(known)
             if len(wanted) > 1 and self.model not in known:
                 raise InputError(f"{self.client.url} does not serve {self.model!r}; it serves: {', '.join(known)}")
@@ -184,7 +207,7 @@ def _find_prompter(model: str, system: str | None, *, needed: bool) -> Prompter 
     except InputError:
         if needed:
             raise
-        return None  # a model of which only the server knows anything
+        return None  # a name that only the server knows
 
 
 def _folder(model: str) -> str:
@@ -196,10 +219,8 @@ def _folder(model: str) -> str:
 
 def _choices(answer: Any, n: int) -> list[dict[str, Any]]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or len(choices) != n:
-        raise ServerError(
-            f"the server gave {len(choices) if isinstance(choices, list) else 'no'} choices where {n} were asked for"
-        )
+    if not isinstance(choices, list) or len(choices) != n or not all(isinstance(choice, dict) for choice in choices):
+        raise ServerError(f"the server's answer does not have the {n} choices that were requested")
     return sorted(choices, key=lambda choice: choice.get("index", 0))
 
 
@@ -208,18 +229,18 @@ def _finish(choice: dict[str, Any], sampling: Sampling) -> Finish:
         return "length"
     if not sampling.stop:
         return "stop"
-    for key in ("stop_reason", "matched_stop"):  # vLLM's and SGLang's word for what was matched
+    for key in ("stop_reason", "matched_stop"):  # what was matched, in vLLM's and in SGLang's answers
         if key in choice:
             return "step" if isinstance(choice[key], str) else "stop"
     if str(choice["text"]).endswith(sampling.stop):
         return "step"
     raise ServerError(
-        "the server does not say whether a stop string or the end of the text stopped it, which growing solutions step by step"
-        " needs; vLLM and SGLang say it"
+        "the server does not report whether it stopped at a stop string or at the end of the text, which extending solutions"
+        " step by step needs; vLLM and SGLang report it"
     )
 
 
-def _billed(answer: dict[str, Any], steps: tuple[Step, ...], prefix: int) -> Generation:
+def _with_usage(answer: dict[str, Any], steps: tuple[Step, ...], prefix: int) -> Generation:
     usage = answer.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return Generation(steps, usage.get("prompt_tokens", prefix), cached, usage.get("completion_tokens"))

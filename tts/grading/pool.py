@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tts import interrupts
 from tts.types import Candidate
 
 SECONDS = 5.0
@@ -115,9 +116,11 @@ class _Worker:
 
     async def close(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            interrupts.release(process.pid)
 
     async def _send(self, request: dict[str, Any]) -> None:
         """Send a request and wait until the worker has loaded the grader. A worker that has died meanwhile is replaced once."""
@@ -128,6 +131,7 @@ class _Worker:
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=64 * 1024 * 1024, start_new_session=True,  # only the parent handles Ctrl-C
                 )  # fmt: skip
+                interrupts.adopt(self._process.pid)
             assert self._process.stdin is not None
             try:
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -144,7 +148,8 @@ class _Worker:
         assert self._process is not None
         assert self._process.stdout is not None
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 forgets a cancellation that comes with a result
+                line = await self._process.stdout.readline()
         except (TimeoutError, ConnectionError):
             line = b""
         if line:

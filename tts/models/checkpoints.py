@@ -164,6 +164,7 @@ def load_weights(
             `dtype` has a wrong value.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     place = find_device(device)
@@ -180,7 +181,7 @@ def load_weights(
         raise InputError(
             f"{name!r} does not fit into the memory of {place}; try dtype=bfloat16, another device or a smaller model"
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tts import interrupts
 from tts.data.store import Attempt, Record, RunStore, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
@@ -285,7 +286,7 @@ def wait(solve: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(solve())
+        return interrupts.run(solve())
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, solve()).result()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tts import interrupts
 from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
@@ -78,7 +78,7 @@ def score_file(
                 await scorer.close()
 
     try:
-        asyncio.run(work())
+        interrupts.run(work())
     except OSError as error:
         raise InputError(
             f"cannot write to {out}: {error.strerror or error}; what was scored is kept, go on with --resume"

@@ -1,8 +1,9 @@
-"""A decoder's hidden states for many sequences at once, each token forwarded once however many sequences begin with it.
+"""The hidden states of a decoder for many sequences at once, with shared prefixes computed once.
 
-Sequences form a forest of prefixes. What is new in it goes through the model as one row of tokens without padding; in the
-attention each piece sees the keys and values of its own ancestors, which stay in a pool for the sequences to come: the steps
-of a search that grow from what was scored before. Memory is bounded; what was used least recently is forgotten first.
+Sequences form a forest of prefixes. The new tokens of a batch go through the model as one row without padding. In attention,
+each piece of the forest sees the keys and values of its ancestors. These stay in a pool for later sequences, such as the next
+steps of a search whose earlier steps were scored before. The pool's size is bounded; the least recently used pieces are dropped
+first.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     Slots = NDArray[np.int64]
 
 ATTENTION = "tts_forest"
-"""The name under which transformers finds the attention below."""
+"""The name under which the attention below is registered with transformers."""
 
 GRAIN, BLOCK = 16, 128
-"""Rows of matrices come in multiples of GRAIN, and a token looks at keys up to the end of its BLOCK of positions, whatever
-piece it came in: with other shapes matrix libraries switch kernels or add in another order, and the last bits of a reward would
-depend on what else was scored, and when."""
+"""The number of rows of a matrix is a multiple of GRAIN, and a token's attention covers keys up to the end of its BLOCK of
+positions, whichever piece it is in. With other shapes matrix libraries switch kernels or the order of sums, and the last bits
+of a reward would depend on what else was scored."""
 
 
 class _Piece:
-    """Consecutive tokens with one history: an edge of the forest."""
+    """Consecutive tokens with the same ancestors: an edge of the forest."""
 
     __slots__ = ("children", "computed", "ids", "parent", "slots", "used")
 
@@ -45,11 +46,11 @@ class _Piece:
 
     @property
     def begin(self) -> int:
-        """How many tokens come before."""
+        """The position of its first token."""
         return self.parent.begin + len(self.parent.ids) if self.parent is not None else 0
 
     def path(self) -> Slots:
-        """Slots of all tokens from the beginning to the end of this piece."""
+        """Return the slots of all tokens from the beginning of the sequence to the end of this piece."""
         pieces: list[Slots] = []
         piece: _Piece | None = self
         while piece is not None:
@@ -58,7 +59,7 @@ class _Piece:
         return np.concatenate(pieces[::-1])
 
     def split(self, at: int) -> _Piece:
-        """Make the first `at` tokens a piece of their own, and return it."""
+        """Split off the first `at` tokens as a new parent piece, and return it."""
         assert self.parent is not None
         head = _Piece(self.parent, self.ids[:at], self.slots[:at], self.used)
         self.parent.children[self.ids[0]] = head
@@ -68,9 +69,13 @@ class _Piece:
 
 
 class Forest:
-    """The body of a `transformers` decoder (without a head), with a pool of keys, values and hidden states.
+    """A decoder with a pool of keys, values and hidden states. It is not thread-safe.
 
-    `limit` bounds the pool in bytes, `batch_tokens` what goes through the model at once. Not for two threads at a time.
+    Args:
+        body: A transformers decoder without its head. Its attention is replaced.
+        limit: Size of the pool in bytes; it is larger if a batch or a context needs it.
+        batch_tokens: Maximum number of new tokens in a pass. A single longer sequence is a pass of its own.
+        context: Maximum length of a sequence, in tokens.
     """
 
     def __init__(self, body: Any, *, limit: int, batch_tokens: int, context: int) -> None:
@@ -81,11 +86,11 @@ class Forest:
         token = 2 * config.num_hidden_layers * config.num_key_value_heads * size + config.hidden_size
         self.capacity = max(limit // (token * body.dtype.itemsize), batch_tokens, context) + 1  # slot 0 is padding
         self.forwarded = 0
-        """Tokens that went through the model so far."""
+        """Number of tokens that have gone through the model so far."""
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the pool."""
         self.root = _Piece(None, (), np.zeros(0, np.int64), 0)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -96,7 +101,15 @@ class Forest:
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Hidden states at the positions of each sequence, [positions, size]; what is behind the last one is not computed."""
+        """Return the hidden states at some positions of each sequence.
+
+        Args:
+            sequences: Token ids.
+            positions: For each sequence, indices into it in ascending order. Tokens after the last one are not computed.
+
+        Returns:
+            A tensor [positions, size] for each sequence.
+        """
         results: list[Tensor] = []
         try:
             for wave, new in self._waves(sequences, positions):
@@ -105,14 +118,14 @@ class Forest:
                 for slots in wave:
                     results.append(self.hidden[slots.to(self.hidden.device)] if self.hidden is not None else torch.zeros(0, 1))
         except BaseException:
-            self.clear()  # what was planted and not computed must not be found again
+            self.clear()  # pieces that were added but not computed must not be found again
             raise
         return results
 
     def _waves(
         self, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
     ) -> Iterator[tuple[list[Tensor], list[_Piece]]]:
-        """As many sequences as one pass takes: the slots to read of each, and the pieces to compute."""
+        """Divide sequences into passes; yield the slots to read for each sequence, and the pieces to compute."""
         wave: list[Tensor] = []
         new: list[_Piece] = []
         count = 0
@@ -120,7 +133,7 @@ class Forest:
         for ids, at in zip(sequences, positions, strict=True):
             needed = ids[: at[-1] + 1] if len(at) else ids[:0]
             grown = self._grow(needed, new, self.batch_tokens - count)
-            if grown is None:  # no room in this pass, or in the pool beside what this pass uses
+            if grown is None:  # no room in this pass, or in the pool without dropping what this pass uses
                 yield wave, new
                 wave, new, count = [], [], 0
                 self._tick += 1
@@ -132,7 +145,11 @@ class Forest:
         yield wave, new
 
     def _grow(self, ids: Sequence[int], new: list[_Piece], room: int) -> tuple[Slots, int] | None:
-        """The slots of a sequence, its unknown end planted as a new piece; None where there is no room for that."""
+        """Add the part of a sequence that is not in the forest as a new piece.
+
+        Returns the slots of the whole sequence and the number of new tokens, or None if there are more of them than `room`, or
+        the pool is full.
+        """
         piece, done = self.root, 0
         while done < len(ids):
             child = piece.children.get(ids[done])
@@ -158,7 +175,7 @@ class Forest:
         return piece.path(), missing
 
     def _take(self, count: int) -> Slots | None:
-        """Free slots; None where all that is left is in use by this pass."""
+        """Take free slots, dropping old pieces if necessary; return None if the rest of the pool is in use by this pass."""
         while len(self._free) < count and self._slots + count - len(self._free) <= self.capacity:
             more = min(max(count - len(self._free), self._slots, 1024), self.capacity - self._slots)
             self._free = np.concatenate((self._free, np.arange(self._slots, self._slots + more)))
@@ -171,7 +188,7 @@ class Forest:
         return taken
 
     def _forget(self, count: int) -> None:
-        """Free about `count` slots of pieces that have no children and are used by no sequence of this pass."""
+        """Free about `count` slots of pieces that have no children and are not used in this pass, the oldest first."""
         free, heap = [self._free], sorted(self._leaves(), key=lambda piece: piece.used)
         while heap and sum(map(len, free)) < count:
             for leaf in heap:
@@ -193,9 +210,9 @@ class Forest:
                 yield piece
 
     def _forward(self, new: list[_Piece]) -> None:
-        """Compute the pieces' hidden states, keys and values."""
+        """Compute the hidden states, keys and values of pieces."""
         ids = [token for piece in new for token in piece.ids]
-        count = _round_up(len(ids), GRAIN)  # the rest is padding in slot 0
+        count = _round_up(len(ids), GRAIN)  # the rest is padding, in slot 0
         positions = np.concatenate([piece.begin + np.arange(len(piece.ids)) for piece in new])
         slots = torch.from_numpy(np.concatenate([piece.slots for piece in new]))
         device = self.body.device
@@ -213,7 +230,7 @@ class Forest:
         self.forwarded += len(ids)
 
     def _fitting(self, pool: Tensor | None, rows: Tensor) -> Tensor:
-        """A pool [slots, …] of rows like these that has all slots that are in use."""
+        """Return a pool [slots, …] for rows like these, enlarged if it is smaller than the number of slots in use."""
         if pool is not None and len(pool) >= self._slots:
             return pool
         grown = rows.new_zeros(self._slots, *rows.shape[1:])
@@ -222,7 +239,7 @@ class Forest:
         return grown
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new tokens' keys and values [tokens, heads, size] into a layer's pool, which is returned."""
+        """Write the keys and values [tokens, heads, size] of new tokens into a layer's pool, and return the pool."""
         self.keys[layer] = self._fitting(self.keys.get(layer), keys)
         self.values[layer] = self._fitting(self.values.get(layer), values)
         self.keys[layer][slots] = keys
@@ -231,7 +248,7 @@ class Forest:
 
 
 def _shared(known: Sequence[int], ids: Sequence[int], start: int) -> int:
-    """How many tokens of `known` stand in `ids` from `start` on."""
+    """Return how many tokens at the beginning of `known` equal those of `ids` from `start` on."""
     if tuple(ids[start : start + len(known)]) == known:
         return len(known)
     return next(i for i, token in enumerate(known) if start + i == len(ids) or ids[start + i] != token)
@@ -239,22 +256,22 @@ def _shared(known: Sequence[int], ids: Sequence[int], start: int) -> int:
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks of the same size, attended to in one call."""
+    """Blocks of the same size, whose attention is computed in one call."""
 
     queries: Tensor
-    """Where each block's tokens are among the new ones, [blocks, rows]; padding points behind the last."""
+    """Indices of each block's tokens among the new tokens, [blocks, rows]; padding points after the last."""
     keys: Tensor
     """Slots of the tokens from the sequence's beginning to the block's end, [blocks, columns]."""
     seen: Tensor
     """Which of the keys each query sees, [blocks, 1, rows, columns]."""
 
     def to(self, device: torch.device) -> _Group:
-        """The same on a device."""
+        """Copy the group to a device."""
         return _Group(self.queries.to(device), self.keys.to(device), self.seen.to(device))
 
 
 class _Plan:
-    """What the attention of one pass needs to know."""
+    """The layout of one pass, for its attention."""
 
     def __init__(self, forest: Forest, slots: Tensor, new: list[_Piece]) -> None:
         self.forest, self.slots, self.count = forest, slots, len(slots)
@@ -272,7 +289,7 @@ class _Plan:
         self.groups = [self._group(*size, blocks).to(slots.device) for size, blocks in sorted(sizes.items())]
 
     def _group(self, rows: int, columns: int, blocks: list[tuple[int, int, Slots]]) -> _Group:
-        """`blocks`: where one begins among the new tokens and in its sequence, and the slots up to its end."""
+        """Group blocks, given as (start among the new tokens, start in the sequence, slots up to the block's end)."""
         queries = np.full((len(blocks), rows), self.count)
         keys = np.zeros((len(blocks), columns), np.int64)
         for i, (start, first, slots) in enumerate(blocks):
@@ -298,9 +315,9 @@ def _attend(
     forest: _Plan,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, heads, tokens, size] to output [1, tokens, heads, size]."""
+    """Compute attention with transformers' interface: query [1, heads, tokens, size] to output [1, tokens, heads, size]."""
     if others := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
-        raise InputError(f"this model's attention has {others[0]}, which rewards are not computed with; score it by vLLM")
+        raise InputError(f"this model's attention uses {others[0]}, which scoring in this process does not support")
     slots = forest.slots.to(key.device)
     fresh = (x[0, :, : forest.count].transpose(0, 1) for x in (key, value))
     keys, values = forest.forest.write(module.layer_idx, slots, *fresh)

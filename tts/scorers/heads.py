@@ -6,12 +6,13 @@ Probabilities are computed in float64, because those of good steps are so close 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -161,6 +162,16 @@ def _file(name: str, file: str, *, required: bool = True) -> Path | None:
     return None if path is None else Path(str(path))
 
 
+@contextmanager
+def _opened(file: Path, name: str) -> Iterator[Any]:
+    """Open a *.safetensors file. Raises InputError if it is truncated or is something else."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise InputError(f"cannot read {file.name} of {name!r}: {checkpoints.first_line(error)}") from error
+
+
 def head_shapes(name: str) -> dict[str, list[int]] | None:
     """Return the shapes of a local folder's tensors outside the body, by name, without loading them; None for a hub id."""
     folder = Path(checkpoints.locate(name))
@@ -171,7 +182,7 @@ def head_shapes(name: str) -> dict[str, list[int]] | None:
         raise InputError(f"the model folder {folder} has no *.safetensors weights")
     shapes: dict[str, list[int]] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
+        with _opened(file, name) as tensors:
             names = [key for key in tensors.keys() if not key.startswith("model.")]  # noqa: SIM118
             shapes |= {key: tensors.get_slice(key).get_shape() for key in names}
     return shapes
@@ -195,6 +206,6 @@ def read_tensors(name: str, prefix: str) -> dict[str, Tensor]:
     for file in files:
         path = _file(name, file)
         assert path is not None
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path, name) as tensors:
             found |= {key: tensors.get_tensor(key) for key in tensors.keys() if key.startswith(prefix)}  # noqa: SIM118
     return found

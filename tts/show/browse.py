@@ -148,7 +148,10 @@ def list_runs(root: Path) -> RenderableType:
 
 
 def runs_of(root: Path) -> list[dict[str, Any]]:
-    """The runs of a folder as JSON values, newest first; a broken run has an `error`. Raises InputError."""
+    """The runs in a folder as JSON objects, newest first; a run that cannot be read has an `error`.
+
+    Raises InputError if there is no such folder.
+    """
     rows = []
     for folder in _folders(root):
         try:
@@ -161,7 +164,7 @@ def runs_of(root: Path) -> list[dict[str, Any]]:
 
 
 def find_problem(folder: Path, problem_id: str) -> Record:
-    """The row of a problem of a run. Raises InputError."""
+    """The record of a problem of a run. Raises InputError if there is no such run or problem."""
     return _find(load_run(folder), problem_id)
 
 

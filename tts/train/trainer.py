@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tts.errors import InputError
+from tts.interrupts import on_interrupt, stopping
 from tts.models import checkpoints
 from tts.options import check_resumable, kept
 from tts.show.console import warn
@@ -32,10 +31,15 @@ SHOWN = ("loss", "eval_loss", "reward", "eval_rewards/outcome/mean")
 """What of a row of the log is shown while it is trained."""
 
 
+def is_first() -> bool:
+    """Whether this is the process, of those of `accelerate launch`, that writes and reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def open_folder(settings: TrainingSettings) -> None:
-    """Make the folder, or check that a training under the same settings was begun in it. Raises InputError."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return  # of the processes of `accelerate launch`, the first one does
+    """Make the folder, or check that a training under the same settings was started in it. Raises InputError."""
+    if not is_first():
+        return
     out, beside = settings.out, settings.out / SETTINGS
     if settings.resume:
         if not beside.is_file():
@@ -46,15 +50,24 @@ def open_folder(settings: TrainingSettings) -> None:
         raise InputError(f"{out} exists and is not an empty folder; go on with it by --resume, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"settings": kept(settings), "torch": torch.__version__}, indent=2) + "\n")
+        note(out, settings=kept(settings), torch=torch.__version__)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
 
 
+def note(out: Path, **facts: Any) -> None:
+    """Put facts into the folder's training.json, beside those it holds."""
+    path = out / SETTINGS
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **facts}, indent=2) + "\n")
+    part.replace(path)
+
+
 def _is_unused(out: Path) -> bool:
     """Whether a folder holds nothing, or only what a training leaves that never began."""
+    beside = (SETTINGS, Path(SETTINGS).with_suffix(".part").name)
     return out.is_dir() and all(
-        file.name == SETTINGS or (file.name == CHECKPOINTS and not any(file.iterdir())) for file in out.iterdir()
+        file.name in beside or (file.name == CHECKPOINTS and not any(file.iterdir())) for file in out.iterdir()
     )
 
 
@@ -152,7 +165,11 @@ class _Log(TrainerCallback):
         self.path = out / LOG
         self.bar: Any = None
         self.task: Any = None
-        self.interrupted = False
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End the training after the step under way, with a checkpoint."""
+        self.stopped = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and sys.stderr.isatty():
@@ -169,7 +186,11 @@ class _Log(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
-        if self.interrupted:
+        if args.world_size > 1:
+            stopped = torch.tensor(self.stopped, dtype=torch.int32, device=args.device)
+            torch.distributed.all_reduce(stopped, torch.distributed.ReduceOp.MAX)
+            self.stopped = bool(stopped)
+        if self.stopped:
             control.should_save = control.should_training_stop = True
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last losses, however few they are
@@ -190,22 +211,25 @@ class _Log(TrainerCallback):
             warn("  ".join([f"step {state.global_step}/{state.max_steps}", *shown]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stop()
+        self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 @contextmanager
-def stoppable(settings: TrainingSettings) -> Iterator[None]:
-    """Ctrl-C inside ends the command with exit code 130 and says how to go on."""
-    try:
+def resumable(settings: TrainingSettings) -> Iterator[None]:
+    """Have an interrupt say how to resume."""
+
+    def how() -> str:
+        if not settings.out.exists() or _is_unused(settings.out):
+            return "interrupted before anything was trained; nothing was written"
+        return f"interrupted; resume with the same command and --resume ({settings.out})"
+
+    with on_interrupt(how):
         yield
-    except KeyboardInterrupt:
-        warn(f"interrupted; go on by the same command with --resume ({settings.out})")
-        raise typer.Exit(130) from None
 
 
 def _newest_checkpoint(out: Path) -> str | None:
@@ -225,33 +249,22 @@ def _is_json(file: Path) -> bool:
 def fit(trainer: Trainer, settings: TrainingSettings) -> None:
     """Train, from the newest checkpoint where --resume says so.
 
-    The first Ctrl-C ends the step under way, saves a checkpoint and then raises KeyboardInterrupt. Raises InputError where the
-    memory does not suffice or the loss is no number.
+    The first Ctrl-C ends the step under way, saves a checkpoint and then raises KeyboardInterrupt; several processes stop after
+    the same step. Raises InputError where the memory does not suffice or the loss is no number.
     """
     log = _Log(settings.out)
     trainer.add_callback(log)
     trainer.remove_callback(PrinterCallback)  # it prints dicts to standard output
     checkpoint = _newest_checkpoint(settings.out) if settings.resume else None
-
-    def stop(*_: Any) -> None:
-        if log.interrupted:
-            raise KeyboardInterrupt
-        log.interrupted = True
-
     try:
-        before: Any = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: whoever runs it there handles Ctrl-C
-        before = None
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stopping(log.stop, patience="saving a checkpoint after this step; interrupt again to leave without"):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise InputError(
             "training does not fit into memory: try a smaller --batch-size with more --accumulate, --gradient-checkpointing,"
             " --bf16 or --lora 16"
         ) from error
     finally:
-        log.stop()
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-    if log.interrupted:
-        raise KeyboardInterrupt
+        log.close()
+    if log.stopped:
+        raise KeyboardInterrupt  # it was another process of this training that got the signal

@@ -16,7 +16,7 @@ from tts.data.traces import BadRowError, Trace, parse_line, read_lines
 from tts.errors import Exit, InputError
 from tts.grading.pool import Grader
 from tts.grading.rules import get_grader
-from tts.interrupts import on_interrupt
+from tts.interrupts import on_interrupt, run
 from tts.models import checkpoints
 from tts.models.templates import read_template
 from tts.show.console import Output, warn
@@ -112,7 +112,7 @@ def label_file(
                 sink.add([_row(item, settings) for item in done], refused)
 
     try:
-        asyncio.run(work())
+        run(work())
     except OSError as error:
         raise InputError(
             f"cannot write to {settings.out}: {error.strerror or error}; what was labelled is kept, continue with --resume"

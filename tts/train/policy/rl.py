@@ -17,7 +17,7 @@ from tts.train.policy.guard import Guard, evaluations
 from tts.train.policy.rewards import Rewards
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import RLSettings
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, note, open_folder, optimizers, resumable
 from tts.types import Problem, Sampling, Scorer
 
 LARGE_BETA = 0.8
@@ -39,6 +39,11 @@ def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | N
         InputError: Settings, data or models cannot be used (raised before training starts), the loss is not finite, or the
             memory does not suffice.
     """
+    with resumable(settings):
+        return _rl(settings, output or Output(), scorer)
+
+
+def _rl(settings: RLSettings, output: Output, scorer: Scorer | None) -> int:
     shared.require_trl()
     check_batch(settings)
     prompts = PolicyPrompts(settings.model, settings.system)
@@ -54,20 +59,19 @@ def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | N
     if settings.window and held_out and settings.beta:
         trainer.add_callback(guard)
     try:
-        with stoppable(settings):
-            fit(trainer, settings)
+        fit(trainer, settings)
         shared.save_policy(trainer, settings, settings.model)
     finally:
         trainer.close()
-    if shared.is_first():
-        (output or Output()).result(
+    if is_first():
+        output.result(
             table=lambda: _summary(settings, trainer, len(problems), len(held_out)),
             data=lambda: shared.summary(settings.out, trainer, problems=len(problems), stopped=guard.verdict),
             brief=settings.out,
         )
     if guard.verdict is not None:
-        if shared.is_first():
-            shared.note(settings.out, stopped=guard.verdict)
+        if is_first():
+            note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
         return Exit.FAILURES
     return Exit.OK

@@ -15,7 +15,7 @@ from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import SFTSettings
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
 from tts.trajectory import CLOSE, OPEN
 
 IGNORED = -100
@@ -39,6 +39,19 @@ def sft(settings: SFTSettings, output: Output | None = None) -> int:
         InputError: Settings, data or model cannot be used (raised before training starts), the loss is not finite, or the
             memory does not suffice.
     """
+    with resumable(settings):
+        trainer, traces = _train(settings)
+    if is_first():
+        (output or Output()).result(
+            table=lambda: _summary(settings, trainer, traces),
+            data=lambda: shared.summary(settings.out, trainer, traces=traces),
+            brief=settings.out,
+        )
+    return Exit.OK
+
+
+def _train(settings: SFTSettings) -> tuple[Any, int]:
+    """Train; return the trainer and the number of traces."""
     shared.require_trl()
     prompts = PolicyPrompts(settings.model, settings.system)
     longest = min(settings.max_length or prompts.context, prompts.context)
@@ -46,16 +59,9 @@ def sft(settings: SFTSettings, output: Output | None = None) -> int:
     held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
     open_folder(settings)
     trainer = make_sft_trainer(settings, prompts, traces, held_out)
-    with stoppable(settings):
-        fit(trainer, settings)
+    fit(trainer, settings)
     shared.save_policy(trainer, settings, settings.model)
-    if shared.is_first():
-        (output or Output()).result(
-            table=lambda: _summary(settings, trainer, len(traces)),
-            data=lambda: shared.summary(settings.out, trainer, traces=len(traces)),
-            brief=settings.out,
-        )
-    return Exit.OK
+    return trainer, len(traces)
 
 
 def make_sft_trainer(

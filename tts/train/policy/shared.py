@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
 from tts.train.settings import TrainingSettings
-from tts.train.trainer import SETTINGS, lora_config
+from tts.train.trainer import is_first, lora_config
 from tts.types import Problem
 
 ADAPTER = "adapter"
@@ -109,17 +107,6 @@ def save_policy(trainer: Trainer, settings: TrainingSettings, model: str) -> Non
 def history(trainer: Trainer, name: str) -> list[float]:
     """Return the values that were logged under a name, oldest first."""
     return [row[name] for row in trainer.state.log_history if row.get(name) is not None]
-
-
-def note(out: Path, **facts: Any) -> None:
-    """Put facts beside the settings in the folder's training.json."""
-    path = out / SETTINGS
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}, indent=2) + "\n")
-
-
-def is_first() -> bool:
-    """Whether this is the process, of those of `accelerate launch`, that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:

@@ -5,7 +5,6 @@ L = lambda_step * mean over steps of MSE(reward, r_step) + lambda_final * MSE(re
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from tts.show.console import Output, warn
 from tts.train.prm.data import Example, read_examples, training_format
 from tts.train.prm.reward_model import check_architecture, load_prm_tokenizer, load_reward_model
 from tts.train.settings import TrainPRMSettings
-from tts.train.trainer import arguments, fit, open_folder, optimizers, stoppable
+from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
         callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience is not None else None,
         optimizers=optimizers(settings, model),
     )  # fmt: skip
-    with stoppable(settings):
-        fit(trainer, settings)
+    fit(trainer, settings)
     trained = _summary(settings, trainer, len(train))
     if trainer.is_world_process_zero():
         model.merge_adapters()
@@ -88,8 +86,9 @@ def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
 
 def train(settings: TrainPRMSettings, output: Output) -> int:
     """The command."""
-    trained = train_prm(settings)
-    if int(os.environ.get("RANK", "0")) == 0:  # of the processes of `accelerate launch`, the first one reports
+    with resumable(settings):
+        trained = train_prm(settings)
+    if is_first():
         output.result(table=lambda: _report(trained), data=trained.to_json, brief=trained.out)
     return Exit.OK
 

@@ -37,7 +37,7 @@ def select(settings: SelectSettings, output: Output) -> int:
     from tts.show.live import FileView
 
     tally, out = Tally(), settings.out
-    with on_interrupt(lambda: f"interrupted before {out} was written; resume with the same command and --resume"):
+    with on_interrupt(lambda: _how_to_resume(settings)):
         selection = output.watched(
             lambda: select_file(settings, tally, complain=warn), lambda console: FileView(tally, console)
         )
@@ -170,6 +170,17 @@ def _statistics(name: str, traces: TraceArray, *, scored: bool) -> FilterStage:
 
 
 # Files
+
+
+def _how_to_resume(settings: SelectSettings) -> str:
+    """The line for an interrupted command."""
+    out = settings.out
+    if out.exists():
+        return f"interrupted; {out} is complete"
+    kept = _scored_of(out).exists()
+    return f"interrupted before {out} was written; " + (
+        "resume with the same command and --resume, which keeps what was scored" if kept else "nothing was written"
+    )
 
 
 def _check_files(settings: SelectSettings) -> None:
