@@ -3,10 +3,10 @@
     | batch | embedded | generate | vllm  | embedded / generate | embedded / vllm |
     | 256   | 15,222   | 7,322    | 8,359 | 2.08                | 1.82            |
 
-`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`; `--continuous` adds transformers' own continuous batching. For a
-batch of B: 4 B requests (at least 8) of different problems, temperature 1, to the end of the text, B under way at once.
-`model.generate` takes them B by B; the engines admit the next one as soon as one is done. Each contender has a process of its
-own, and the others are stopped while it is measured; they take turns `--repeat` times, and medians are reported.
+`python benchmarks/embedded.py --vllm .venvs/vllm/bin/python`; `--continuous` adds transformers' own continuous batching. A
+batch of B means 4 B requests (at least 8) for different problems, at temperature 1, each to the end of its text, B in flight.
+`model.generate` takes B at a time; the engines admit the next request as soon as one is finished. Each contender has its own
+process, and the others are stopped while it is measured. They take turns `--repeat` times, and medians are reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Annotated
 
-import typer
+import cyclopts
 from contender import Contender
 
 from tts.demo import arith
@@ -84,7 +84,7 @@ def through_continuous(engine):
 
 
 def contender(name):
-    """Answers `size seed` on stdin with tokens per second on stdout, until the end of input."""
+    """Answer each line `size seed` on stdin with the tokens per second of a batch, until the end of input."""
     with asyncio.Runner() as runner:
         if name == "vllm":
             from tts.engines.vllm import VLLMEngine
@@ -102,7 +102,7 @@ def contender(name):
 
             engine = TransformersEngine("arith-policy", cache_gib=0)
             if name in ("generate", "continuous"):
-                engine.model.set_attn_implementation("sdpa")  # what a plain from_pretrained would have
+                engine.model.set_attn_implementation("sdpa")  # the default of from_pretrained
         if name == "generate":
             work = through_generate(engine)
         elif name == "continuous":
@@ -120,11 +120,18 @@ def contender(name):
 
 
 def main(
-    vllm: Annotated[str | None, typer.Option(help="The python of an environment with vLLM.")] = None,
+    vllm: str | None = None,
     repeat: int = 5,
-    continuous: Annotated[bool, typer.Option("--continuous", help="Measure transformers' continuous batching too.")] = False,
-    as_contender: Annotated[str | None, typer.Option("--contender", hidden=True)] = None,
+    continuous: bool = False,
+    as_contender: Annotated[str | None, cyclopts.Parameter(name="--contender", show=False)] = None,
 ) -> None:
+    """Print a table of tokens per second.
+
+    Args:
+        vllm: Python interpreter of an environment with vLLM, to measure that too.
+        repeat: Measurements of each contender.
+        continuous: Measure transformers' continuous batching too.
+    """
     if as_contender:
         contender(as_contender)
         return
@@ -148,4 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,11 +1,11 @@
-"""What grading costs: 10,000 different answers of mixed kinds, 16 to a problem, as a run asks for them.
+"""Time to grade 10,000 different answers of several kinds, 16 per problem, as a run asks for them.
 
     | answers | problems | correct | seconds |
     | 10,000  | 625      | 5,000   | 40.4    |
 
-`python benchmarks/grading.py`. A fifth of the problems each have whole numbers, fractions, LaTeX expressions, sets and
-intervals for answers. Half of the answers are right, no two of a problem are written alike, and starting the two workers is
-counted. The row above is from two cores that had other work as well.
+`python benchmarks/grading.py`. The answers are whole numbers, fractions, LaTeX expressions, sets and intervals, each for a
+fifth of the problems. Half of the answers are correct, and all answers to a problem are written differently. The time includes
+starting the two workers. The row above was measured on two cores that were busy with other work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROBLEMS, N = 625, 16
 
 
 def answers(i):
-    """The reference of problem i, 8 ways to write it, and 8 wrong answers."""
+    """Return the reference answer of problem i, 8 ways to write it, and 8 wrong answers."""
     a, b = 2 * i + 3, 2 * i + 4  # no common divisor
     match i % 5:
         case 0:
@@ -42,7 +42,7 @@ def answers(i):
 
 
 async def main():
-    """Judge every problem at once, as many as the workers take."""
+    """Grade all problems concurrently, as many as the workers take."""
     grader, jobs = Grader(), []
     for i in range(PROBLEMS):
         reference, right, wrong = answers(i)

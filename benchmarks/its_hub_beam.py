@@ -1,11 +1,11 @@
-"""Beam search of tts and of its-hub 1.2: n = 16, 4 beams, 64 bundled problems, the same vLLM server, the same reward model.
+"""Beam search in tts and in its-hub 1.2: n = 16, 4 beams, 64 bundled problems, the same vLLM server and reward model.
 
     pip install 'its_hub[lm]==1.2.0'      # into an environment with vLLM and tts
     python benchmarks/its_hub_beam.py
 
-Both have all problems under way at once and share one reward model in this process. its-hub recognises the end of a solution
-by its `\\boxed`, since it does not look at why the server stopped. They take turns; medians are reported. `generations` counts
-the continuations asked of the server, `accuracy` is over the problems.
+Both work on all problems concurrently, with the same reward model in this process. its-hub recognises the end of a solution by
+its `\\boxed`, since it ignores why the server stopped. They take turns, and medians are reported. `generations` is the number
+of continuations requested from the server, `accuracy` the share of problems solved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-import typer
+import cyclopts
 
 import tts
 from tts.evals.benchmarks import load_benchmark
@@ -108,6 +108,7 @@ def by_its_hub(url, prm, seed, problems):
 
 
 def main(repeat: int = 3, problems: int = 64) -> None:
+    """Print a table of problems per second, generations and accuracy."""
     process, url = serve()
     try:
         prm = PRM("arith-prm")
@@ -117,7 +118,7 @@ def main(repeat: int = 3, problems: int = 64) -> None:
             for name, solve in contenders.items():
                 result = solve(url, prm, seed, problems)
                 print(f"{name}, seed {seed}: {result[0]:.1f} s, {result[1]:,} generations", file=sys.stderr, flush=True)
-                if seed:  # the first round warms everything up
+                if seed:  # the first round is a warm-up
                     results[name].append(result)
     finally:
         os.killpg(process.pid, 9)
@@ -131,4 +132,4 @@ def main(repeat: int = 3, problems: int = 64) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

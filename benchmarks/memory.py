@@ -1,4 +1,4 @@
-"""Resident memory of the embedded engine over 10,000 small requests, every one with a prompt of its own.
+"""Resident memory of the embedded engine over 10,000 small requests with different prompts.
 
     | requests | resident MiB |
     | 10,000   | 679          |
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 
-import typer
+import cyclopts
 
 from tts.demo import arith
 from tts.engines.transformers import TransformersEngine
@@ -34,6 +34,7 @@ async def work(engine, chains):
 
 
 def main(requests: int = 10_000, cache_gib: float = 0.1) -> None:
+    """Print the resident memory after each tenth of the requests."""
     engine = TransformersEngine("arith-policy", cache_gib=cache_gib)
     chains = arith.take("train", requests)
     print("| requests | resident MiB |\n|---|---|")
@@ -44,4 +45,4 @@ def main(requests: int = 10_000, cache_gib: float = 0.1) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,11 +1,12 @@
-"""What orchestration costs: best-of-16 over 64 problems through `tts.run` and the vllm engine, against one `LLM.generate` call.
+"""Overhead of orchestration: 16 samples for each of 64 problems through `tts.run` and the vllm engine, against `LLM.generate`.
 
     | LLM.generate, s | tokens  | tts.run, s | tokens  | tts / LLM |
     | 10.44           | 104,293 | 10.47      | 104,293 | 1.039     |
 
 `python benchmarks/orchestration.py`, in an environment with vLLM. Both get the same prompts, seeds, lengths and engine
-settings; they take turns, one stopped while the other works. Medians; that of the ratio is over turns. `LLM.generate` only
-generates; `tts.run` also cuts steps, grades the answers and writes the run folder (majority voting: no reward model beside it).
+settings. They take turns, and one is stopped while the other works. The table shows medians; the ratio is the median over
+turns. `LLM.generate` only generates. `tts.run` also splits steps, grades answers and writes the run folder; its strategy is
+majority voting, which needs no reward model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import cyclopts
 from contender import Contender
 
 PROBLEMS, N, LONGEST = 64, 16, 200
@@ -32,7 +33,7 @@ SETTINGS = {
 
 
 def through_llm():
-    """Answers every line on stdin with the seconds of one LLM.generate call and the tokens that it drew."""
+    """Answer each line on stdin with the seconds and the tokens of one LLM.generate call."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
     from tts.evals.benchmarks import load_benchmark
@@ -56,7 +57,7 @@ def through_llm():
 
 
 def through_tts():
-    """The same, with the seconds of one `tts.run` on an engine that is already loaded."""
+    """Answer each line on stdin with the seconds and the tokens of one `tts.run` on a loaded engine."""
     import asyncio
 
     from tts import run
@@ -64,7 +65,7 @@ def through_tts():
 
     engine = VLLMEngine("arith-policy", **SETTINGS)
     runner = asyncio.Runner()
-    asyncio.run = lambda work, **_: runner.run(work)  # vLLM's engine serves one event loop in its life
+    asyncio.run = lambda work, **_: runner.run(work)  # an engine of vLLM works in one event loop only
 
     def work():
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +87,8 @@ def answer(work, warm_up):
         print("RESULT " + json.dumps([time.perf_counter() - start, tokens]), flush=True)
 
 
-def main(repeat: int = 5, role: Annotated[str | None, typer.Option(hidden=True)] = None) -> None:
+def main(repeat: int = 5, role: Annotated[str | None, cyclopts.Parameter(show=False)] = None) -> None:
+    """Print a table of seconds, and their ratio."""
     if role:
         through_llm() if role == "llm" else through_tts()
         return
@@ -106,4 +108,4 @@ def main(repeat: int = 5, role: Annotated[str | None, typer.Option(hidden=True)]
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

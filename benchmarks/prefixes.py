@@ -1,4 +1,4 @@
-"""Tokens prefilled per token in the tree, when candidates are grown step by step, 4 ways a step, one kept.
+"""Tokens prefilled per token in the tree, when candidates grow step by step: 4 continuations per step, of which one is kept.
 
     | engine | tokens in the tree | prefilled | ratio |
     | transformers | 13,872 | 1,937  | 0.14 |
@@ -6,18 +6,17 @@
     | vllm         | 13,882 | 24,776 | 1.78 |
     | vllm, --step-tokens 32 | 13,835 | 9,304 | 0.67 |
 
-`python benchmarks/prefixes.py --engine transformers` (or vllm, sglang, in an environment that has it). A prompt and every
-step count once in the tree; what an engine prefills is each request's prefix less what it found cached. vLLM reports that of
-one sibling only, so its own counters are read.
+`python benchmarks/prefixes.py --engine transformers` (or vllm or sglang, in an environment that has it). The prompt and every
+step count once in the tree. The tokens that an engine prefills are the prefixes of all requests without the cached part. vLLM
+reports the cached part for one sibling only, so its own counters are read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Annotated
 
-import typer
+import cyclopts
 
 from tts.demo import arith
 from tts.engines import load_engine
@@ -29,7 +28,7 @@ ARGUMENTS = {
     "vllm": {
         "dtype": "float32", "enforce_eager": True, "max_model_len": 512, "disable_log_stats": False,
         "gpu_memory_utilization": 0.5,
-        "block_size": 32,  # the smallest on the CPU; 128, its default there, is longer than most of these prefixes
+        "block_size": 32,  # the smallest on the CPU; the default of 128 is longer than most of these prefixes
     },
     "sglang": {
         "device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 32768,
@@ -64,7 +63,7 @@ async def measure(engine, count, width, step_tokens):
 
 
 def by_vllm(engine):
-    """Tokens that vLLM has prefilled, by its own counters; None for another engine."""
+    """Return the tokens that vLLM has prefilled, by its own counters, or None for another engine."""
     if not hasattr(engine, "llm"):
         return None
     from prometheus_client import REGISTRY
@@ -73,12 +72,15 @@ def by_vllm(engine):
     return int(counters["vllm:prefix_cache_queries_total"] - counters["vllm:prefix_cache_hits_total"])
 
 
-def main(
-    engine: Annotated[str, typer.Option()] = "transformers",
-    problems: int = 32,
-    width: int = 4,
-    step_tokens: Annotated[int | None, typer.Option(help="Steps of so many tokens instead of the policy's own.")] = None,
-) -> None:
+def main(engine: str = "transformers", problems: int = 32, width: int = 4, step_tokens: int | None = None) -> None:
+    """Print the tokens in the tree, the tokens prefilled, and their ratio.
+
+    Args:
+        engine: transformers, vllm or sglang.
+        problems: Number of problems, worked on concurrently.
+        width: Continuations per step.
+        step_tokens: Tokens per step. Default: steps end where the policy ends them.
+    """
     loaded = load_engine(engine, "arith-policy", options=ARGUMENTS[engine])
     tree, prefilled = asyncio.run(measure(loaded, problems, width, step_tokens))
     print("| engine | tokens in the tree | prefilled | ratio |\n|---|---|---|---|")
@@ -86,4 +88,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,4 +1,4 @@
-"""A report of many long traces: how large it is, and how soon a browser has it ready. Bars: 25 MB and 3 seconds.
+"""Size of a report with many long traces, and how soon a browser shows it. Targets: 25 MB and 3 seconds.
 
 python benchmarks/report_size.py --problems 500 --candidates 64
 """
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import typer
+import cyclopts
 
 from tts.data.store import Attempt, Record, RunStore
 from tts.evals.load import load_run
@@ -27,12 +27,12 @@ SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ke", "li", "mo", "nu", "pra", 
 
 
 def words(rng, count):
-    """A vocabulary about as large as that of a model's traces on one benchmark."""
+    """Return a vocabulary about as large as that of a model's traces on one benchmark."""
     return ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(count)]
 
 
 def make_run(folder, problems, candidates, steps, length, seed=0):
-    """A run folder of best-of-n with random traces, answers and rewards."""
+    """Write a run folder of best-of-n with random traces, answers and rewards."""
     rng = random.Random(seed)
     known = words(rng, 5000)
     often = [1 / (rank + 1) for rank in range(len(known))]  # Zipf's law
@@ -65,7 +65,7 @@ def make_run(folder, problems, candidates, steps, length, seed=0):
 
 
 def seconds_to_open(page):
-    """Until the first problem can be read and the list filtered, in headless Chromium."""
+    """Return the seconds until headless Chromium shows the first problem, has filtered the list, and shows another problem."""
     from playwright.sync_api import sync_playwright
 
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -89,6 +89,14 @@ def seconds_to_open(page):
 
 
 def main(problems: int = 500, candidates: int = 64, steps: int = 10, length: int = 12) -> None:
+    """Print sizes and times as JSON.
+
+    Args:
+        problems: Problems of the run.
+        candidates: Candidates per problem.
+        steps: Steps per candidate.
+        length: Words per step.
+    """
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder, "run"), problems, candidates, steps, length)
         rows, begin = Path(folder, "run", "results.jsonl").stat().st_size, time.perf_counter()
@@ -104,4 +112,4 @@ def main(problems: int = 500, candidates: int = 64, steps: int = 10, length: int
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

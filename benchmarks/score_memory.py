@@ -1,4 +1,4 @@
-"""Resident memory of `tts score` over many short traces: does it stay flat?
+"""Resident memory of `tts score` over many short traces, which should stay constant.
 
 python benchmarks/score_memory.py --traces 100000
 """
@@ -11,7 +11,7 @@ import random
 import tempfile
 from pathlib import Path
 
-import typer
+import cyclopts
 
 from tts.data.stream import Tally
 from tts.demo import arith
@@ -20,12 +20,13 @@ from tts.runs.settings import ScoreSettings
 
 
 def resident():
-    """MiB of this process, as Linux tells."""
+    """Return the resident memory of this process in MiB (Linux only)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main(traces: int = 100_000) -> None:
+    """Print the resident memory after each tenth of the traces."""
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "traces.jsonl"), Path(folder, "scores.jsonl")
@@ -48,4 +49,4 @@ def main(traces: int = 100_000) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

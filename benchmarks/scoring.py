@@ -1,9 +1,9 @@
-"""Speed of the reward model: ragged batches against the usual ways, and step-by-step search against re-scoring.
+"""Speed of the reward model: ragged batches against padded ones, and incremental scoring in a search against scoring anew.
 
     python benchmarks/scoring.py
 
-The model is the bundled PRM with a longer context. All contenders of a table take turns in one run; medians are reported.
-"One by one" and "padded" are transformers' own forward pass, the latter in batches of 16 in order of arrival.
+The model is the bundled PRM with a longer context. The contenders of a table take turns, and medians are reported. "One by one"
+and "padded" are transformers' own forward pass, the latter in batches of 16 in order of arrival.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import cyclopts
 import torch
-import typer
 
 from tts.demo import MODELS
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
@@ -29,7 +29,7 @@ TRACES, STEP = 256, 20
 
 
 def long_context(folder):
-    """The bundled PRM, allowed to read longer texts than it was trained on; its speed is all that is asked here."""
+    """Return the bundled PRM with a longer context than it was trained on: its rewards are useless there, its speed is not."""
     path = Path(folder, "prm")
     shutil.copytree(MODELS["arith-prm"], path)
     config = json.loads((path / "config.json").read_text())
@@ -93,7 +93,7 @@ def ragged(repeat, shortest, longest):
 
 
 def beam(score, rng, rounds=40, n=16, width=4):
-    """A search's calls: in each round, n children of the n / width best, a step longer than these."""
+    """Make the calls of a beam search: in each round, n children of the n / width best candidates, one step longer."""
     problem, beams = Problem("p", "Start with 7.\n1) multiply by 8\nWhat is the last digit?"), [""] * (n // width)
     for _ in range(rounds):
         texts = [f"{text}{_step(rng)}\n\n" for text in beams for _ in range(width)]
@@ -150,13 +150,13 @@ def incremental(repeat):
                 beam(score(prm, forget), random.Random(0))
                 seconds[which].append(sum(spent))
                 forwarded[which] = prm.reader.model.forest.forwarded - before
-    print(f"\n40 steps of a beam search, n = 16, width 4: a tree of {len(tree):,} tokens, read step by step and as wholes\n")
+    print(f"\n40 steps of a beam search, n = 16, width 4: a tree of {len(tree):,} tokens, for step rewards and final rewards\n")
     print("| | tokens forwarded | per token of the tree | seconds |\n|---|---|---|---|")
     print(
         f"| transformers, whole prefixes | {usual[0]:,} | {usual[0] / len(tree):.2f}"
         f" | {statistics.median(seconds['usual']):.2f} |"
     )
-    for which, label in (("fresh", "tts, nothing kept between rounds"), ("kept", "tts")):
+    for which, label in (("fresh", "tts, without a cache between rounds"), ("kept", "tts")):
         print(
             f"| {label} | {forwarded[which]:,} | {forwarded[which] / len(tree):.2f} | {statistics.median(seconds[which]):.2f} |"
         )
@@ -164,10 +164,11 @@ def incremental(repeat):
 
 
 def main(repeat: int = 3) -> None:
+    """Print the three tables."""
     ragged(repeat, 50, 2000)
     ragged(repeat, 50, 200)
     incremental(repeat)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,9 +1,9 @@
-"""A reward model of 7B size with random weights: tokens per second, and the share of the device's matrix peak.
+"""Throughput of a reward model of 7B size with random weights, also as a share of what the device reaches in a matrix product.
 
     python benchmarks/scoring_peak.py                                       # on a GPU: bf16, 64 traces of 4,096 tokens
-    python benchmarks/scoring_peak.py --layers 2 --hidden 256 --traces 4    # to see that it works, anywhere
+    python benchmarks/scoring_peak.py --layers 2 --hidden 256 --traces 4    # a quick check on any machine
 
-The peak is what a large matrix product reaches on the same device in the same run.
+The matrix product is a large square one, measured on the same device in the same run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 import time
 
+import cyclopts
 import torch
-import typer
 from transformers import Qwen2Config
 
 from tts.evals.cost import shape_of
@@ -27,7 +27,7 @@ def synchronized():
 
 
 def peak(device, dtype, size):
-    """Floating-point operations per second of a square matrix product."""
+    """Return the floating-point operations per second of a square matrix product."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
@@ -40,6 +40,16 @@ def peak(device, dtype, size):
 def main(
     layers: int = 28, hidden: int = 3584, traces: int = 64, length: int = 4096, repeat: int = 3, batch_tokens: int = 16384
 ) -> None:
+    """Print tokens per second, TFLOP/s, and the share of a matrix product's.
+
+    Args:
+        layers: Number of layers.
+        hidden: Width, a multiple of 128.
+        traces: Number of traces.
+        length: Tokens per trace.
+        repeat: Measurements, of which the fastest counts.
+        batch_tokens: Tokens per forward pass.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = Qwen2Config(
@@ -61,7 +71,7 @@ def main(
         with torch.inference_mode():
             model.score(torch.cat(forest(ids, positions))).softmax(-1)
         seconds.append(synchronized() - start)
-    best = min(seconds[1:])  # the first one warms everything up
+    best = min(seconds[1:])  # the first one is a warm-up
     shape = shape_of(config.to_dict(), outputs=2)
     flops = shape.flops(traces * length, length / 2)
     top = peak(device, dtype, 8192 if device.type == "cuda" else 1024)
@@ -71,4 +81,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

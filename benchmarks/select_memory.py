@@ -1,8 +1,8 @@
-"""Seconds and peak resident memory of `tts select` over a million scored rows, in a process of its own.
+"""Time and peak resident memory of `tts select` over a million scored rows, in a separate process.
 
 python benchmarks/select_memory.py --rows 1000000
 
-A row is what `tts score` writes, 0.9 kB on average, four traces to a problem and one copy in a hundred:
+Rows are as `tts score` writes them, 0.9 kB on average, with four traces per problem and one copy in a hundred:
 {"id": "7", "step_rewards": [0.8131, …], "final": 0.7702, "total": …, "line": 8, "problem": …, "text": …, "correct": true}
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import typer
+import cyclopts
 
 WORDS = ["so", "the", "sum", "is", "then", "wait,", "we", "check", "that", "x + 1", "equals", "12", "modulo", "7", "again"]
 
@@ -43,6 +43,7 @@ def write(path, rows):
 
 
 def main(rows: int = 1_000_000, top: str = "1000") -> None:
+    """Print a table row with size, time and memory."""
     with tempfile.TemporaryDirectory() as folder:
         pool, out = Path(folder, "pool.jsonl"), Path(folder, "chosen.jsonl")
         write(pool, rows)
@@ -60,4 +61,4 @@ def main(rows: int = 1_000_000, top: str = "1000") -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

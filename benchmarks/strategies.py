@@ -1,18 +1,17 @@
 """Accuracy of every strategy within the same token budget, on the bundled models; 95 % bootstrap intervals over problems.
 
 `python benchmarks/strategies.py --limit 200` prints the table of docs/lab/strategies.md. Each strategy may generate BUDGET
-tokens for a problem, and has the options that use about that many. The harder half are the problems of which fewest of 16
-samples of another seed are right.
+tokens per problem, and has options that use about as many. The harder half are the problems with the fewest correct samples,
+out of 16 samples from another seed.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
+import cyclopts
 import numpy as np
-import typer
 
 import tts
 from tts.data.store import RunStore
@@ -39,15 +38,20 @@ RUNS = {
 
 
 def mean(values):
-    """A mean with its interval, in points of a hundred."""
+    """Return a mean with its interval, in percent."""
     dice, values = np.random.default_rng(0), np.asarray(values, float)
     low, high = np.percentile(values[dice.integers(len(values), size=(4000, len(values)))].mean(1), (2.5, 97.5))
     return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def main(
-    limit: int = 200, benchmark: str = "arith", only: Annotated[str, typer.Option(help="Names, with commas.")] = ""
-) -> None:
+def main(limit: int = 200, benchmark: str = "arith", only: str = "") -> None:
+    """Print a Markdown table with a row per strategy.
+
+    Args:
+        limit: Number of problems.
+        benchmark: Benchmark to solve.
+        only: Strategies to run, separated by commas. Default: all.
+    """
     engine, prm = TransformersEngine("arith-policy"), PRM("arith-prm")
 
     def solve(name, **options):
@@ -62,7 +66,7 @@ def main(
     pool, _ = solve("bon", n=16, seed=1)
     ease = [sum(bool(candidate.correct) for candidate in record.candidates) for record in pool]
     harder = set(np.argsort(ease, kind="stable")[: limit // 2].tolist())
-    print("| strategy | options | tokens | scored | accuracy | harder half | harder half, less bon |")
+    print("| strategy | options | tokens | scored | accuracy | harder half | harder half, minus bon |")
     print("|---|---|---|---|---|---|---|", flush=True)
     names = only.split(",") if only else RUNS
     results = {"bon": solve("bon", budget=BUDGET, **RUNS["bon"])}
@@ -85,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -1,4 +1,4 @@
-"""What a sweep over N costs, beside a single run of its largest N: the same problems, engine and reward model, in turns.
+"""Time of a sweep over N against a single run of its largest N, with the same problems, engine and reward model.
 
 python benchmarks/sweep.py
 """
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import typer
+import cyclopts
 
 import tts
 from tts.engines.transformers import TransformersEngine
@@ -20,6 +20,7 @@ SIZES = [1, 2, 4, 8, 16, 32, 64]
 
 
 def main(repeat: int = 3, problems: int = 64) -> None:
+    """Take turns, and print the median seconds of both, and their ratio."""
     engine, prm = TransformersEngine("arith-policy"), PRM("arith-prm")
     seconds = {"run of n = 64": [], "sweep": []}
     for i in range(repeat + 1):
@@ -31,7 +32,7 @@ def main(repeat: int = 3, problems: int = 64) -> None:
             middle = time.perf_counter()
             prm.reader.model.forest.clear()
             tts.sweep(["bon", "weighted", "majority"], SIZES, seeds=[0], out=Path(folder, "sweep"), **common)
-            if i:  # the first round warms everything up
+            if i:  # the first round is a warm-up
                 seconds["run of n = 64"].append(middle - start)
                 seconds["sweep"].append(time.perf_counter() - middle)
     one, all_sizes = (statistics.median(spent) for spent in seconds.values())
@@ -42,4 +43,4 @@ def main(repeat: int = 3, problems: int = 64) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -2,7 +2,7 @@
 
     python examples/own_benchmark.py
 
-The problems are chains of arithmetic asked in the bundled policy's words; an answer counts if it is off by one at most.
+The problems are chains of arithmetic, in words that the bundled policy knows. The grader accepts answers that are off by one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import typer
+import cyclopts
 
 import tts
 
@@ -22,12 +22,12 @@ ROWS = [
 
 
 def near(answer: str, reference: str) -> bool:
-    """The grader: what is boxed, and the reference."""
+    """Compare the boxed answer with the reference answer."""
     return abs(int(answer) - int(reference)) <= 1
 
 
 def main(folder: Path = Path("runs/own-benchmark")) -> None:
-    """Write the problems, solve them, and say how many were right under both graders."""
+    """Write the problems, solve them, and print the accuracy by the built-in grader and by `near`."""
     folder.mkdir(parents=True, exist_ok=True)
     problems = folder / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -38,4 +38,4 @@ def main(folder: Path = Path("runs/own-benchmark")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

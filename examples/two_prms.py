@@ -1,8 +1,8 @@
-"""Two reward models choose from the same samples: which of them chooses better?
+"""Two reward models choose among the same samples. Which one chooses better?
 
     python examples/two_prms.py --problems 50
 
-The samples are drawn once, and read back from the run folder for the second model.
+The samples are drawn once. For the second model they are read back from the run folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import typer
+import cyclopts
 
 import tts
 from tts import Candidate, Problem, Step
@@ -20,7 +20,7 @@ from tts.evals.summary import estimate
 def main(
     problems: int = 50, first: str = "arith-prm", second: str = "arith-prm-response", out: Path = Path("runs/pool-example")
 ) -> None:
-    """Best-of-16 by each, and their paired difference."""
+    """Print the accuracy of best-of-16 with each model, and the paired difference."""
     tts.run("bon", n=16, limit=problems, scorer=first, out=out)
     pool = tts.load_run(out).records
     chosen = asyncio.run(choices(tts.load_scorer(second), pool))
@@ -32,7 +32,7 @@ def main(
 
 
 async def choices(scorer: tts.Scorer, records: tuple) -> list[int]:
-    """For each problem the candidate that the scorer likes best."""
+    """Return, for each problem, the index of the candidate with the highest reward."""
     best = []
     for record in records:
         problem = Problem(record.id, record.problem)
@@ -42,4 +42,4 @@ async def choices(scorer: tts.Scorer, records: tuple) -> list[int]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -69,15 +69,15 @@ def test_about_half_of_the_facts_are_certain():
 
 def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     """The whole recipe at a hundredth of its size: policy, traces, PRM; each saved, loaded and used by the next."""
-    policy = train.train_policy(tmp_path / "policy", steps=40, batch=8, lr=3e-3, hidden=32, seed=0)
+    policy = train.train_demo_policy(tmp_path / "policy", steps=40, batch=8, lr=3e-3, hidden=32, seed=0)
     assert sum(policy[-5:]) < 0.7 * sum(policy[:5])
-    train.sample_traces(tmp_path / "traces.jsonl", policy=str(tmp_path / "policy"), problems=20, samples=2, max_tokens=60)
+    train.sample_demo_traces(tmp_path / "traces.jsonl", policy=str(tmp_path / "policy"), problems=20, samples=2, max_tokens=60)
     rows = [json.loads(line) for line in (tmp_path / "traces.jsonl").open()]
     assert len(rows) == 40
     rng, chains = random.Random(0), arith.take("train", 60)  # this policy is right about nothing yet: use its teacher's texts
     lines = [json.dumps({"chain": i, "text": arith.teach(chain, rng)}) for i, chain in enumerate(chains)]
     (tmp_path / "taught.jsonl").write_text("\n".join(lines) + "\n")
-    prm = train.train_prm(
+    prm = train.train_demo_prm(
         tmp_path / "prm", tmp_path / "taught.jsonl", policy=str(tmp_path / "policy"), problems=60, steps=100, batch=8, lr=5e-3
     )
     assert sum(prm[-10:]) < 0.85 * sum(prm[:10])
@@ -88,5 +88,5 @@ def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
 
 def test_training_is_repeatable(tmp_path):
     torch.set_num_threads(torch.get_num_threads())
-    first, second = (train.train_policy(tmp_path / n, steps=3, batch=4, lr=1e-3, hidden=32, seed=5) for n in "ab")
+    first, second = (train.train_demo_policy(tmp_path / n, steps=3, batch=4, lr=1e-3, hidden=32, seed=5) for n in "ab")
     assert first == second

@@ -1,18 +1,23 @@
-"""The paper in miniature, in the smallest size at which every stage still has something to do."""
+"""The experiment of `make reproduce`, in the smallest size at which every stage still has something to do."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tts.commands import COMMANDS
+from tts.commands.line import Line
+from tts.errors import InputError
 from tts.models.checkpoints import locate
-from tts.reproduce.experiments import Plan, stages
+from tts.reproduce.experiments import Plan, reproduce, stages
 from tts.reproduce.report import Range, over_seeds
 
 TINY = {
@@ -24,7 +29,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    """A finished experiment from the bundled policy, which saves training one."""
+    """A finished experiment. It uses the bundled policy instead of training one."""
     folder = tmp_path_factory.mktemp("reproduction")
     work = folder / "work"
     (work / "done").mkdir(parents=True)
@@ -48,7 +53,7 @@ def reproduced(tmp_path_factory):
     return folder, command, done.stdout
 
 
-def test_every_finding_has_its_numbers_in_the_report(reproduced):
+def test_the_report_has_the_numbers_of_every_finding(reproduced):
     folder, _, _ = reproduced
     report = (folder / "report.md").read_text()
     for heading in (
@@ -69,27 +74,53 @@ def test_every_finding_has_its_numbers_in_the_report(reproduced):
     assert "nan" not in report
 
 
-def test_every_command_of_the_report_is_one_of_tts(reproduced):
-    """Each is parsed by the command line itself; none is run again."""
-    import shlex
+received = []
 
-    from tts.commands.line import Line
 
+def record(settings, output):
+    """Take the place of a command's work."""
+    received.append(settings)
+    return 0
+
+
+def test_every_command_in_the_report_makes_the_settings_of_its_stage(reproduced, monkeypatch):
     folder, _, _ = reproduced
-    commands = re.search(r"```sh\n(.*?)```", (folder / "report.md").read_text(), re.DOTALL)[1].splitlines()
+    report = (folder / "report.md").read_text()
+    printed = re.search(r"```sh\n(.*?)```", report, re.DOTALL)[1].splitlines()
+    for name, command in COMMANDS.items():
+        monkeypatch.setitem(COMMANDS, name, replace(command, work="tests.test_reproduce:record"))
+    first = [stage for stage in stages(folder / "work", Plan(**TINY), 1) if stage.command.startswith("tts ")]
+    lines = [line.partition("  # ")[0] for line in printed if line.startswith("tts ")]
+    assert lines == [stage.command for stage in first]
     kinds = set()
-    for line in commands:
-        words = shlex.split(line.partition("  # ")[0])
-        if words[:1] == ["tts"]:
-            Line(words[1:]).app().parse_args(words[1:], exit_on_error=False, print_error=False)
-            kinds.add(words[1])
+    for stage in first:
+        _, kind, *words = shlex.split(stage.command)
+        kinds.add(kind)
+        received.clear()
+        assert Line([kind, *words]).run() == 0
+        if kind == "run":
+            assert received == [{name: str(value) for name, value in stage.arguments.items()}]
+        else:
+            expected = stage.arguments["settings"]
+            assert [vars(settings) for settings in received] == [vars(expected) | extra_options(received[0], expected)]
     assert kinds == {"run", "label", "train-prm", "score", "select", "sft", "rl"}
 
 
-def test_an_interrupted_experiment_goes_on_with_what_is_not_done(reproduced):
+def extra_options(settings, expected):
+    """What a command's own settings have beyond those of the stage."""
+    return {name: value for name, value in vars(settings).items() if name not in vars(expected)}
+
+
+def test_a_wrong_setting_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"prm_stepps.*prm_steps"):
+        reproduce(work=tmp_path, plan=["prm_stepps=1"])
+
+
+def test_an_interrupted_experiment_runs_only_the_unfinished_stages(reproduced):
     folder, command, first = reproduced
     stages_done = re.findall(r"^ *\d+/\d+ ", first, re.MULTILINE)
-    assert len(stages_done) == len(list(stages(folder / "work", Plan(betas=(0.0, 0.5)), 2))) - 1  # the policy was there
+    every = list(stages(folder / "work", Plan(betas=(0.0, 0.5)), 2))
+    assert len(stages_done) == len(every) - 1  # the policy was finished before
     before = (folder / "report.md").read_text()
     (folder / "work/done/1-sft-random.json").unlink()
     (folder / "work/done/1-sft-random-test.json").unlink()
@@ -111,11 +142,11 @@ def test_intervals_are_over_seeds_and_problems():
     noisy_seeds = same_seeds + np.array([[-0.3], [0.0], [0.3]])
     alike, apart = over_seeds(same_seeds), over_seeds(noisy_seeds)
     assert alike.value == pytest.approx(apart.value)
-    assert alike.high - alike.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.15)  # that of the problems alone
+    assert alike.high - alike.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.15)  # the interval over problems alone
     assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
 
 
-def test_a_verdict_is_what_the_interval_says():
+def test_the_verdict_follows_from_the_interval():
     assert Range(0.1, 0.05, 0.2).verdict == "yes"
     assert Range(0.1, -0.05, 0.2).verdict == "not resolved: the interval contains 0"
     assert Range(-0.1, -0.2, -0.05).verdict == "no, the other way round"

@@ -1,1 +1,1 @@
-"""The experiments of the documentation. They are not part of the wheel."""
+"""The experiments behind the lab notes, and how the bundled models were made. The package itself never imports them."""

@@ -1,13 +1,15 @@
-"""What the bundled models reach, beside the bars they were made for: `python -m tts.reproduce.demo_evaluation`."""
+"""Accuracy of the bundled models, as Markdown tables: `python -m tts.reproduce.demo_evaluation`.
+
+docs/lab/bundled-models.md holds the output.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import cyclopts
 
 import tts
 from tts.data.store import Attempt, Record, RunStore
@@ -18,17 +20,28 @@ from tts.strategies.majority import Majority
 from tts.types import Reward
 
 N = 16
+"""Samples per problem."""
 
 
-def main(
-    benchmark: Annotated[str, typer.Option(help="arith (test) for the final figures, arith:dev to choose on.")] = "arith",
-    limit: int = 400,
+def evaluate(
+    *,
+    benchmark: str = "arith",
+    limit: int = 500,
     seed: int = 0,
     policy: str = "arith-policy",
     prm: str = "arith-prm",
     response_prm: str = "arith-prm-response",
 ) -> None:
-    """Draw 16 samples a problem once per PRM (the same samples, by their seeds) and print a Markdown table."""
+    """Draw 16 samples per problem, rate them with each PRM, and print accuracies as Markdown tables.
+
+    Args:
+        benchmark: Problems: arith, the test split, for final figures, or arith:dev to make choices by.
+        limit: Number of problems.
+        seed: Seed of the samples, which are the same for both PRMs.
+        policy: Policy to sample from.
+        prm: Trajectory-aware PRM.
+        response_prm: PRM that rates responses alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
 
         def pool(scorer: str) -> list[Record]:
@@ -61,10 +74,10 @@ def main(
         ("trajectory-aware over response-only PRM, best-of-16", top, weak),
     ):
         print(f"| {name} | {_percent([x - y for x, y in zip(a, b, strict=True)], '+')} |")
-    print("\n| best-of-16 by | " + " | ".join(HOW) + " |\n|---|" + "---|" * len(HOW))
+    print("\n| best-of-16 by | " + " | ".join(AGGREGATES) + " |\n|---|" + "---|" * len(AGGREGATES))
     print(
         "| trajectory-aware PRM | "
-        + " | ".join(_percent([at_k(BestOfN(), r, N, f).value for r in full]) for f in HOW.values())
+        + " | ".join(_percent([at_k(BestOfN(), r, N, f).value for r in full]) for f in AGGREGATES.values())
         + " |"
     )
 
@@ -73,7 +86,7 @@ def _reward(attempt: Attempt) -> Reward:
     return Reward(attempt.rewards or (), attempt.final)
 
 
-HOW: dict[str, Callable[[Attempt], Reward]] = {
+AGGREGATES: dict[str, Callable[[Attempt], Reward]] = {
     "r_hat (mean + final)": _reward,
     "mean": lambda a: Reward(a.rewards or ()),
     "min": lambda a: Reward(a.rewards or (), how="min"),
@@ -89,4 +102,4 @@ def _percent(values: list[float], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(evaluate)

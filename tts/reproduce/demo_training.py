@@ -1,4 +1,7 @@
-"""How the bundled models were made; commands, seeds and times: docs/lab/bundled-models.md."""
+"""How the bundled models were made: `python -m tts.reproduce.demo_training policy`, then `traces`, then `prm`.
+
+docs/lab/bundled-models.md has the exact commands, with their seeds and times.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from cyclopts import App
 
 from tts.demo import arith
 from tts.demo.tokenizer import build_tokenizer
@@ -27,70 +30,44 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedTokenizerBase
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 IGNORE = -100
-"""The label that cross entropy leaves out."""
+"""The label of a token that the loss ignores."""
 
-Row = tuple[list[int], list[int]]
-"""Token ids and their labels, of the same length."""
+LabelledTokens = tuple[list[int], list[int]]
+"""Token ids and their labels, of equal length."""
 
 
-@app.command("policy")
-def _policy(
+def train_demo_policy(
     out: Path,
+    /,
+    *,
     steps: int = 2000,
     batch: int = 64,
     lr: float = 3e-3,
     seed: int = 0,
     hidden: int = 96,
     layers: int = 4,
-    shortest: Annotated[int, typer.Option(help="Fewest operations of a problem.")] = 2,
-    longest: Annotated[int, typer.Option(help="Most of them.")] = 6,
-    largest: Annotated[int, typer.Option(help="Largest operand; the smallest is 2.")] = 9,
-) -> None:
-    """Pre-train the policy on solutions that the teacher writes for training problems."""
-    train_policy(
-        out, steps=steps, batch=batch, lr=lr, seed=seed, hidden=hidden, layers=layers, lengths=(shortest, longest),
-        operands=(2, largest),
-    )  # fmt: skip
-
-
-@app.command("traces")
-def _traces(out: Path, policy: str = "arith-policy", problems: int = 6000, samples: int = 4, seed: int = 0) -> None:
-    """Sample the policy's solutions of training problems at temperature 1, as JSONL."""
-    sample_traces(out, policy=policy, problems=problems, samples=samples, seed=seed)
-
-
-@app.command("prm")
-def _prm(
-    out: Path,
-    traces: Annotated[Path, typer.Argument(help="What the traces command wrote, from the same problems and seed.")],
-    policy: Annotated[str, typer.Option(help="Whose body to start from.")] = "arith-policy",
-    response_only: Annotated[bool, typer.Option(help="Show it responses alone: the ordinary kind of PRM.")] = False,
-    problems: int = 6000,
-    steps: int = 2500,
-    batch: Annotated[int, typer.Option(help="Traces a step; each is read twice, by steps and as one.")] = 32,
-    lr: float = 2e-3,
-    seed: int = 0,
-) -> None:
-    """Train a PRM on step labels: is the running value right after this step? It is shown no answer."""
-    over: Part = "response" if response_only else "all"
-    train_prm(out, traces, policy=policy, over=over, problems=problems, steps=steps, batch=batch, lr=lr, seed=seed)
-
-
-def train_policy(
-    out: Path,
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    hidden: int = 96,
-    layers: int = 4,
-    lengths: tuple[int, int] = (2, 6),
-    operands: tuple[int, int] = (2, 9),
+    shortest: int = 2,
+    longest: int = 6,
+    largest: int = 9,
 ) -> list[float]:
-    """Write a policy's folder; return the loss of every step. `lengths` and `operands` are those of the problems."""
+    """Pre-train a policy on solutions that the teacher writes for training problems.
+
+    Args:
+        out: Folder to write.
+        steps: Optimizer steps.
+        batch: Solutions per step.
+        lr: Peak learning rate.
+        seed: Seed of the weights, the problems and the teacher.
+        hidden: Width of the model, a multiple of 32.
+        layers: Number of layers.
+        shortest: Smallest number of operations in a problem.
+        longest: Largest number of operations in a problem.
+        largest: Largest operand; the smallest is 2.
+
+    Returns:
+        The loss of every step.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -110,13 +87,13 @@ def train_policy(
     )
     built.save_pretrained(out)
     config.save_pretrained(out)
-    tokenizer = load_tokenizer(str(out))  # as everybody else will load it
+    tokenizer = load_tokenizer(str(out))  # the way that everything else loads it
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
 
-    def solutions() -> Iterator[Row]:
+    def solutions() -> Iterator[LabelledTokens]:
         rng = random.Random(seed)
-        for chain in arith.chains("train", seed, lengths, operands):
+        for chain in arith.chains("train", seed, (shortest, longest), (2, largest)):
             yield _solution(tokenizer, chain, arith.teach(chain, rng))
 
     def loss(ids: Tensor, labels: Tensor) -> Tensor:
@@ -127,8 +104,26 @@ def train_policy(
     return losses
 
 
-def sample_traces(out: Path, *, policy: str, problems: int, samples: int, seed: int = 0, max_tokens: int = 256) -> None:
-    """Write `samples` solutions of each of the first training problems of a seed, in a fixed order."""
+def sample_demo_traces(
+    out: Path,
+    /,
+    *,
+    policy: str = "arith-policy",
+    problems: int = 6000,
+    samples: int = 4,
+    seed: int = 0,
+    max_tokens: int = 256,
+) -> None:
+    """Sample a policy's solutions of training problems at temperature 1, in a fixed order.
+
+    Args:
+        out: JSONL to write.
+        policy: Policy to sample from.
+        problems: Number of problems.
+        samples: Solutions per problem.
+        seed: Seed of the problems and the samples.
+        max_tokens: New tokens per solution, at most.
+    """
     from tts.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(policy)
@@ -146,10 +141,35 @@ def sample_traces(out: Path, *, policy: str, problems: int, samples: int, seed: 
             file.writelines(json.dumps({"chain": i, "text": text}) + "\n" for text in texts)
 
 
-def train_prm(
-    out: Path, traces: Path, *, policy: str, problems: int, steps: int, batch: int, lr: float, over: Part = "all", seed: int = 0
+def train_demo_prm(
+    out: Path,
+    traces: Path,
+    /,
+    *,
+    policy: str = "arith-policy",
+    over: Part = "all",
+    problems: int = 6000,
+    steps: int = 2500,
+    batch: int = 32,
+    lr: float = 2e-3,
+    seed: int = 0,
 ) -> list[float]:
-    """Write a PRM's folder; return the loss of every step."""
+    """Train a PRM on step labels: is the running value correct after this step? It never sees a reference answer.
+
+    Args:
+        out: Folder to write.
+        traces: JSONL that `traces` wrote, with the same number of problems and the same seed.
+        policy: Policy whose body the PRM starts from.
+        over: The part of a trajectory that is shown and rated; response makes an ordinary PRM.
+        problems: Number of problems.
+        steps: Optimizer steps.
+        batch: Traces per step; each is read twice, split into steps and as one step.
+        lr: Peak learning rate.
+        seed: Seed of the weights and of the order of the traces.
+
+    Returns:
+        The loss of every step.
+    """
     import torch
     from transformers import Qwen2ForCausalLM
 
@@ -161,13 +181,13 @@ def train_prm(
     model = Qwen2ForProcessRewardModel(body.config)
     model.model.load_state_dict(body.model.state_dict())
     tokenizer = load_tokenizer(policy)
-    rows = _labelled(traces, arith.take("train", problems, seed), formats.Text(tokenizer), over)
+    pairs = _read_labelled(traces, arith.take("train", problems, seed), formats.Text(tokenizer), over)
 
-    def epochs() -> Iterator[Row]:
+    def epochs() -> Iterator[LabelledTokens]:
         rng = random.Random(seed)
         while True:
-            rng.shuffle(rows)
-            yield from (form for row in rows for form in row)
+            rng.shuffle(pairs)
+            yield from (sequence for pair in pairs for sequence in pair)
 
     def loss(ids: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
@@ -178,17 +198,19 @@ def train_prm(
     return losses
 
 
-def _solution(tokenizer: PreTrainedTokenizerBase, chain: arith.Chain, text: str) -> Row:
-    """Prompt and solution in the chat template; the prompt carries no loss."""
+def _solution(tokenizer: PreTrainedTokenizerBase, chain: arith.Chain, text: str) -> LabelledTokens:
+    """Return prompt and solution in the chat template; the loss ignores the prompt."""
     turns = [{"role": "user", "content": chain.prompt}]
     given = tokenizer.encode(str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)))
     written = [*tokenizer.encode(text), tokenizer.eos_token_id]
     return given + written, [IGNORE] * len(given) + written
 
 
-def _labelled(traces: Path, chains: list[arith.Chain], text: formats.Text, over: Part) -> list[tuple[Row, Row]]:
-    """Each trace twice: step by step, and as one step, where blank lines carry the step labels all the same."""
-    rows = []
+def _read_labelled(
+    traces: Path, chains: list[arith.Chain], text: formats.Text, over: Part
+) -> list[tuple[LabelledTokens, LabelledTokens]]:
+    """Return each trace twice: split into steps, and as one step, in which the blank lines still carry the step labels."""
+    pairs = []
     [blank] = text.tokenizer.encode(BOUNDARY, add_special_tokens=False)
     for line in traces.read_text().splitlines():
         row = json.loads(line)
@@ -196,33 +218,33 @@ def _labelled(traces: Path, chains: list[arith.Chain], text: formats.Text, over:
         steps = part_of(trajectory, over)
         if not steps:
             continue
-        labels = arith.check(chain, trajectory)[-len(steps) :]  # a response comes last
+        labels = arith.check(chain, trajectory)[-len(steps) :]  # the response comes last
         by_step = formats.encode(formats.FORMATS["reasonflux"], text, chain.prompt, steps)
         whole = formats.encode(formats.FORMATS["reasonflux"], text, chain.prompt, [BOUNDARY.join(steps)])
         ends = [i for i, token in enumerate(whole.ids) if token == blank] + whole.positions
         final = int(bool(trajectory.response) and labels[-1])
-        rows.append((_at(by_step.ids, by_step.positions, labels), _at(whole.ids, ends, [*labels[:-1], final])))
-    return rows
+        split = _label_at(by_step.ids, by_step.positions, labels)
+        pairs.append((split, _label_at(whole.ids, ends, [*labels[:-1], final])))
+    return pairs
 
 
-def _at(ids: list[int], positions: list[int], labels: list[int]) -> Row:
-    row = [IGNORE] * len(ids)
-    for position, label in zip(positions, labels, strict=True):
-        row[position] = label
-    return ids, row
+def _label_at(ids: list[int], positions: list[int], labels: list[int]) -> LabelledTokens:
+    """Return the ids with these labels at these positions, and IGNORE elsewhere."""
+    at = dict(zip(positions, labels, strict=True))
+    return ids, [at.get(i, IGNORE) for i in range(len(ids))]
 
 
-def _batches(rows: Iterable[Row], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Right-padded ids and labels, each [size, longest]."""
+def _batches(sequences: Iterable[LabelledTokens], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield right-padded ids and labels, each [size, longest]."""
     import torch
 
-    rows = iter(rows)
-    while group := list(islice(rows, size)):
+    sequences = iter(sequences)
+    while group := list(islice(sequences, size)):
         longest = max(len(ids) for ids, _ in group)
         ids, labels = torch.zeros(len(group), longest, dtype=torch.long), torch.full((len(group), longest), IGNORE)
-        for i, (row_ids, row_labels) in enumerate(group):
-            ids[i, : len(row_ids)] = torch.tensor(row_ids)
-            labels[i, : len(row_ids)] = torch.tensor(row_labels)
+        for i, (own_ids, own_labels) in enumerate(group):
+            ids[i, : len(own_ids)] = torch.tensor(own_ids)
+            labels[i, : len(own_ids)] = torch.tensor(own_labels)
         yield ids, labels
 
 
@@ -233,7 +255,7 @@ def _fit(
     steps: int,
     lr: float,
 ) -> list[float]:
-    """Train by Muon (hidden matrices) and AdamW (the rest) on one-cycle schedules; return the loss of every step."""
+    """Train with Muon (hidden matrices) and AdamW (the rest) on one-cycle schedules, and return the loss of every step."""
     import torch
 
     matrices = {id(p): p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "score" not in name}
@@ -261,10 +283,13 @@ def _fit(
         tokens += ids.numel()
         if step % 100 == 0 or step == steps:
             recent = sum(losses[-100:]) / len(losses[-100:])
-            typer.echo(f"step {step}/{steps}  loss {recent:.4f}  {tokens / (time.monotonic() - start):,.0f} tokens/s")
+            print(f"step {step}/{steps}  loss {recent:.4f}  {tokens / (time.monotonic() - start):,.0f} tokens/s", flush=True)
     model.eval()
     return losses
 
 
 if __name__ == "__main__":
+    app = App(name="python -m tts.reproduce.demo_training", help=__doc__, version_flags=(), result_action="return_value")
+    for name, command in (("policy", train_demo_policy), ("traces", sample_demo_traces), ("prm", train_demo_prm)):
+        app.command(command, name=name)
     app()

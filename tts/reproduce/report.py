@@ -1,4 +1,4 @@
-"""The report of the experiments: tables with intervals, a figure, and whether each of the paper's findings appears."""
+"""The report of `make reproduce`: tables with intervals, a figure, and whether each of the paper's findings appears."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from tts.data.store import Record, RunStore
 from tts.evals.statistics import best_of_k, majority_of_k, pass_at_k
+from tts.reproduce.experiments import ARMS, PRMS
 
 if TYPE_CHECKING:
-    from tts.reproduce.experiments import Job, Plan
+    from tts.reproduce.experiments import Plan, Stage
 
 Values = NDArray[np.float64]
-"""[seeds, problems]: what is averaged."""
+"""Values to average [seeds, problems]."""
 
 
 class Range(NamedTuple):
-    """A mean, and its 95 % interval."""
+    """A mean with its 95 % interval."""
 
     value: float
     low: float
@@ -33,18 +34,19 @@ class Range(NamedTuple):
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     def signed(self) -> str:
-        """As a difference."""
+        """Format it as a difference: in points, with signs."""
         return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
     @property
     def verdict(self) -> str:
+        """Whether the value is above 0."""
         return (
             "yes" if self.low > 0 else "no, the other way round" if self.high < 0 else "not resolved: the interval contains 0"
         )
 
 
 def over_seeds(values: Values, draws: int = 10_000) -> Range:
-    """The mean with a bootstrap interval for which seeds and problems are drawn anew, both with replacement."""
+    """Return the mean with a bootstrap interval, for which seeds and problems are both resampled with replacement."""
     rng = np.random.default_rng(0)
     seeds, problems = values.shape
     means = [
@@ -54,30 +56,29 @@ def over_seeds(values: Values, draws: int = 10_000) -> Range:
     return Range(float(values.mean()), float(low), float(high))
 
 
-def write_report(work: Path, out: Path, plan: Plan, seeds: int, jobs: Sequence[Job], *, dev: bool) -> Path:
-    """Write the Markdown file and the figure beside it."""
+def write_report(work: Path, out: Path, plan: Plan, seeds: int, stages: Sequence[Stage], *, dev: bool) -> Path:
+    """Write the report as Markdown to `out`, and its figure beside it. Returns `out`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    found, figure = Found(work, plan, seeds), out.with_suffix(".png")
+    measured, figure = Measurements(work, plan, seeds), out.with_suffix(".png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _draw(found, plan, figure)
+    _draw(measured, plan, figure)
     template = Environment(
         loader=PackageLoader("tts", "reproduce"), undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
     ).get_template("report.md.j2")  # fmt: skip
     facts = {"plan": plan, "seeds": seeds, "split": "dev" if dev else "test", "cores": os.cpu_count(), "figure": figure.name}
-    out.write_text(template.render(**facts, **_numbers(found, plan), **_bill(work, plan, jobs)))
+    out.write_text(template.render(**facts, **_tables(measured, plan), **_effort(work, plan, stages)))
     return out
 
 
-class Found:
-    """What the stages measured."""
+class Measurements:
+    """What the stages measured, read from their output."""
 
     def __init__(self, work: Path, plan: Plan, seeds: int) -> None:
         self.work, self.plan, self.seeds = work, plan, seeds
         self.pools = [_records(self._at(seed, "test")) for seed in range(seeds)]
         self.rewards = {
-            name: [_rewards(self._at(seed, f"test-by-{name}.jsonl")) for seed in range(seeds)]
-            for name in ("prm", "prm-response", "prm-combined")
+            name: [_rewards_by_id(self._at(seed, f"test-by-{name}.jsonl")) for seed in range(seeds)] for name in PRMS
         }
         self.sizes = [2**i for i in range(plan.n.bit_length()) if 2**i <= plan.n]
 
@@ -88,7 +89,7 @@ class Found:
         return np.array([[value(seed, record) for record in pool] for seed, pool in enumerate(self.pools)])
 
     def best_of(self, prm: str, k: int, alpha: float | None = 1.0) -> Values:
-        """Best-of-k by r_hat with this alpha; by the final reward alone for None."""
+        """Return the accuracy of best-of-k by r_hat with this alpha, or by the final reward alone for None."""
 
         def value(seed: int, record: Record) -> float:
             rewards = [self.rewards[prm][seed][f"{record.id}/{i}"] for i in range(len(record.candidates))]
@@ -98,18 +99,20 @@ class Found:
         return self._of_pools(value)
 
     def majority(self, k: int) -> Values:
+        """Return the accuracy of majority voting over k solutions."""
         return self._of_pools(lambda _, record: majority_of_k([c.group for c in record.candidates], _correct(record), k))
 
     def passed(self, k: int) -> Values:
+        """Return pass@k, the probability that at least one of k solutions is correct."""
         return self._of_pools(lambda _, record: pass_at_k(_correct(record), k))
 
     def accuracy(self, name: str) -> Values:
-        """Mean correctness of a policy's solutions to each problem."""
+        """Return the share of a policy's solutions that are correct, for each problem."""
         pools = [_records(self._at(seed, f"{name}-test")) for seed in range(self.seeds)]
         return np.array([[np.mean(_correct(record)) for record in pool] for pool in pools])
 
     def right_share(self, arm: str) -> float:
-        """Share of the chosen traces that are right."""
+        """Return the share of correct traces among those that an arm chose."""
         if arm == "all":
             flags = [
                 flag
@@ -123,7 +126,7 @@ class Found:
         return float(np.mean(flags))
 
     def held_out(self, beta: float) -> tuple[list[int], Values]:
-        """(samples drawn, accuracy [seeds, evaluations] on held-out problems) while RL goes on."""
+        """Return the learning curve of RL: samples drawn, and accuracy [seeds, evaluations] on held-out problems."""
         logs = [_log(self._at(seed, f"rl-{beta:g}") / "log.jsonl") for seed in range(self.seeds)]
         steps = [[row["step"] for row in log if ACCURACY in row] for log in logs]
         values = [[row[ACCURACY] for row in log if ACCURACY in row] for log in logs]
@@ -131,6 +134,7 @@ class Found:
 
 
 ACCURACY = "eval_rewards/outcome/mean"
+"""Held-out accuracy in the log of `tts rl`."""
 
 
 def _records(folder: Path) -> list[Record]:
@@ -141,8 +145,8 @@ def _correct(record: Record) -> list[bool]:
     return [bool(candidate.correct) for candidate in record.candidates]
 
 
-def _rewards(file: Path) -> dict[str, tuple[float, float]]:
-    """Mean of the step rewards, and the final one, by the candidate's id."""
+def _rewards_by_id(file: Path) -> dict[str, tuple[float, float]]:
+    """Return the mean step reward and the final reward of each candidate."""
     rows = map(json.loads, file.read_text().splitlines())
     return {row["id"]: (float(np.mean(row["step_rewards"] or [0.0])), row["final"] or 0.0) for row in rows}
 
@@ -151,8 +155,8 @@ def _log(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
-    """The rows of the report's tables."""
+def _tables(found: Measurements, plan: Plan) -> dict[str, Any]:
+    """Return the rows of the report's tables."""
     curves = {
         "best-of-N, trajectory-aware PRM": [found.best_of("prm", k) for k in found.sizes],
         "best-of-N, response-only PRM": [found.best_of("prm-response", k) for k in found.sizes],
@@ -163,9 +167,9 @@ def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
     arms = {arm: found.accuracy(f"sft-{arm}") for arm in ARMS}
     betas = {beta: found.accuracy(f"rl-{beta:g}") for beta in plan.betas}
     drawn, learning = found.held_out(plan.betas[0])[0], {beta: found.held_out(beta)[1].mean(0) for beta in plan.betas}
-    n, chosen, plain = found.sizes[-1], arms["trajectory"], betas[0.0]
+    n, chosen, without_prm = found.sizes[-1], arms["trajectory"], betas[0.0]
 
-    def less(a: list[Values], b: list[Values]) -> list[str]:
+    def minus(a: list[Values], b: list[Values]) -> list[str]:
         return [over_seeds(x - y).signed() for x, y in zip(a[1:], b[1:], strict=True)]
 
     gains = [
@@ -175,28 +179,34 @@ def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
             (f"2. SFT on the trajectory-aware PRM's {plan.top} over {ARMS[arm]}", over_seeds(chosen - arms[arm]))
             for arm in ("random", "response", "all")
         ),
-        *((f"3. GRPO with beta = {beta:g} over beta = 0", over_seeds(betas[beta] - plain)) for beta in plan.betas if beta),
+        *(
+            (f"3. GRPO with beta = {beta:g} over beta = 0", over_seeds(betas[beta] - without_prm))
+            for beta in plan.betas
+            if beta
+        ),
     ]
     combined = [found.best_of("prm-combined", k) for k in found.sizes]
     return {
         "targets": [
             ("quality", *map(over_seeds, trajectory[1:])),
             ("quality, alignment and coherence", *map(over_seeds, combined[1:])),
-            ("difference", *less(combined, trajectory)),
+            ("difference", *minus(combined, trajectory)),
         ],
         "sizes": [f"N = {k}" for k in found.sizes],
         "findings": [(name, gain.signed(), gain.verdict) for name, gain in gains],
         "curves": [(name, *map(over_seeds, curve)) for name, curve in curves.items()],
         "differences": [
-            ("trajectory-aware minus majority", *less(trajectory, majority)),
-            ("trajectory-aware minus response-only", *less(trajectory, response)),
+            ("trajectory-aware minus majority", *minus(trajectory, majority)),
+            ("trajectory-aware minus response-only", *minus(trajectory, response)),
         ],
         "base": over_seeds(found.passed(1)),
         "arms": [
             (ARMS[arm], f"{100 * found.right_share(arm):.1f}", over_seeds(values), over_seeds(chosen - values).signed())
             for arm, values in arms.items()
         ],
-        "betas": [(f"{beta:g}", over_seeds(values), over_seeds(values - plain).signed()) for beta, values in betas.items()],
+        "betas": [
+            (f"{beta:g}", over_seeds(values), over_seeds(values - without_prm).signed()) for beta, values in betas.items()
+        ],
         "drawn": [f"{count:,}" for count in drawn],
         "learning": [(f"{beta:g}", *(f"{100 * value:.1f}" for value in curve)) for beta, curve in learning.items()],
         "alphas": [
@@ -209,9 +219,9 @@ def _numbers(found: Found, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _bill(work: Path, plan: Plan, jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the experiment took, and the commands of its first seed."""
-    seconds = {job.name: _seconds(work, job.name) for job in jobs}
+def _effort(work: Path, plan: Plan, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return the settings, the time that the stages took, and the commands of the first seed."""
+    seconds = {stage.name: _seconds(work, stage.name) for stage in stages}
     kinds: dict[str, float] = {}
     for name, spent in seconds.items():
         kind = name.rpartition("/")[2].partition("-")[0]
@@ -219,25 +229,18 @@ def _bill(work: Path, plan: Plan, jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "minutes": round(sum(seconds.values()) / 60),
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(plan).items()),
-        "commands": [(job.command, round(seconds[job.name])) for job in jobs if job.name.partition("/")[0] in ("policy", "0")],
+        "commands": [
+            (stage.command, round(seconds[stage.name])) for stage in stages if stage.name.partition("/")[0] in ("policy", "0")
+        ],
         "totals": ", ".join(f"{kind} {spent:.0f}" for kind, spent in kinds.items()),
     }
-
-
-ARMS = {
-    "trajectory": "the trajectory-aware PRM's best",
-    "response": "the response-only PRM's best",
-    "random": "random choice",
-    "all": "all data",
-    "oracle": "right ones (oracle)",
-}
 
 
 def _seconds(work: Path, name: str) -> float:
     return float(json.loads((work / "done" / f"{name.replace('/', '-')}.json").read_text())["seconds"])
 
 
-def _draw(found: Found, plan: Plan, path: Path) -> None:
+def _draw(found: Measurements, plan: Plan, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
