@@ -136,7 +136,7 @@ def test_help_is_quick_to_import_and_names_every_default():
 
 
 def test_importing_tts_loads_nothing_heavy():
-    code = "import tts, sys; print([m for m in ('torch', 'transformers', 'numpy', 'typer') if m in sys.modules])"
+    code = "import tts, sys; print([m for m in ('torch', 'transformers', 'numpy', 'cyclopts') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

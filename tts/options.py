@@ -26,10 +26,10 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from tts.errors import InputError
+from tts.types import Count as Count
 
 T = TypeVar("T")
 
-Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]

@@ -32,7 +32,7 @@ from tts.types import Engine, Scorer, Strategy
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """A strategy at one N. Tokens are per problem and run."""
 
     strategy: str
@@ -51,7 +51,7 @@ class Row:
 class Sweep:
     """What a sweep found. `passed` is the ceiling: the chance that any of N samples is right."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SweepRow, ...]
     skipped: tuple[str, ...] = ()
     """What was left out, and why."""
     folder: str = ""
@@ -107,8 +107,8 @@ def sweep(
     loaded: dict[str, Any] = {"engine_instance": engine_instance, "scorer_instance": scorer_instance}
     progress = progress or Progress()
 
-    async def solve() -> list[Row]:
-        rows: list[Row] = []
+    async def solve() -> list[SweepRow]:
+        rows: list[SweepRow] = []
         for job in plan.jobs:
             runs = []
             for seed in numbers:
@@ -126,7 +126,7 @@ def sweep(
             rows += _rows(job, runs, ns)
         return rows
 
-    async def solve_and_close() -> list[Row]:
+    async def solve_and_close() -> list[SweepRow]:
         try:
             return await solve()
         finally:
@@ -206,7 +206,7 @@ def _prepare(job: _Job, folder: Path, **settings: Any) -> Run:
     return prepare(job.solver, **where, **settings)
 
 
-def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
+def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[SweepRow]:
     by_problem: dict[str, list[Record]] = defaultdict(list)
     for run in runs:
         for record in run.store.records():
@@ -222,7 +222,7 @@ def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
     if not job.ranked:
         accuracy = _over(problems, lambda record: float(bool(record.correct)))
         n = getattr(job.solver, "n", 1)
-        return [Row(job.strategy, n, accuracy, generated, scored, runs=folders)]
+        return [SweepRow(job.strategy, n, accuracy, generated, scored, runs=folders)]
     rows, largest = [], ns[-1]
     for n in ns:
         share = n / largest
@@ -230,9 +230,9 @@ def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[Row]:
             values = {id(r): at_k(solver, r, min(n, len(r.candidates)), runs[0].reward) for r in records}
             error = sum(value.error**2 for value in values.values()) ** 0.5 / len(values)
             accuracy = _over(problems, lambda record, values=values: values[id(record)].value)
-            rows.append(Row(name, n, accuracy, generated * share, scored * share * solver.uses_scorer, error, folders))
+            rows.append(SweepRow(name, n, accuracy, generated * share, scored * share * solver.uses_scorer, error, folders))
         ceiling = _over(problems, lambda r, n=n: pass_at_k([bool(a.correct) for a in r.candidates], min(n, len(r.candidates))))
-        rows.append(Row("pass@N", n, ceiling, generated * share, 0.0, runs=folders))
+        rows.append(SweepRow("pass@N", n, ceiling, generated * share, 0.0, runs=folders))
     return rows
 
 
