@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
 
-# models this small gain more from a second process than from a second thread
+# the fast tests; models this small gain more from a second process than from a second thread
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-# what CI runs, but for the real engines
-check: lint test
+# what CI runs, but for the real engines: every test, the style, the types and the import rules
+check: lint docs
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -214,6 +214,7 @@ def readme_strategy() -> str:
     return re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
 
 
+@pytest.mark.slow
 def test_the_readmes_custom_strategy_runs_as_printed():
     Path("mine.py").write_text(readme_strategy())
     done = tts("run", "--strategy", "mine.py:RejectAndRetry", "--bar", "1.8", "--n", "8", "--limit", "6", "--json")
@@ -224,6 +225,7 @@ def test_the_readmes_custom_strategy_runs_as_printed():
     assert summary["failed"] == 0
 
 
+@pytest.mark.slow
 def test_the_docs_custom_strategy_runs_as_printed():
     code = re.search(r"```python\n(# sprint\.py\n.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.S)[1]
     assert len(code.splitlines()) <= 25
@@ -242,6 +244,7 @@ def test_a_budget_for_the_run_holds_and_is_shared():
     assert summary["truncated"] > 0
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs_as_printed():
     code = re.search(r"```python\n(import tts\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     done = subprocess.run([sys.executable, "-c", code.replace("n=16", "n=2, limit=2")], capture_output=True, text=True)
@@ -249,6 +252,7 @@ def test_the_readmes_python_runs_as_printed():
     assert "%" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_readmes_training_commands_run():
     """All of them, on fewer problems and for fewer steps than are printed."""
     readme = (ROOT / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -235,6 +236,13 @@ def test_python_and_the_command_line_check_the_same(said):
         spoken = said("run", flag, str(value))[2]
         assert str(refused.value).partition("; ")[2] == spoken.strip().partition("; ")[2]
         assert spoken.startswith(f"tts: {flag} is ")
+
+
+def test_python_shows_the_options_as_keywords():
+    shown = inspect.signature(tts.run).parameters
+    assert shown["limit"].default is None
+    assert shown["model"].default == "arith-policy"
+    assert {o.name for o in options_of(RunSettings) if o.cli} <= set(shown)
 
 
 def test_the_reference_has_every_command_option_plug_in_and_exit_code():

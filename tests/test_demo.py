@@ -67,6 +67,7 @@ def test_about_half_of_the_facts_are_certain():
     assert 0.4 < errors.count(0.0) / len(errors) < 0.7
 
 
+@pytest.mark.slow
 def test_training_a_small_pair_makes_both_losses_fall(tmp_path):
     """The whole recipe at a hundredth of its size: policy, traces, PRM; each saved, loaded and used by the next."""
     policy = train.train_demo_policy(tmp_path / "policy", steps=40, batch=8, lr=3e-3, hidden=32, seed=0)

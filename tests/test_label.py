@@ -454,6 +454,7 @@ def test_bad_settings_are_reported(tmp_path, options, message):
         label_file(LabelSettings(traces=traces, out=tmp_path / "out.jsonl", **options))
 
 
+@pytest.mark.slow
 def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 120)
     command = [sys.executable, "-m", "tts.cli", "label", str(traces), "--quality", "check", "--final", "outcome"]

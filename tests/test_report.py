@@ -359,6 +359,7 @@ def opened(chromium, page, width=1440, scheme="light"):
     tab.close()
 
 
+@pytest.mark.slow
 def test_the_page_filters_and_its_tree_expands(chromium, runs):
     with opened(chromium, write_report(runs, Path("r.html"))) as tab:
         assert tab.locator("#list li").count() == 12
@@ -388,6 +389,7 @@ def test_the_page_filters_and_its_tree_expands(chromium, runs):
         assert "seconds per problem" in tab.text_content("#against-cost svg.plot")
 
 
+@pytest.mark.slow
 def test_every_candidate_opens_with_its_steps(chromium, runs):
     with opened(chromium, write_report(runs[:1], Path("r.html"))) as tab:
         assert tab.locator(".candidate").count() == 4
@@ -398,6 +400,7 @@ def test_every_candidate_opens_with_its_steps(chromium, runs):
         assert tab.locator(".thinking .step").count() == 8
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_a_problem(chromium, runs):
     with opened(chromium, write_report(runs, Path("r.html"))) as tab:
         tab.focus("#run")
@@ -411,6 +414,7 @@ def test_the_keyboard_reaches_a_problem(chromium, runs):
         assert tab.evaluate("document.querySelector('#problem').contains(document.activeElement)")
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_but_never_executed(chromium, hostile):
     with opened(chromium, write_report([hostile], Path("r.html"))) as tab:
         for text in HOSTILE:
@@ -426,6 +430,7 @@ def test_hostile_texts_are_shown_but_never_executed(chromium, hostile):
         assert HOSTILE[0] in tab.inner_text("#problem")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_page_does_not_scroll_sideways(chromium, runs, width):
     with opened(chromium, write_report(runs, Path("r.html")), width) as tab:
@@ -455,6 +460,7 @@ CONTRASTS = """() => {
 """WCAG's contrast of every text that is seen, the lowest first."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_have_enough_contrast(chromium, runs, scheme):
     with opened(chromium, write_report(runs, Path("r.html")), scheme=scheme) as tab:

@@ -53,6 +53,7 @@ def reproduced(tmp_path_factory):
     return folder, command, done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_has_the_numbers_of_every_finding(reproduced):
     folder, _, _ = reproduced
     report = (folder / "report.md").read_text()
@@ -83,6 +84,7 @@ def record(settings, output):
     return 0
 
 
+@pytest.mark.slow
 def test_every_command_in_the_report_makes_the_settings_of_its_stage(reproduced, monkeypatch):
     folder, _, _ = reproduced
     report = (folder / "report.md").read_text()
@@ -116,6 +118,7 @@ def test_a_wrong_setting_is_named(tmp_path):
         reproduce(work=tmp_path, plan=["prm_stepps=1"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_runs_only_the_unfinished_stages(reproduced):
     folder, command, first = reproduced
     stages_done = re.findall(r"^ *\d+/\d+ ", first, re.MULTILINE)

@@ -182,6 +182,7 @@ def test_beta_1_still_logs_accuracy(tmp_path):
     assert first["rewards/outcome/mean"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollouts", ["transformers", "engine"])
 def test_a_resumed_training_gives_the_same_rewards(tmp_path, rollouts):
     def curve(run):
@@ -278,6 +279,7 @@ def test_the_guard_needs_enough_samples():
     assert not is_hacked(curve([0.6, 0.5, 0.4, 0.3], [0.5, 0.6, 0.7, 0.8], samples=8))
 
 
+@pytest.mark.slow
 def test_the_guard_stops_a_training_that_hacks_its_reward(tmp_path, capsys):
     """The scripted reward model prefers short completions, and the policy learns to be short and wrong."""
     given = settings(

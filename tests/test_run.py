@@ -89,6 +89,7 @@ def comparable(summary):
     return replace(summary, seconds=None, run="", usage=replace(summary.usage, cached=0), flops=None)
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
     command = [sys.executable, "-m", "tts.cli", "run", "--limit", "60", "--n", "8", "--concurrency", "4", "--out", "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -110,6 +111,7 @@ def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
     assert resumed.seconds.total > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loaded):
     settings = ["--limit", "60", "--n", "4", "--concurrency", "3"]
     rng, kept, kills = random.Random(0), 0, 0
@@ -144,6 +146,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loade
     assert rows("killed") == rows("whole")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(loaded):
     limit = 20_000  # bytes per file, which has the effect of a full disk
 

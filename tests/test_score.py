@@ -128,6 +128,7 @@ def test_fields_may_have_other_names_and_other_fields_are_kept(tmp_path, prm):
     assert set(bare) == {"id", "step_rewards", "final", "total", "line"}
 
 
+@pytest.mark.slow
 def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
     rows = [{"problem": PROMPT, "text": "1) 7*8=6\n\n" * (1 + i % 5)} for i in range(3000)]
     rows[7] = rows[2900] = "nonsense"

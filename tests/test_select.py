@@ -312,6 +312,7 @@ def test_a_scored_pool_can_be_ranked_anew_with_another_alpha(prm):
     assert texts(chosen) == texts(expected)
 
 
+@pytest.mark.slow
 def test_a_selection_resumed_after_a_kill_chooses_like_an_uninterrupted_one(prm):
     rows = [{"problem": f"{PROMPT} {i}", "text": f"1) 7*8={i % 10}\n\n" * (1 + i % 5)} for i in range(1500)]
     rows[7] = "nonsense"

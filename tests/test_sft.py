@@ -195,6 +195,7 @@ def curve(out):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+@pytest.mark.slow
 def test_training_resumed_after_a_kill_gives_the_same_losses(file, tmp_path):
     whole, killed = (
         settings(file, tmp_path, out=tmp_path / name, epochs=12, batch_size=2, save_steps=4) for name in ("whole", "killed")

@@ -212,6 +212,7 @@ def test_a_run_is_read_back_as_objects_and_as_a_frame(swept):
         run.frame("excel")
 
 
+@pytest.mark.slow
 def test_parameters_and_flops_are_those_of_the_model(prm, engine):
     counted = sum(p.numel() for name, p in engine.model.named_parameters() if p.ndim == 2 and "embed" not in name)
     head = engine.model.config.vocab_size * engine.model.config.hidden_size  # tied to the embeddings
@@ -242,6 +243,7 @@ def test_at_the_size_of_the_pool_the_strategy_itself_chooses(swept):
 # --- tracking
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_to_the_real_trackio(tmp_path, monkeypatch, capsys):
     pytest.importorskip("trackio", reason="trackio IS NOT INSTALLED HERE")
     code = subprocess.run(

@@ -303,6 +303,7 @@ def test_the_same_seed_gives_the_same_weights(policy):
     assert not all(torch.equal(tensor, different[name]) for name, tensor in same.items())
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(policy):
     rows = labelled("train", 16)
     rows[0]["step_targets"] = [None] * len(rows[0]["step_targets"])  # one process may have no target for one of the heads
@@ -323,6 +324,7 @@ def test_two_processes_train_like_one(policy):
         assert curve("two", name) == pytest.approx(curve("one", name), rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_resumed_after_a_kill_ends_like_an_uninterrupted_one(policy, optimizer):
     rows = labelled("train", 24)

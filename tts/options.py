@@ -29,6 +29,7 @@ from tts.errors import InputError
 from tts.types import Count as Count
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -179,6 +180,25 @@ class Settings:
         for o in options_of(type(self)):
             if (value := getattr(self, o.name)) is not o.default and value != o.default:
                 object.__setattr__(self, o.name, convert(o, value))  # the one way to set a field of a frozen dataclass
+
+
+def keywords_of(settings: type) -> Callable[[F], F]:
+    """Decorator for a function with `**settings`: `help` and editors show the options as its keywords."""
+
+    def add(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        rest = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+        taken = {p.name for p in own}
+        added = [
+            inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.bare)
+            for o in options_of(settings)
+            if o.name not in taken and o.cli
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *added, *rest])  # type: ignore[attr-defined]
+        return function
+
+    return add
 
 
 def configure(cls: Callable[..., T], values: Mapping[str, Any], *given: Any, noun: str | None = None, prefix: str = "") -> T:

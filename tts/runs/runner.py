@@ -24,7 +24,7 @@ from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
 from tts.grading.pool import Grader
 from tts.models import checkpoints
-from tts.options import check_resumable, configure, kept, options_of
+from tts.options import check_resumable, configure, kept, keywords_of, options_of
 from tts.runs.settings import RunSettings
 from tts.scorers import is_reward_model
 from tts.solving.budget import Budget
@@ -60,6 +60,7 @@ class Progress:
         self.right += bool(record.correct)
 
 
+@keywords_of(RunSettings)
 def run(
     strategy: str | Strategy | None = None,
     *,

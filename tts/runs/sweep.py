@@ -20,7 +20,7 @@ from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
 from tts.evals.statistics import pass_at_k
 from tts.evals.summary import Estimate, at_k, estimate
-from tts.options import configure, options_of
+from tts.options import configure, keywords_of, options_of
 from tts.runs.forecast import Forecast, forecast
 from tts.runs.runner import Progress, Run, prepare, wait
 from tts.runs.settings import RunSettings
@@ -77,6 +77,7 @@ class Sweep:
         return text.getvalue()
 
 
+@keywords_of(RunSettings)
 def sweep(
     strategies: Sequence[str] = ("bon", "weighted", "majority"),
     n: Sequence[int] = (1, 2, 4, 8, 16),
