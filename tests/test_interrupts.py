@@ -182,3 +182,12 @@ def test_in_a_program_of_ones_own_ctrl_c_stops_and_raises():
         work()
     assert stopped == [1, 2]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_cannot_be_written_is_an_error():
+    """Also where it is noticed as late as at the end."""
+    code = "import sys\nfrom tts import interrupts\nsys.exit(interrupts.guard(lambda: print('x')))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr

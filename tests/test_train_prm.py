@@ -324,6 +324,67 @@ def test_two_processes_train_like_one(policy):
         assert curve("two", name) == pytest.approx(curve("one", name), rel=1e-4), name
 
 
+WATCHED = """
+import atexit, os
+from pathlib import Path
+from tts.cli import entry
+from tts.errors import InputError
+from tts.train.prm.trainer import PRMTrainer
+
+@atexit.register  # and so called after those that are registered later
+def look():
+    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    Path(f"threads-{os.environ['RANK']}").write_text(" ".join(threads))
+
+def fail(*_):
+    raise {ERROR}("a failure")
+
+if {ERROR} is not None:
+    PRMTrainer.training_step = fail
+entry()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "code"), [("None", 0), ("InputError", 2), ("ValueError", 1)])
+def test_a_process_leaves_its_group_before_python_ends(policy, error, code):
+    """A thread of the group that lets go of a tensor while Python ends would abort the process, now and then."""
+    write(Path("data.jsonl"), *labelled("train", 8))
+    Path("watched.py").write_text(WATCHED.replace("{ERROR}", error))
+    arguments = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "watched.py", "train-prm"),
+        *("data.jsonl", "--out", "out", "--model", policy, "--max-steps", "2", "--batch-size", "1", "--device", "cpu"),
+    ]
+    process = subprocess.run(arguments, capture_output=True, text=True)
+    assert process.returncode == bool(code), process.stderr
+    assert not code or f"exitcode  : {code} " in process.stderr, process.stderr
+    assert "SIGABRT" not in process.stderr
+    threads = [Path(f"threads-{rank}").read_text() for rank in (0, 1)]
+    assert all("python" in names and "gloo" not in names for names in threads), threads
+
+
+@pytest.mark.slow
+def test_several_processes_stop_after_the_same_step(policy):
+    """Ctrl-C goes to the launcher, which passes it on at moments of its own."""
+    write(Path("data.jsonl"), *labelled("train", 16))
+    arguments = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tts.cli", "train-prm"),
+        *("data.jsonl", "--out", "out", "--model", policy, "--max-steps", "100000", "--batch-size", "1", "--device", "cpu"),
+        *("--log-steps", "1"),
+    ]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stderr:
+        if "step 3/" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode != 0
+    assert said.count("tts: interrupted; resume with the same command and --resume (out)") == 1, said
+    assert "tts/" not in said, said  # a traceback is the launcher's
+    [checkpoint] = Path("out/checkpoints").iterdir()
+    assert (checkpoint / "trainer_state.json").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_resumed_after_a_kill_ends_like_an_uninterrupted_one(policy, optimizer):

@@ -9,6 +9,7 @@ This module imports little, since it has to be in place before anything slow is 
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -24,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 3.0
+GRACE = 2.5
 """Seconds after which a command that does not stop is made to leave."""
 SAME = 1.0
 """Seconds within which a second signal counts as the first: launchers pass on a Ctrl-C that a terminal has sent already."""
@@ -201,6 +202,7 @@ def _install() -> None:
         reader, _pipe = os.pipe()
         os.set_blocking(_pipe, False)
         threading.Thread(target=_watch, args=(reader,), name="tts-signals", daemon=True).start()
+        atexit.register(_end)
         threading.excepthook = _unless_interrupted(threading.excepthook)
         sys.unraisablehook = _unless_interrupted(sys.unraisablehook)
     if not _forks:
@@ -279,10 +281,22 @@ def _leave(number: int) -> NoReturn:
         _say(_write)
     _end_children()
     if threading.current_thread() is threading.main_thread():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # the signal may have come in the midst of a write
-                stream.flush()
+        with suppress(Exception):  # the signal may have come in the midst of a write
+            sys.stdout.flush()
     os._exit(128 + number if _state.ending is None else _state.ending)
+
+
+def _end() -> None:
+    """The last thing that Python does: what is registered later is called earlier.
+
+    The rest of its end frees memory for long, and may be aborted by threads of libraries; signals are not handled any more.
+    """
+    if _state.ending is not None:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            return  # Python complains of what could not be written
+        os._exit(_state.ending)
 
 
 def _end_children() -> None:

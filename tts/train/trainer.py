@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import math
 import os
@@ -105,9 +107,22 @@ def arguments(settings: TrainingSettings, kind: type[Any] = TrainingArguments, *
     with warnings.catch_warnings():  # the name that takes its place is not in all the versions that will do
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         made = kind(**{**given, **more})
+    if torch.distributed.is_initialized():  # by the line before, in a process of `accelerate launch`
+        atexit.unregister(_part)
+        atexit.register(_part)
     if made.n_gpu > 1:
         made._n_gpu = 1  # several GPUs are for `accelerate launch`, not for torch's DataParallel
     return made
+
+
+def _part() -> None:
+    """Leave the process group while Python still runs: threads of it that let go of a tensor later would abort the process."""
+    for name in ("last_exc", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)  # a traceback that has been printed
+    gc.collect()  # what is left of a trainer, whose model holds on to the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    gc.collect()
 
 
 def optimizers(settings: TrainingSettings, model: nn.Module) -> tuple[Optimizer | None, None]:
