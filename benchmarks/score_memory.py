@@ -35,11 +35,13 @@ def main(traces: int = 100_000) -> None:
                 value = rng.randrange(10)
                 row = {"problem": chain.prompt, "thinking": f"1) {chain.start}+1={value}", "response": f"\\boxed{{{value}}}"}
                 file.write(json.dumps(row) + "\n")
-        tally, seen = Tally(), []
+        tally, seen, count = Tally(), [], 0
 
         def note(item, over):
-            if tally.done % max(1, traces // 10) == 0:
-                seen.append((tally.done, resident()))
+            nonlocal count
+            count += 1
+            if count % max(1, traces // 10) == 0:
+                seen.append((count, resident()))
 
         score_file(ScoreSettings(traces=source, out=out), tally=tally, show=note)
         assert tally.done == sum(1 for _ in out.open()) == traces

@@ -37,7 +37,7 @@ NEGATIVE_SOURCE = 2048
 
 @dataclass(frozen=True)
 class TraceLabels:
-    """The targets of one trace and the terms behind them. Lists have one entry per thinking step, then per response step."""
+    """The targets of one trace and their terms. Lists have one entry per thinking step, then per response step."""
 
     alignment: list[float | None]
     """r_align, in [-1, 1]; None for response steps, and unless the targets are combined."""
@@ -169,7 +169,7 @@ class Labeller:
         return TraceLabels(align, quality, coh, steps, final, verdict.correct, template)
 
     def _compare(self, candidate: Candidate) -> tuple[list[tuple[float, float]], list[int]]:
-        """Return (alignment, coherence) and the number of negatives behind the coherence, for every thinking step.
+        """Return (alignment, coherence), and the number of negatives of the coherence, for every thinking step.
 
         The step before the first one is the problem.
         """
