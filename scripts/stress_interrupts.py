@@ -33,7 +33,7 @@ from busy import busy
 LIMIT = 5.0
 """Seconds in which an interrupted command has to end."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LINE = re.compile(r"^tts: interrupted.*(resume|nothing was written|the same command|is whole)", re.MULTILINE)
+LINE = re.compile(r"^tts: interrupted.*(resume|nothing was written|the same command|is complete)", re.MULTILINE)
 MARK = f"stress-{os.getpid()}"
 """In the environment of all that a command starts."""
 ROW = {
