@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+from tests.killing import run_killed
 from tests.test_score import command, read, write
 from tts.demo import arith
 from tts.errors import InputError
@@ -396,16 +396,11 @@ def test_a_killed_training_goes_on_and_ends_as_if_undisturbed(policy, optimizer)
     )
     train_prm(settings)
     arguments = [
-        *(sys.executable, "-m", "tts.cli", "train-prm", "data.jsonl", "--out", "out", "--model", policy, "--head", "both"),
+        *("train-prm", "data.jsonl", "--out", "out", "--model", policy, "--head", "both"),
         *("--optimizer", optimizer, "--max-steps", "30", "--save-steps", "3", "--eval", "data.jsonl"),
         *("--device", "cpu", "--batch-size", "4", "--lr", "1e-3", "--log-steps", "1"),
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("out/checkpoints/checkpoint-9/trainer_state.json").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    run_killed("transformers.trainer:Trainer.training_step", 11, *arguments)
     assert not Path("out/config.json").exists()
     Path("out/checkpoints/checkpoint-27").mkdir()  # as if it had been killed while it wrote one
     Path("out/checkpoints/checkpoint-27/model.safetensors").write_bytes(b"torn")
