@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import tts
+from tests.killing import run_killed
 from tests.scripted import ScriptedEngine
 from tts.data.labelled import parse_labelled, read_labelled, trl_row
 from tts.data.traces import BadRowError
@@ -457,30 +454,21 @@ def test_bad_settings_are_reported(tmp_path, options, message):
 @pytest.mark.slow
 def test_labelling_resumed_after_a_kill_writes_the_same_rows(tmp_path):
     traces = arith_traces(tmp_path / "traces.jsonl", 120)
-    command = [sys.executable, "-m", "tts.cli", "label", str(traces), "--quality", "check", "--final", "outcome"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    subprocess.run([*command, "--out", str(whole)], check=True, env=environment, capture_output=True)
-    process = subprocess.Popen([*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL)
-    while not (killed.exists() and killed.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(rows_of_whole_lines(killed)) < 120
-    done = subprocess.run(
-        [*command, "--out", str(killed), "--resume"], check=True, env=environment, capture_output=True, text=True
-    )
-    assert "before" in done.stdout
+    settings = LabelSettings(traces=traces, out=killed, quality="check", final="outcome")
+    label_file(replace(settings, out=whole))
+    options = ("--quality", "check", "--final", "outcome")
+    run_killed("tts.data.stream:FileSink.add", 2, "label", traces, "--out", killed, *options)
+    assert 0 < len(rows_of_whole_lines(killed)) < 120
+    with killed.open("a") as file:
+        file.write('{"id": "torn in the mid')
+    assert label_file(replace(settings, resume=True)).resumed > 0
     expected, found = rows_of(whole), rows_of(killed)
     assert [row["id"] for row in found] == [row["id"] for row in expected]
     for a, b in zip(expected, found, strict=True):
         assert a["step_targets"] == pytest.approx(b["step_targets"], abs=1e-5)  # batches of other sizes differ in the last bits
-    other = subprocess.run(
-        [*command, "--out", str(killed), "--resume", "--tau", "0.3"], env=environment, capture_output=True, text=True
-    )
-    assert other.returncode == 2
-    assert "was started with --tau 0.1, not 0.3" in other.stderr
+    with pytest.raises(InputError, match=r"was started with --tau 0\.1, not 0\.3"):
+        label_file(replace(settings, resume=True, tau=0.3))
 
 
 def rows_of_whole_lines(path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import tts
+from tests.killing import run_killed
 from tts.data.store import Record, RunStore
 from tts.runs.runner import Progress
 from tts.types import Candidate, Result, Strategy
@@ -91,20 +92,15 @@ def comparable(summary):
 
 @pytest.mark.slow
 def test_kill_9_and_resume_ends_like_an_undisturbed_run(loaded):
-    command = [sys.executable, "-m", "tts.cli", "run", "--limit", "60", "--n", "8", "--concurrency", "4", "--out", "killed"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = ("run", "--limit", "24", "--n", "4", "--concurrency", "4", "--out", "killed")
+    run_killed("tts.data.store:RunStore.append", 5, *command)
     results = Path("killed/results.jsonl")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not results.exists() or results.read_bytes().count(b"\n") < 5):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     before = results.read_text().splitlines()
-    assert 5 <= len(before) < 60
+    assert len(before) == 5
     with results.open("a") as file:
         file.write('{"id": "arith-9", "problem": "torn in the mid')
     resumed = tts.run(resume="killed", **loaded)
-    undisturbed = tts.run("bon", limit=60, n=8, out="whole", **loaded)
+    undisturbed = tts.run("bon", limit=24, n=4, out="whole", **loaded)
     assert rows("killed") == rows("whole")
     assert set(before) <= set(rows("killed"))
     assert comparable(resumed) == comparable(undisturbed)
@@ -125,12 +121,10 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(loade
             *(["--resume", "killed"] if begun else [*settings, "--out", "killed"]),
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        results, deadline = Path("killed/results.jsonl"), time.monotonic() + 60
-        more = rng.choice((0, 0, 1, 3))  # rows to wait for; with 0 it is killed while it starts
-        while (
-            time.monotonic() < deadline
-            and process.poll() is None
-            and ((len(results.read_text().splitlines()) if results.exists() else 0) < kept + more or not more)
+        results = Path("killed/results.jsonl")
+        more = rng.choice((0, 0, 1, 3))  # rows to wait for; without any it dies while it starts
+        while process.poll() is None and (
+            (len(results.read_text().splitlines()) if results.exists() else 0) < kept + more or not more
         ):
             time.sleep(0.01)
             if not more and rng.random() < 0.02:

@@ -4,16 +4,15 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import tts
-from tts.cli import main
+from tests.killing import run_killed
+from tts.cli import entry
 from tts.errors import InputError
 from tts.runs.score import score_file
 from tts.runs.settings import ScoreSettings
@@ -42,7 +41,7 @@ def score(path, out="out.jsonl", prm=None, **settings):
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["tts", *arguments])
     with pytest.raises(SystemExit) as ended:
-        sys.exit(main(sys.argv[1:]))
+        entry()
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 
@@ -130,27 +129,21 @@ def test_fields_may_have_other_names_and_other_fields_are_kept(tmp_path, prm):
 
 @pytest.mark.slow
 def test_a_killed_scoring_goes_on_and_ends_as_if_undisturbed(tmp_path, prm):
-    rows = [{"problem": PROMPT, "text": "1) 7*8=6\n\n" * (1 + i % 5)} for i in range(3000)]
-    rows[7] = rows[2900] = "nonsense"
+    rows = [{"problem": PROMPT, "text": "1) 7*8=6\n\n" * (1 + i % 5)} for i in range(1000)]
+    rows[7] = rows[900] = "nonsense"
     path = write(tmp_path / "t.jsonl", *rows)
     score(path, "whole.jsonl", prm)
-    arguments = [sys.executable, "-m", "tts.cli", "score", path, "--out", "out.jsonl"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run_killed("tts.data.stream:FileSink.add", 3, "score", path, "--out", "out.jsonl")
     out = Path("out.jsonl")
-    while not (out.exists() and out.stat().st_size > 100_000):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     torn = out.read_bytes()
-    assert 0 < torn.count(b"\n") < 2998
+    assert 0 < torn.count(b"\n") < 998
     out.write_bytes(torn[:-30])  # as if the disk had taken only a part of the last write
     score_file(ScoreSettings(traces=Path(path), out=out, resume=True), scorer_instance=prm)
     resumed, whole = read(out), read("whole.jsonl")
     assert [row["line"] for row in resumed] == [row["line"] for row in whole]
     for one, other in zip(resumed, whole, strict=True):
         assert one["step_rewards"] == pytest.approx(other["step_rewards"], abs=1e-6)
-    assert [row["line"] for row in read("out.rejected.jsonl")] == [8, 2901]
+    assert [row["line"] for row in read("out.rejected.jsonl")] == [8, 901]
 
 
 def test_a_file_goes_on_only_under_its_settings(tmp_path, prm):

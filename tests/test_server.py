@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -292,30 +291,34 @@ async def test_no_server_at_the_address(impatient):
 
 
 async def test_a_server_that_hangs_times_out(impatient):
+    given_up = threading.Event()
+
     def answer(handler, path, body, count):
-        time.sleep(1.5)
+        given_up.wait()
         return respond({})
 
-    with serving(answer) as server, pytest.raises(ServerError, match=r"did not answer within 0\.2 s"):
-        await ask(server.url, timeout=0.2, retries=1)
+    with serving(answer) as server:
+        with pytest.raises(ServerError, match=r"did not answer within 0\.2 s"):
+            await ask(server.url, timeout=0.2, retries=1)
+        given_up.set()
 
 
 async def test_concurrency_is_bounded():
-    running, most, lock = 0, 0, threading.Lock()
+    running, most, lock, three = 0, 0, threading.Lock(), threading.Barrier(3)
 
     def answer(handler, path, body, count):
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        three.wait()  # for as many as the client sends at a time
         with lock:
             running -= 1
         return respond({})
 
     with serving(answer) as server:
         client = JsonClient(server.url, concurrency=3)
-        await asyncio.gather(*(client.post("/x", {}) for _ in range(20)))
+        await asyncio.gather(*(client.post("/x", {}) for _ in range(21)))
         await client.close()
     assert most == 3
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+from tests.killing import run_killed
 from tests.test_score import command, read, write
 from tts.demo import arith
 from tts.errors import InputError
@@ -401,16 +401,11 @@ def test_training_resumed_after_a_kill_ends_like_an_uninterrupted_one(policy, op
     )
     train_prm(settings)
     arguments = [
-        *(sys.executable, "-m", "tts.cli", "train-prm", "data.jsonl", "--out", "out", "--model", policy, "--head", "both"),
+        *("train-prm", "data.jsonl", "--out", "out", "--model", policy, "--head", "both"),
         *("--optimizer", optimizer, "--max-steps", "30", "--save-steps", "3", "--eval", "data.jsonl"),
         *("--device", "cpu", "--batch-size", "4", "--lr", "1e-3", "--log-steps", "1"),
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("out/checkpoints/checkpoint-9/trainer_state.json").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    run_killed("transformers.trainer:Trainer.training_step", 11, *arguments)
     assert not Path("out/config.json").exists()
     Path("out/checkpoints/checkpoint-27").mkdir()  # as if it had been killed while writing one
     Path("out/checkpoints/checkpoint-27/model.safetensors").write_bytes(b"torn")
@@ -553,7 +548,7 @@ def test_unusable_traces_are_skipped_and_counted(policy, capsys):
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ({"step_targets": [1]}, {}, "data.jsonl, line 2: 1 labels for 3 steps; there should be one for every thinking step"),
+        ({"step_targets": [1]}, {}, "data.jsonl, line 2: 1 labels for 3 steps; expected one for every thinking step"),
         ({"step_targets": [1, 1, 1.5]}, {}, "trace 2: a target is 1.5, but targets must be between 0 and 1"),
         ({"final_target": -1}, {}, "trace 2: a target is -1, but targets must be between 0 and 1"),
         ({}, {"max_length": 20}, "none of the 2 traces of data.jsonl can be used: 2 longer than 20 tokens"),
@@ -584,7 +579,7 @@ def test_data_without_targets_for_a_head_is_refused(policy):
         ([finals], "both", "no targets of steps, which --head both needs; use --head trace"),
         ([steps], "trace", "none of the 1 traces of data.jsonl can be used: 1 without targets for --head trace"),
         ([{**steps, "step_targets": [None] * 3}], "step", "1 without targets for --head step"),
-        ([{"problem": "p", "text": "t"}], "step", "line 1: no targets in it; expected what `tts label` writes"),
+        ([{"problem": "p", "text": "t"}], "step", "line 1: the line has no targets; expected the columns of `tts label`"),
     ):
         with pytest.raises(InputError, match=message):  # the folder of a training that never started may be reused
             train_prm(settings_of(policy, rows=rows, head=head))
