@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections import deque
 from contextlib import suppress
@@ -302,10 +303,12 @@ class _ModelForward:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        # transformers 5.19 renames the argument, model by model
+        self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         mask = functional.pad(mask, (0, 0, 0, 0, 0, len(ids) - len(mask)))
         logits: Tensor = self.model(
-            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], past_key_values=cache, logits_to_keep=1
+            input_ids=ids, position_ids=positions, attention_mask=mask[:, None], logits_to_keep=1, **{self.argument: cache}
         ).logits
         return logits[:, -1]

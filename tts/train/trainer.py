@@ -8,9 +8,9 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def arguments(settings: TrainingSettings, kind: type[Any] = TrainingArguments, *
         "warmup_steps": settings.warmup,  # below 1 it is a share
         "lr_scheduler_type": settings.schedule,
         "weight_decay": settings.weight_decay,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        _checkpointing(kind): settings.gradient_checkpointing,
         "bf16": settings.bf16,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
@@ -104,15 +104,19 @@ def arguments(settings: TrainingSettings, kind: type[Any] = TrainingArguments, *
         "report_to": "none",
         "disable_tqdm": True,
     }
-    with warnings.catch_warnings():  # the name that takes its place is not in all the versions that will do
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-        made = kind(**{**given, **more})
+    made = kind(**{**given, **more})
     if torch.distributed.is_initialized():  # by the line before, in a process of `accelerate launch`
         atexit.unregister(_part)
         atexit.register(_part)
     if made.n_gpu > 1:
         made._n_gpu = 1  # several GPUs are for `accelerate launch`, not for torch's DataParallel
     return made
+
+
+def _checkpointing(kind: type[Any]) -> str:
+    """The argument that recomputes activations: transformers 5.19 renames it, and the old name is still needed before."""
+    names = {field.name for field in fields(kind)}
+    return "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
 def _part() -> None:
