@@ -327,11 +327,10 @@ def test_two_processes_train_like_one(policy):
 WATCHED = """
 import atexit, os
 from pathlib import Path
-from tts.cli import entry
+from tts import cli
 from tts.errors import InputError
 from tts.train.prm.trainer import PRMTrainer
 
-@atexit.register  # and so called after those that are registered later
 def look():
     threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
     Path(f"threads-{os.environ['RANK']}").write_text(" ".join(threads))
@@ -339,9 +338,14 @@ def look():
 def fail(*_):
     raise {ERROR}("a failure")
 
+def watched(arguments, main=cli.main):
+    atexit.register(look)  # called after what is registered later, and before Python's end, which was registered earlier
+    return main(arguments)
+
 if {ERROR} is not None:
     PRMTrainer.training_step = fail
-entry()
+cli.main = watched
+cli.entry()
 """
 
 
