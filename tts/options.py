@@ -8,17 +8,15 @@ Command lines, Python keywords, run.json, the check of a resumed run and the ref
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,6 +24,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from tts.errors import InputError
+from tts.helptexts import texts_of_arguments, texts_under_fields
 from tts.types import Count as Count
 
 T = TypeVar("T")
@@ -145,7 +144,7 @@ def options_of(plugin: Any) -> list[Option]:
     if function is object.__init__:
         return []
     hints = get_type_hints(function, include_extras=True)
-    texts = _argument_texts(plugin)
+    texts = texts_of_arguments(plugin)
     return [
         Option(p.name, hints.get(p.name, Any), MISSING if p.default is p.empty else p.default, texts.get(p.name, ""),
                flag=flag_of(p.name))
@@ -156,7 +155,7 @@ def options_of(plugin: Any) -> list[Option]:
 
 @lru_cache(maxsize=256)
 def _fields_of(cls: type) -> tuple[Option, ...]:
-    hints, texts = get_type_hints(cls, include_extras=True), _texts(cls)
+    hints, texts = get_type_hints(cls, include_extras=True), texts_under_fields(cls)
     # the class that declares a field first gives it its place and heading, the last one its default and help
     home = {name: base for base in cls.__mro__ for name in _declared(base)}
     found = []
@@ -367,61 +366,5 @@ def _json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-# texts under fields
-
-
 def _declared(cls: type) -> list[str]:
     return [name for name in inspect.get_annotations(cls) if name != "topic"]
-
-
-def _texts(cls: type) -> dict[str, str]:
-    """The text under each field of a class and its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        found |= _texts_of_module(base.__module__).get(base.__qualname__, {})
-    return found
-
-
-@lru_cache(maxsize=64)
-def _texts_of_module(module: str) -> dict[str, dict[str, str]]:
-    """Class names to field names to the texts under the fields; empty where there is no source."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, KeyError, SyntaxError):  # a module without a file: an interpreter, a C extension
-        return {}
-    found: dict[str, dict[str, str]] = {}
-
-    def visit(body: Sequence[ast.stmt], prefix: str) -> None:
-        for node in body:
-            if isinstance(node, ast.ClassDef):
-                texts = found[prefix + node.name] = {}
-                for field, text in pairwise(node.body):
-                    match field, text:
-                        case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as words)):
-                            texts[name] = " ".join(words.split())
-                visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                visit(node.body, f"{prefix}{node.name}.<locals>.")
-
-    visit(tree.body, "")
-    return found
-
-
-def _argument_texts(plugin: Any) -> dict[str, str]:
-    """The texts of `Args:` sections: of a function, or of a class, its bases and its `__init__`."""
-    documented = [plugin, *(base.__dict__.get("__init__") for base in plugin.__mro__)] if isinstance(plugin, type) else [plugin]
-    documented += reversed(plugin.__mro__) if isinstance(plugin, type) else []
-    texts: dict[str, str] = {}
-    for text in (item.__doc__ for item in documented if item is not None):
-        _, found, section = inspect.cleandoc(text or "").partition("Args:\n")
-        name = ""
-        for line in section.splitlines() if found else ():
-            if not line.startswith("    "):
-                break
-            head, colon, rest = line.strip().partition(":")
-            if line.startswith("     "):  # a continued text
-                texts[name] = f"{texts[name]} {line.strip()}".strip()
-            elif colon:
-                name = head.split(" ")[0]
-                texts[name] = rest.strip()
-    return texts
