@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_origin
 
@@ -20,6 +19,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from tts.commands import COMMANDS, Command
+from tts.engines import installed
 from tts.errors import InputError
 from tts.options import Option, Settings, configure, option, options_of, without_defaults
 from tts.show.console import Output
@@ -72,7 +72,7 @@ class Line:
     def app(self, *, whole: bool = False) -> App:
         """The application. Only the command that is called has its options, unless `whole`, as completion needs it."""
         app = App(
-            name="tts", help="Test-time scaling and decoding of reasoning models.", version=version("tts-toolkit"),
+            name="tts", help="Test-time scaling and decoding of reasoning models.", version=installed("tts-toolkit") or "not installed",
             help_flags=["-h", "--help"], version_flags=["--version"], config=self._sources(), help_format="plaintext",
             usage="Usage: tts COMMAND [OPTIONS]", help_epilogue="Shell completion: tts --install-completion",
         )  # fmt: skip
