@@ -72,7 +72,8 @@ class Line:
     def app(self, *, whole: bool = False) -> App:
         """The application. Only the command that is called has its options, unless `whole`, as completion needs it."""
         app = App(
-            name="tts", help="Test-time scaling and decoding of reasoning models.", version=installed("tts-toolkit") or "not installed",
+            name="tts", help="Test-time scaling and decoding of reasoning models.",
+            version=installed("tts-toolkit") or "not installed",
             help_flags=["-h", "--help"], version_flags=["--version"], config=self._sources(), help_format="plaintext",
             usage="Usage: tts COMMAND [OPTIONS]", help_epilogue="Shell completion: tts --install-completion",
         )  # fmt: skip
