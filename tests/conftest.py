@@ -4,6 +4,7 @@ import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; before torch is loaded
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test depends on the network
 
 import pytest
 

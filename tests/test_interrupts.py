@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +153,13 @@ def test_a_command_that_is_done_keeps_its_exit_code():
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize(("command", "code"), [("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit('why')", 1), ("return 4", 4)])
+def test_a_command_may_exit_in_any_way(command, code):
+    script = f"import sys\nfrom tts import interrupts\ndef command():\n    {command}\nsys.exit(interrupts.guard(command))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "why\n" if "why" in command else "")
+
+
 def test_a_forked_child_is_on_its_own():
     """Its signals are neither its parent's nor handled as such."""
     body = """
@@ -191,3 +199,11 @@ def test_what_cannot_be_written_is_an_error():
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode != 0
     assert "No space left on device" in done.stderr
+
+
+@pytest.mark.slow
+def test_commands_are_interrupted_at_random_moments():
+    """One interrupt of each command; scripts/stress_interrupts.py itself does hundreds."""
+    script = Path(__file__).parents[1] / "scripts" / "stress_interrupts.py"
+    done = subprocess.run([sys.executable, script, "--count", "15", "--busy", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -73,7 +73,10 @@ async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline
     generator = Generator(engine, PROBLEM, sampling, seed=seed, usage=usage, budget=Budget(budget), deadline=deadline)
     metered = MeteredScorer(scorer or DigitScorer(), usage=usage, clock=generator.clock)
     engine.generator = generator
-    return await configure(get_strategy(name), options).solve(PROBLEM, generator, metered)
+    try:
+        return await configure(get_strategy(name), options).solve(PROBLEM, generator, metered)
+    finally:
+        await generator.grader.close()
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -75,6 +75,10 @@ def guard(command: Callable[[], int | None]) -> int:
     code = 1
     try:
         code = command() or 0
+    except SystemExit as exit:  # as rich raises where nobody reads its output
+        code = exit.code if isinstance(exit.code, int) else 0 if exit.code is None else 1
+        if _state.number is None:
+            raise
     except BaseException as error:
         if _state.number is None and not isinstance(error, KeyboardInterrupt):
             raise
@@ -293,7 +297,8 @@ def _end() -> None:
     """
     if _state.ending is not None:
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except (OSError, ValueError):
             return  # Python complains of what could not be written
         os._exit(_state.ending)

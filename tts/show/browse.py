@@ -142,7 +142,7 @@ def list_runs(root: Path) -> RenderableType:
             lines.append(_run_line(folder))
         except InputError as error:
             errors.append(Text.assemble((f"{printable(folder.name)}  ", "bold"), (printable(str(error)), "red")))
-    for _, (name, *cells) in sorted(lines, reverse=True):
+    for _, (name, *cells) in sorted(lines, key=lambda line: line[0], reverse=True):
         table.add_row(Text(name, "bold"), *map(Text, cells))
     return Group(*([table] if lines else []), *errors)
 
@@ -171,7 +171,16 @@ def find_problem(folder: Path, problem_id: str) -> Record:
 def _folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"no folder {root}; tts run creates runs in runs/ by default; for another folder, tts runs FOLDER")
-    return [root] if _looks_like_a_run(root) else sorted(filter(_looks_like_a_run, root.iterdir()))
+    if _looks_like_a_run(root):
+        return [root]
+    # of runs that were started within a second, the later one first
+    return sorted(filter(_looks_like_a_run, root.iterdir()), key=lambda folder: (_created(folder), folder), reverse=True)
+
+
+def _created(folder: Path) -> int:
+    """When run.json was written, in nanoseconds."""
+    file = folder / "run.json"
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def printable(text: str) -> str:
