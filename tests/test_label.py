@@ -475,6 +475,21 @@ def rows_of_whole_lines(path):
     return path.read_bytes().split(b"\n")[:-1]
 
 
+@pytest.mark.parametrize("options", [{"top_p": 1e-6}, {"system": "Answer in words."}])
+def test_options_of_sampling_and_of_the_policy_reach_its_completions(tmp_path, options):
+    """Each changes what is sampled, and what was kept under other options is not used."""
+    prompt = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
+    rows = [{"problem": prompt, "answer": "0", "text": "<think>\n1) 7*8=6\n\n2) 6*5=0\n</think>\n\nIt is \\boxed{0}"}]
+    traces, cache = write(tmp_path / "t.jsonl", rows), tmp_path / "cache"
+    common = {"traces": traces, "targets": "quality", "final": "none", "n": 16, "max_tokens": 60, "cache": cache}
+    label_file(LabelSettings(out=tmp_path / "one.jsonl", **common))
+    label_file(LabelSettings(out=tmp_path / "two.jsonl", **common, **options))
+    one, two = ([row["terms"]["quality"] for row in rows_of(tmp_path / f"{name}.jsonl")] for name in ("one", "two"))
+    assert one != two
+    if "top_p" in options:  # almost greedy: all completions of a prefix are one
+        assert set(two[0]) <= {0.0, 1.0}
+
+
 # public data sets of step labels
 
 

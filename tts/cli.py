@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
         return line.run()
     except InputError as error:
         if line.verbose:
-            raise
+            import traceback
+
+            traceback.print_exc()
         warn(" ".join(str(error).split()))
         return Exit.INPUT
     except BrokenPipeError:  # as in `tts runs | head`: whoever read has seen enough

@@ -226,6 +226,7 @@ async def _load_labeller(
     stack.push_async_callback(grader.close)
     # the weights are part of the key: a model may have been retrained under the same name
     models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
+    models += [(name, value) for name in ("adapter", "system") if (value := getattr(settings, name)) is not None]
     cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *models)
     stack.callback(cache.close)
     quality: Quality
@@ -233,7 +234,7 @@ async def _load_labeller(
         assert policy is not None
         quality = RolloutQuality(
             policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            seed=settings.seed,
+            top_p=settings.top_p, seed=settings.seed,
         )  # fmt: skip
     elif settings.quality == "judge":
         assert expert is not None
@@ -247,7 +248,7 @@ async def _load_labeller(
         assert expert is not None
         template_reward = TemplateReward(
             expert, policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            seed=settings.seed,
+            top_p=settings.top_p, seed=settings.seed,
         )  # fmt: skip
     encoder, negative_source = None, list[tuple[str, str]]()
     if settings.targets == "combined":

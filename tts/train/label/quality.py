@@ -95,6 +95,7 @@ class RolloutQuality:
         n: Completions per prefix. Default: 8.
         max_tokens: New tokens per completion, at most. Default: 2048.
         temperature: Sampling temperature of the completions. Default: 1.0.
+        top_p: Probability mass of nucleus sampling of the completions. Default: 1.0.
         seed: Seed of the completions. Default: 0.
     """
 
@@ -107,10 +108,11 @@ class RolloutQuality:
         n: int = 8,
         max_tokens: int = 2048,
         temperature: float = 1.0,
+        top_p: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.engine, self.grader, self.cache, self.n, self.seed = engine, grader, cache, n, seed
-        self.max_tokens, self.temperature = max_tokens, temperature
+        self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
 
     async def rate(self, candidate: Candidate) -> list[float]:
         given = candidate.problem
@@ -126,11 +128,11 @@ class RolloutQuality:
         return float(bool(verdict.correct))
 
     async def _share(self, problem: Problem, prefix: str) -> float:
-        sampled_by = (self.n, self.max_tokens, self.temperature, self.seed)
+        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed)
         return float(await self.cache.get(lambda: self._complete(problem, prefix), "rollout", *sampled_by, problem, prefix))
 
     async def _complete(self, problem: Problem, prefix: str) -> float:
-        sampling = Sampling(self.temperature, max_tokens=2**30)
+        sampling = Sampling(self.temperature, self.top_p, max_tokens=2**30)
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
         if generator.opened(Candidate(problem)).steps:  # the chat template has already opened <think>
             prefix = re.sub(rf"^\s*{OPEN}\n?", "", prefix)

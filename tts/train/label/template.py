@@ -48,15 +48,16 @@ class TemplateReward:
         n: Solutions per template. Default: 8.
         max_tokens: New tokens per solution, at most. Default: 2048.
         temperature: Sampling temperature of the solutions. Default: 1.0.
+        top_p: Probability mass of nucleus sampling of the solutions. Default: 1.0.
         seed: Seed of the solutions. Default: 0.
     """
 
     def __init__(
         self, expert: Engine, policy: Engine, grader: Grader, cache: Cache, *, n: int = 8, max_tokens: int = 2048,
-        temperature: float = 1.0, seed: int = 0,
+        temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
     ) -> None:  # fmt: skip
         self.expert, self.policy, self.grader, self.cache = expert, policy, grader, cache
-        self.n, self.max_tokens, self.temperature, self.seed = n, max_tokens, temperature, seed
+        self.n, self.max_tokens, self.temperature, self.top_p, self.seed = n, max_tokens, temperature, top_p, seed
 
     async def rate(self, candidate: Candidate) -> tuple[str, float]:
         """Return the template of a trace, and r_final in [0, 1].
@@ -68,7 +69,7 @@ class TemplateReward:
         request = fill(EXTRACT, problem=problem.prompt, solution=candidate.text)
         template = str(await self.cache.get(lambda: self._extract(request), "template", self.seed, request))
         prompt = fill(GUIDED, problem=problem.prompt, template=template)
-        sampled_by = (self.n, self.max_tokens, self.temperature, self.seed, problem.answer, problem.grader)
+        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed, problem.answer, problem.grader)
         return template, float(await self.cache.get(lambda: self._solve(problem, prompt), "guided", *sampled_by, prompt))
 
     async def _extract(self, prompt: str) -> str:
@@ -81,6 +82,6 @@ class TemplateReward:
 
     async def _solve(self, problem: Problem, prompt: str) -> float:
         guided = Problem("guided", prompt, problem.answer, problem.grader)
-        sampling = Sampling(self.temperature, max_tokens=self.max_tokens)
+        sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
         generator = Generator(self.policy, guided, sampling, seed=derive_seed(self.seed, "guided"), grader=self.grader)
         return await share_correct(generator, Candidate(guided), self.n, self.max_tokens)
