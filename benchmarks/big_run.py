@@ -34,7 +34,7 @@ def small_run(folder, candidates):
 
 
 def large_run(folder, name, problems, seed):
-    """Repeat the rows of the small run: copy i of problem p is problem 60 i + p. `seed` only makes the runs' settings differ."""
+    """Repeat the rows of the small run: copy i of problem p is problem 60 i + p. `seed` only makes settings differ."""
     small = RunStore.open(folder / "small")
     out, data = folder / name, folder / "large.jsonl"
     out.mkdir()
@@ -93,7 +93,9 @@ def main(problems: int = 83_580, candidates: int = 16, runs: int = 500, folder: 
         first, second = folder / "first", folder / "second"
         last = f"p-{problems - 1}"
         size = (first / "results.jsonl").stat().st_size
-        print(f"results.jsonl: {size / 1e6:,.0f} MB, {problems:,} rows\n\n| command | seconds | MB | exit code |\n|---|---|---|---|")
+        print(
+            f"results.jsonl: {size / 1e6:,.0f} MB, {problems:,} rows\n\n| command | seconds | MB | exit code |\n|---|---|---|---|"
+        )
         for command in (
             ("show", first, "p-1"), ("show", first, last), ("show", first, "p-none"), ("compare", first, second),
             ("run", "--resume", first), ("report", first, "--out", folder / "report.html"),

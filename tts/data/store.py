@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from tts.types import Branch, Finish, Problem, Result, Reward, Usage
 SCHEMA = 1
 """Version of the run folder's layout."""
 
-BLOCK = 1 << 22
+BLOCK = 1 << 18
 """Bytes that are read at a time. A run can have gigabytes of rows, so no function here but `records` holds all of them."""
 
 T = TypeVar("T")
@@ -153,9 +154,11 @@ class Outcome:
     error: str | None = None
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> Outcome:
-        """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
-        return _parse(cls, line)
+    def from_json(cls, line: bytes) -> Outcome:
+        """Parse a line of results.jsonl, but for its candidates. Raises ValueError if it is not a row."""
+        # in a JSON text, quotes are escaped, so these bytes are not part of one; a row in another form is parsed as a whole
+        begin, end = line.find(b', "candidates": ['), line.rfind(b'], "choice": ')
+        return _parse(cls, line[:begin] + line[end + 1 :] if 0 < begin < end else line)
 
 
 @cache
@@ -239,19 +242,27 @@ class RunStore:
     def find(self, problem_id: str) -> Record | None:
         """The row of a problem; None if there is none. Raises InputError if it cannot be read.
 
-        A row begins with its id and has no line breaks inside, so it is found by searching for the bytes that it begins with,
-        which takes half a second for a gigabyte. Rows that other tools have written in another form are found by reading all.
+        A row begins with its id and has no line breaks inside, so it is found by the bytes that it begins with: at the place
+        that its timing names, or by a search through the file (half a second for a gigabyte). Rows that another tool has written
+        in another form are found by reading all of them.
         """
         start = b'{"id": ' + json.dumps(problem_id, ensure_ascii=False).encode(errors=ESCAPE) + b","
-        if (place := _line_that_starts(self.results, start)) is not None:
-            with self.results.open("rb") as file:
-                file.seek(place)
-                line = file.readline()
-            return self._read_row(Record.from_json, line) if line.endswith(b"\n") else None
+        for place in self._places(start):
+            line = _line_at(self.results, place)
+            if line.startswith(start) and line.endswith(b"\n"):
+                return self._read_row(Record.from_json, line)
         for line in _whole_lines(self.results):
             if self._read_row(Outcome.from_json, line).id == problem_id:
                 return self._read_row(Record.from_json, line)
         return None
+
+    def _places(self, start: bytes) -> Iterator[int]:
+        """Where in results.jsonl the row may begin."""
+        if (timing := _search(self.timings, start)) is not None:
+            with suppress(ValueError, LookupError, TypeError):  # torn, or a run without places
+                yield int(json.loads(_line_at(self.timings, timing))["at"])
+        if (place := _search(self.results, start)) is not None:
+            yield place
 
     def _read_rows(self, parse: Callable[[bytes], T]) -> Iterator[T]:
         try:
@@ -276,7 +287,8 @@ class RunStore:
         return self.outcomes()
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing to timings.jsonl."""
+        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl."""
+        timing = {**timing, "at": self.results.stat().st_size if self.results.exists() else 0}
         for path, line in ((self.results, record.to_json()), (self.timings, json.dumps(timing))):
             with path.open("a", encoding="utf-8", errors=ESCAPE) as file:
                 file.write(line + "\n")
@@ -320,7 +332,14 @@ def _ends_whole(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _line_that_starts(path: Path, start: bytes) -> int | None:
+def _line_at(path: Path, place: int) -> bytes:
+    """The rest of the line from a place in the file, with its line end."""
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.readline()
+
+
+def _search(path: Path, start: bytes) -> int | None:
     """Where in a file the first line is that starts so; None if there is none."""
     if not path.exists():
         return None
