@@ -88,6 +88,8 @@ class Record:
     """Type and message of the exception; None if the problem was solved."""
     tree: tuple[SavedBranch, ...] = ()
     """Search tree; empty for strategies that do not search."""
+    instruction: str = ""
+    """What the policy was told besides the problem; empty for nothing."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -116,13 +118,15 @@ class Record:
             verdicts[result.choice].correct,
             replace(usage, cached=0),
             tree=tuple(result.tree),
+            instruction=problem.instruction,
         )
 
     @classmethod
     def failed(cls, problem: Problem, error: Exception, usage: Usage) -> Record:
         """The row of a problem that raised an exception."""
         message = f"{type(error).__name__}: {error}".strip()
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
+        usage = replace(usage, cached=0)
+        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message, instruction=problem.instruction)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -133,8 +137,9 @@ class Record:
         """The row as one line of JSON."""
         row = _records().dump_python(self)
         del row["usage"]["cached"]
-        if not self.tree:
-            del row["tree"]
+        for name in ("tree", "instruction"):
+            if not row[name]:
+                del row[name]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 

@@ -55,7 +55,7 @@ def score_file(
     tally.running = True
 
     async def score(traces: Sequence[Trace]) -> list[Reward]:
-        rewards = await scorer.score([trace.candidate for trace in traces])
+        rewards = await scorer.score([trace.instructed(settings.instruction).candidate for trace in traces])
         return [replace(reward, alpha=settings.alpha, how=settings.aggregate) for reward in rewards]
 
     async def work() -> None:
@@ -91,7 +91,7 @@ def score_file(
 def _load(settings: ScoreSettings) -> Scorer:
     embedded = is_reward_model(settings.scorer) and settings.scorer_engine == ScoreSettings.scorer_engine
     # traces of a file seldom begin alike: keep no prefixes for later ones
-    return settings.load_scorer(policy=settings.model, defaults={"cache_gib": 0} if embedded else {})
+    return settings.load_scorer(policy=settings, defaults={"cache_gib": 0} if embedded else {})
 
 
 def _row(item: Scored, bare: bool) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
     parts: list[RenderableType] = [
         Text.assemble((printable(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
         Text(printable(record.problem)),
+        *([Text(printable(record.instruction), "dim")] if record.instruction else []),
         Text(),
         *_outcome(record),
     ]

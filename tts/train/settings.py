@@ -283,7 +283,7 @@ class TrainPRMSettings(TrainingSettings, TraceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectSettings(TraceOptions, ScorerOptions):
+class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions):
     """Choose traces of a pool to train on: rank them by reward, filter, and keep the best."""
 
     topic: ClassVar[str] = "Selection"
@@ -304,7 +304,7 @@ class SelectSettings(TraceOptions, ScorerOptions):
     """Keep only the best of traces that differ in white space alone."""
     scorer: str | None = option(None, shown="the pool's rewards, else arith-prm")  # type: ignore[assignment]
     """Score the pool first, with this reward model or another scorer that `tts scorers` lists."""
-    model: str = option(POLICY, topic="Reward model")
+    model: str = POLICY
     """Policy, for scorers that ask it."""
     seed: Natural = 0
     """Random seed of --by random."""
