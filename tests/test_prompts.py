@@ -174,7 +174,7 @@ def test_a_chat_template_that_refuses_a_message_is_an_input_error():
 
 def test_a_run_keeps_what_its_policy_was_told(tmp_path):
     Path("few.txt").write_text("Q: {problem}\n{instruction}\nA:\n")
-    given = {"limit": 2, "n": 2, "max_tokens": 8}
+    given = {"limit": 2, "n": 2, "max_tokens": 8, "concurrency": 1}
     tts.run("majority", out="bare", **given)
     tts.run("majority", out="told", prompt_template="few.txt", instruction=BOX, **given)
     bare, told = (tts.load_run(name) for name in ("bare", "told"))
@@ -191,10 +191,19 @@ def test_a_run_keeps_what_its_policy_was_told(tmp_path):
     Path("told/results.jsonl").write_text(rows[0])
     Path("few.txt").unlink()  # the run knows its text
     tts.run(resume="told")
-    assert [json.loads(line) for line in Path("told/results.jsonl").open()] == [json.loads(row) for row in rows]
-    for change in ({"instruction": "none"}, {"prompt_template": "{problem} {instruction}"}):
-        with pytest.raises(InputError, match="was started with"):
+    assert [json.loads(row) for row in Path("told/results.jsonl").read_text().splitlines()] == [json.loads(row) for row in rows]
+    longer = "Q: {problem}\n" + "x" * 500
+    for change, message in (
+        ({"instruction": "none"}, "told was started with --instruction Put it within \\boxed{}., not none"),
+        (
+            {"prompt_template": longer + "{instruction}"},
+            "--prompt-template Q: {problem}\n{instruction}\nA:, not Q: {problem}\nx",
+        ),
+    ):
+        with pytest.raises(InputError) as refused:
             tts.run(resume="told", **change)
+        assert message in str(refused.value)
+        assert len(str(refused.value)) < 300
 
 
 async def test_a_request_to_revise_ends_with_the_instruction():
