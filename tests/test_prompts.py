@@ -26,6 +26,7 @@ from tts.scorers.plain import LogProb
 from tts.solving.generator import Generator, cut_opener
 from tts.strategies.revise import Revise
 from tts.train.policy.shared import PolicyPrompts
+from tts.train.settings import LabelSettings
 from tts.types import Candidate, Problem, Sampling
 
 BOX = "Put it within \\boxed{}."
@@ -155,6 +156,15 @@ def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         tts.run("majority", limit=1, **options)
     assert not list(Path().glob("runs/*"))
+
+
+def test_a_policy_with_a_prompt_template_does_not_also_judge():
+    common = {"traces": Path("t.jsonl"), "out": Path("o.jsonl"), "prompt_template": "{problem}"}
+    assert LabelSettings(**common, final="outcome").instruction == "none"
+    assert LabelSettings(**common, expert="arith-policy").final == "template"
+    for asks in ({}, {"final": "none", "quality": "judge"}):
+        with pytest.raises(InputError, match="name another model for that with --expert"):
+            LabelSettings(**common, **asks)
 
 
 def test_arguments_that_a_chat_template_does_not_use(caplog):

@@ -83,6 +83,11 @@ class LabelSettings(TraceOptions, EngineOptions, SamplingOptions):
             raise InputError(
                 f"--quality is {self.quality!r}; it should be rollout, judge, {', '.join(CHECKERS)}, or file.py:function"
             )
+        if self.prompt_template is not None and self.expert is None and (self.quality == "judge" or self.final == "template"):
+            raise InputError(
+                "--prompt-template is for solving problems, but the policy would also judge or extract templates; name another"
+                " model for that with --expert, or use --final outcome and --quality rollout"
+            )
 
     def load_expert(self) -> Engine:
         """Start the engine of the expert, which has to be named. Raises InputError."""
