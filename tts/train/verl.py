@@ -62,7 +62,8 @@ def compute_score(
         grader: How the answer is compared with the reference. Default: "math".
 
     Returns:
-        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy.
+        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy. verl takes numbers only, so
+        that a part that is not known is 0, as it counts in `score`.
 
     Raises:
         InputError: An argument cannot be used, or the reference answer or the problem is missing.
