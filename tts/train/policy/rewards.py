@@ -78,12 +78,11 @@ class Rewards:
             return [self._without(str(error))]
         return [reward.total if reward.rated else self._without("it gave no verdict") for reward in rewards]
 
-    def _without(self, reason: str) -> None:
+    def _without(self, reason: str) -> float | None:
         if not self.unread:
-            warn(
-                f"a completion that the reward model cannot rate has no r_hat, which counts as 0 in the mixed reward: {reason}"
-            )
+            warn(f"a completion that the reward model cannot rate has no r_hat; the mixed reward counts it as 0: {reason}")
         self.unread += 1
+        return None
 
     async def close(self) -> None:
         """Stop the grader's processes."""
