@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from tts.errors import InputError
 from tts.grading.pool import Verdict
-from tts.types import Branch, Finish, Problem, Result, Reward, Usage
+from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -34,8 +34,9 @@ class Attempt:
     finish: Finish
     score: float
     """The strategy's score, by which it chose."""
-    rewards: tuple[float, ...] | None
-    """One reward per thinking step, then one per response step, of the part that was scored; None without a reward model."""
+    rewards: tuple[float | None, ...] | None
+    """One reward per thinking step, then one per response step, of the part that was scored, None for a step without a verdict;
+    None without a reward model."""
     final: float | None
     """Reward of the whole trace; None if the reward model gives none."""
     answer: str | None
@@ -44,11 +45,17 @@ class Attempt:
     """Equal for equivalent answers to the same problem; None without an answer."""
     correct: bool | None
     """Whether the answer is right; None if the problem has no reference answer."""
+    final_missing: bool = False
+    """Whether the reward model was asked for `final` and gave no verdict."""
 
     @property
     def text(self) -> str:
         """The whole candidate."""
         return "".join(self.steps)
+
+    def reward(self, alpha: float = 1.0, how: Aggregate = "mean") -> Reward:
+        """The reward with a run's alpha and aggregate; without a reward model, one that is not rated."""
+        return Reward(self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing)
 
 
 def _read_branch(value: Any) -> Any:
@@ -103,6 +110,7 @@ class Record:
                 score=score,
                 rewards=reward.steps if reward else None,
                 final=reward.final if reward else None,
+                final_missing=reward is not None and reward.final_missing,
                 answer=verdict.answer,
                 group=verdict.group,
                 correct=verdict.correct,

@@ -90,6 +90,10 @@ class Summary:
     """pass@N minus accuracy: the most that a better choice among the same candidates could gain."""
     repeat: int = 1
     """How many times each problem was solved."""
+    missing: int = 0
+    """Verdicts on candidates, their steps or as a whole, that the scorer was asked for and did not give."""
+    unrated: int = 0
+    """Candidates that were scored and have no verdict at all; they rank below the others."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -115,6 +119,8 @@ class Summary:
             "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
             "truncated": self.truncated,
+            "missing_verdicts": self.missing,
+            "unrated": self.unrated,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -178,6 +184,10 @@ def summarize(
         seconds=seconds,
         run=run,
         repeat=repeat,
+        missing=sum(attempt.reward().missing for record in records for attempt in record.candidates),
+        unrated=sum(
+            attempt.rewards is not None and not reward(attempt).rated for record in records for attempt in record.candidates
+        ),
     )
 
 

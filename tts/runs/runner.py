@@ -256,7 +256,7 @@ class Run:
 
     def reward(self, attempt: Attempt) -> Reward:
         """An attempt's reward as the strategy saw it."""
-        return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
+        return attempt.reward(self.settings.alpha, self.settings.aggregate)
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:

@@ -223,6 +223,7 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
     attempt = record.candidates[index]
     title = Text.assemble((f"candidate {index + 1}", "bold"), ("  chosen" if index == record.choice else "", "bold"), "  ")
     facts = [f"score {attempt.score:.3f}", *([f"final {attempt.final:.3f}"] if attempt.final is not None else [])]
+    facts += [f"{missing} verdicts missing"] if (missing := attempt.reward().missing) else []
     facts += [f"{sum(attempt.tokens)} tokens", "truncated" if attempt.finish == "length" else "finished"]
     answer = printable(attempt.answer or "no answer")
     title += Text.assemble(answer, "  ", _verdict(attempt.correct), "  ", (", ".join(facts), "dim"))
