@@ -29,6 +29,7 @@ _STYLED = re.compile(
     r"\\(?:(?P<plain>text|mathrm)|textbf|mathbf|boldsymbol|bm)\s*"
     r"\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
+_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\s*\{([ei])\}|\{\\rm ([ei])\}|(?<=\d)(i)(?![a-zA-Z])")
 _NUMBER_FIRST = re.compile(r"\s*[-+([]*[\d\\.$]")
 _BOLD = re.compile(r"(?<![\w)*])\*\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*\*(?![\w(*])")
 _FULL_STOP = re.compile(r"(?<=[\d})\]])\.(?=\s*\n|\s*$|\*\*)|(?<![.\s])\.(?=\s*(?:\$|\\\)|\\\]))")
@@ -99,7 +100,8 @@ def _values(text: str, in_box: bool) -> list[Any]:
         return list(parse(text, parsing_timeout=None))
     if delimited := _DELIMITED.fullmatch(text):
         text = "".join(filter(None, delimited.groups())).strip()
-    text = _LAST_STOP.sub("", text)
+    # an upright e or i would be dropped as a unit, and 3i has another i than 3 i
+    text = _UPRIGHT.sub(lambda letter: f" {letter[1] or letter[2] or letter[3]}", _LAST_STOP.sub("", text)).strip()
     if not _BRACKET.search(text):
         text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     value = _read_simple(text)

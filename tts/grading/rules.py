@@ -151,5 +151,5 @@ GRADERS: Registry[Rules] = Registry(
         "exact": Rules(_last_line, _same_text, _same_text, "the same text, but for white space"),
     },
     accept=_accept,
-    expected="a function (answer, reference) -> bool, or a class with such a method `right`",
+    expected="a function (answer, reference) -> bool, or a class that defines right(answer, reference)",
 )
