@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from tts.errors import InputError
 from tts.grading.pool import Verdict
-from tts.types import Branch, Finish, Problem, Result, Reward, Usage
+from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -40,8 +40,9 @@ class Attempt:
     finish: Finish
     score: float
     """The strategy's score, by which it chose."""
-    rewards: tuple[float, ...] | None
-    """One reward per thinking step, then one per response step, of the part that was scored; None without a reward model."""
+    rewards: tuple[float | None, ...] | None
+    """One reward per thinking step, then one per response step, of the part that was scored, None for a step without a verdict;
+    None without a reward model."""
     final: float | None
     """Reward of the whole trace; None if the reward model gives none."""
     answer: str | None
@@ -50,11 +51,17 @@ class Attempt:
     """Equal for equivalent answers to the same problem; None without an answer."""
     correct: bool | None
     """Whether the answer is right; None if the problem has no reference answer."""
+    final_missing: bool = False
+    """Whether the reward model was asked for `final` and gave no verdict."""
 
     @property
     def text(self) -> str:
         """The whole candidate."""
         return "".join(self.steps)
+
+    def reward(self, alpha: float = 1.0, how: Aggregate = "mean") -> Reward:
+        """The reward with a run's alpha and aggregate; without a reward model, one that is not rated."""
+        return Reward(self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing)
 
 
 def _read_branch(value: Any) -> Any:
@@ -94,6 +101,8 @@ class Record:
     """Type and message of the exception; None if the problem was solved."""
     tree: tuple[SavedBranch, ...] = ()
     """Search tree; empty for strategies that do not search."""
+    instruction: str = ""
+    """What the policy was told besides the problem; empty for nothing."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -107,6 +116,7 @@ class Record:
                 score=score,
                 rewards=reward.steps if reward else None,
                 final=reward.final if reward else None,
+                final_missing=reward is not None and reward.final_missing,
                 answer=verdict.answer,
                 group=verdict.group,
                 correct=verdict.correct,
@@ -122,13 +132,15 @@ class Record:
             verdicts[result.choice].correct,
             replace(usage, cached=0),
             tree=tuple(result.tree),
+            instruction=problem.instruction,
         )
 
     @classmethod
     def failed(cls, problem: Problem, error: Exception, usage: Usage) -> Record:
         """The row of a problem that raised an exception."""
         message = f"{type(error).__name__}: {error}".strip()
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
+        usage = replace(usage, cached=0)
+        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message, instruction=problem.instruction)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -139,8 +151,9 @@ class Record:
         """The row as one line of JSON."""
         row = _adapter(Record).dump_python(self)
         del row["usage"]["cached"]
-        if not self.tree:
-            del row["tree"]
+        for name in ("tree", "instruction"):
+            if not row[name]:
+                del row[name]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 

@@ -31,7 +31,7 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
-from tts.types import Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
+from tts.types import NO_INSTRUCTION, Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
 
 T = TypeVar("T")
 
@@ -100,16 +100,17 @@ def prepare(
     progress = progress or Progress()
     _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
-    benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat)
+    benchmark = chosen.load_benchmark(
+        seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, instruction=chosen.instruction
+    )
+    chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
     folder = chosen.out or _default_folder(chosen)
     if store is None:
         check_creatable(folder)
     progress.stage = f"loading {chosen.model}"
     engine = engine_instance or chosen.load_engine()
     progress.stage = f"loading {chosen.scorer}"
-    scorer = scorer_instance or (
-        chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
-    )
+    scorer = scorer_instance or (chosen.load_scorer(policy=chosen) if solver.uses_scorer else _NoScorer())
     if store is None:
         store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
     loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
@@ -147,6 +148,8 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
         options = {**(begun["options"] if name == begun.get("strategy") else {}), **options}
         solver = configure(get_strategy(name), options, noun=f"the strategy {name}")
     known = {name: value for name, value in begun.items() if name in names}
+    if store is not None:
+        known.setdefault("instruction", NO_INSTRUCTION)  # a run from before there were any
     chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
     if store is not None:
         check_resumable(store.folder, begun, chosen)
@@ -256,7 +259,7 @@ class Run:
 
     def reward(self, attempt: Attempt) -> Reward:
         """An attempt's reward as the strategy saw it."""
-        return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
+        return attempt.reward(self.settings.alpha, self.settings.aggregate)
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import re
 import secrets
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from tts.data.store import ESCAPE, Attempt, Record, RunStore
@@ -203,33 +205,34 @@ def _gflops(summary: Json, problems: int) -> float | None:
 
 
 class _Ratings:
-    """Rewards, correctness and lengths of the graded candidates of a run."""
+    """Rewards, correctness and lengths of the graded candidates of a run. An unknown reward is NaN."""
 
     def __init__(self) -> None:
-        self._finals, self._means, self._tokens, self._right = array("d"), array("d"), array("q"), bytearray()
-        self._all_final = self._all_stepwise = True
+        self._finals, self._means, self._tokens, self._right = array("d"), array("d"), array("q"), array("b")
+        self._all_final = True
 
     def add(self, record: Record) -> None:
         for attempt in record.candidates:
             if attempt.correct is not None:
-                self._all_final &= attempt.final is not None
-                self._all_stepwise &= bool(attempt.rewards)
-                self._finals.append(attempt.final or 0.0)
-                self._means.append(sum(attempt.rewards) / len(attempt.rewards) if attempt.rewards else 0.0)
+                reward = attempt.reward()
+                self._all_final &= attempt.final is not None or attempt.final_missing
+                self._finals.append(math.nan if attempt.final is None else attempt.final)
+                self._means.append(reward.aggregate("mean") if reward.known else math.nan)
                 self._tokens.append(sum(attempt.tokens))
                 self._right.append(attempt.correct)
 
     def reliability(self) -> Reliability | None:
-        """The reliability of the final rewards if every graded candidate has one, otherwise of the mean step rewards.
+        """The reliability of the final rewards if the reward model gives them, otherwise of the mean step rewards.
 
-        None if a candidate has no reward, or one outside [0, 1].
+        Candidates without a verdict are left out. None if no candidate has a reward, or if one is outside [0, 1].
         """
-        of, rewards = ("final reward", self._finals) if self._all_final else ("mean step reward", self._means)
-        known = bool(rewards) and (self._all_final or self._all_stepwise)
-        if not known or not all(0 <= reward <= 1 for reward in rewards):
+        of, values = ("final reward", self._finals) if self._all_final else ("mean step reward", self._means)
+        rated = ~np.isnan(values)
+        rewards = np.asarray(values)[rated]
+        if not len(rewards) or rewards.min() < 0 or rewards.max() > 1:
             return None
-        curve = calibration(rewards, [right == 1 for right in self._right])
-        return Reliability(of, len(rewards), curve, reward_length_correlation(rewards, self._tokens))
+        curve = calibration(rewards.tolist(), np.asarray(self._right, bool)[rated].tolist())
+        return Reliability(of, len(rewards), curve, reward_length_correlation(rewards, np.asarray(self._tokens)[rated]))
 
 
 # The page
