@@ -232,7 +232,9 @@ class _Ratings:
         if not len(rewards) or rewards.min() < 0 or rewards.max() > 1:
             return None
         curve = calibration(rewards.tolist(), np.asarray(self._right, bool)[rated].tolist())
-        return Reliability(of, len(rewards), curve, reward_length_correlation(rewards, np.asarray(self._tokens)[rated]))
+        return Reliability(
+            of, len(rewards), curve, reward_length_correlation(rewards.tolist(), np.asarray(self._tokens)[rated].tolist())
+        )
 
 
 # The page
