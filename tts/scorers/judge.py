@@ -80,6 +80,7 @@ class Judge(Scorer):
         if isinstance(engine, str):
             engine = load_engine(engine, model, url=url, options=engine_args)
         self.engine: Engine = engine
+        self.exact = engine.exact
         self.critique, self.draws, self.final, self.seed = critique, draws, final, seed
         self.template, self.whole = (read_template(text, "step", "the judge's template") for text in (template, whole))
 
