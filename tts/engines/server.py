@@ -171,8 +171,8 @@ class ServerEngine(Engine):
     async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
         if sampling.stop or prefix not in self._problems:
             raise InputError(
-                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, which"
-                " needs /v1/completions"
+                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
+                " ends them, which needs /v1/completions"
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._problems[prefix]})

@@ -40,7 +40,7 @@ class Generator:
     Args:
         engine: Backend that draws the tokens.
         problem: Problem to solve.
-        sampling: Default temperature, top-p and token limit.
+        sampling: Default temperature, top-p and token limit. Its stop strings end a solution, whose text is cut before them.
         seed: Seed of the run. Default 0.
         usage: Counter of tokens and calls to add to. Default: a new one.
         clock: Clock to time generation with. Default: a new one.
@@ -178,7 +178,7 @@ class Generator:
             self.sampling,
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
-            stop=stop,
+            stop=(*stop, *self.sampling.stop),
             logprobs=logprobs or self.sampling.logprobs,
         )
 
@@ -186,7 +186,9 @@ class Generator:
         left = sampling.max_tokens
         while not candidate.done:
             before = len(candidate.token_ids)
-            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=(self._boundary,), max_tokens=left))
+            [candidate] = await self._extend(
+                candidate, 1, replace(sampling, stop=(self._boundary, *self.sampling.stop), max_tokens=left)
+            )
             left -= len(candidate.token_ids) - before
         return candidate
 
@@ -233,10 +235,19 @@ class Generator:
         self.usage.generated += _generated(generation)
         return generation
 
+    def _ended(self, step: Step) -> Step:
+        """A continuation that stopped at the end of a solution (`--stop`), cut before it; any other as it is.
+
+        Its tokens are kept: they were drawn, and nothing continues them.
+        """
+        ends = [at for end in self.sampling.stop if (at := step.text.find(end)) >= 0] if step.finish == "step" else []
+        return replace(step, text=step.text[: min(ends)], finish="stop") if ends else step
+
     def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
         """Cut a continuation drawn in one go into the steps in which it would have been drawn one by one."""
-        if stops:
-            return [step]
+        if set(stops) - set(self.sampling.stop):
+            return [self._ended(step)]
+        step, drawn = self._ended(step), step
         if not step.token_ids:  # from a server that returns text only, or an empty continuation
             texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
@@ -245,6 +256,11 @@ class Generator:
             logprobs = step.logprobs[start : start + len(token_ids)] if step.logprobs is not None else None
             steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs))
             start += len(token_ids)
+        if step.text != drawn.text:  # an end may reach over several steps
+            left = len(step.text)
+            for i, cut in enumerate(steps):
+                steps[i] = replace(cut, text=cut.text[: max(0, left)])
+                left -= len(cut.text)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 
