@@ -58,4 +58,6 @@ class ScriptedScorer(Scorer):
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         self.seen += len(candidates)
         await asyncio.sleep(0)
-        return [Reward((self.rate(c.text),), self.rate(c.text), tokens=len(c.text)) for c in candidates]
+        return [
+            Reward((self.rate(c.text),) * len(c.part(self.over)), self.rate(c.text), tokens=len(c.text)) for c in candidates
+        ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tts.errors import InputError
 from tts.evals.benchmarks.rows import DataRow
-from tts.grading.pool import boxed
+from tts.grading.boxes import boxed
 from tts.types import Problem
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -298,13 +298,18 @@ def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any
     if settings.layout == "trl":
         columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
+    terms: dict[str, Sequence[float | None]] = {
+        "alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence
+    }  # fmt: skip
     row = {
         **own,
         "correct": labels.correct,
-        "step_targets": labels.steps,
+        "step_targets": item.trace.by_position(labels.steps),
         "final_target": labels.final,
-        "terms": {"alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence},
+        "terms": {name: item.trace.by_position(values) for name, values in terms.items()},
     }
+    if item.trace.given is not None:  # the list whose positions the targets have
+        row["steps"] = item.trace.row[settings.names.get("steps", "steps")]
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
