@@ -178,7 +178,7 @@ async def test_deepconf_takes_a_vote_among_the_confident_solutions():
 
 
 async def test_deepconf_stops_solutions_of_low_confidence_early():
-    result, generator = await conf(n=24, keep=0.5, warmup=6)
+    result, generator = await conf(n=24, keep=0.5, warmup=6, consensus=2)
     stopped = [candidate for candidate in result.candidates if candidate.finish == "length"]
     assert stopped
     assert all("more" not in candidate.text for candidate in stopped)

@@ -58,6 +58,9 @@ class Step:
     finish: Finish
     logprobs: tuple[float, ...] | None = None
     """Of each token under the model itself, before temperature and truncation; where `Sampling.logprobs` asked for it."""
+    top_logprobs: tuple[float, ...] | None = None
+    """In the place of each token, the mean log-probability of the most probable tokens there; where `Sampling.top_logprobs`
+    asked for it and the engine reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Sampling:
     """Strings that end a step. The text keeps them."""
     seed: int = 0
     logprobs: bool = False
+    top_logprobs: int = 0
+    """How many of the most probable tokens `Step.top_logprobs` is the mean of; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)

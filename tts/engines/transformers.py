@@ -88,7 +88,8 @@ class TransformersEngine(Prompter, Engine):
         self.loop.close()
 
     def _step(self, sample: Sample) -> Step:
-        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None)
+        logprobs, top = tuple(sample.logprobs) or None, tuple(sample.top_logprobs) or None
+        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, logprobs, top)
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:

@@ -81,6 +81,7 @@ class Generator:
         stop: str | tuple[str, ...] | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        top_logprobs: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate by one step, n ways.
 
@@ -93,12 +94,15 @@ class Generator:
             stop: String or strings that end the step. Default: a blank line.
             max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
             logprobs: Whether to keep the log-probability of each token.
+            top_logprobs: How many of the most probable tokens to keep the mean log-probability of, where the engine reports
+                it. Default 0, for none.
 
         Returns:
             n candidates.
         """
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
-        return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
+        sampling = self._sampling(temperature, stop, max_tokens, logprobs, top_logprobs)
+        return await self._extend(self.opened(candidate), n, sampling)
 
     async def finish(
         self,
@@ -108,6 +112,7 @@ class Generator:
         temperature: float | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        top_logprobs: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate to its end, n ways, and cut the text into steps.
 
@@ -117,7 +122,7 @@ class Generator:
             n candidates; fewer, but at least one, if the budget ran out before all of them had begun.
         """
         candidate = self.opened(candidate)
-        sampling = self._sampling(temperature, (), max_tokens, logprobs)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs, top_logprobs)
         if self.deadline is None or not await self.engine.tells_steps():
             ends = await self._extend(candidate, n, sampling)
         else:  # step by step, so that finished steps can be returned at the deadline
@@ -173,13 +178,16 @@ class Generator:
         """Whether nothing more can be drawn, because the budget is spent or the deadline has passed."""
         return self.budget.spent or self.out_of_time
 
-    def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
+    def _sampling(
+        self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool, top_logprobs: int
+    ) -> Sampling:
         return replace(
             self.sampling,
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
             stop=stop,
             logprobs=logprobs or self.sampling.logprobs,
+            top_logprobs=top_logprobs,
         )
 
     async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
@@ -242,9 +250,11 @@ class Generator:
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
         steps, start = [], 0
         for token_ids in self._segmenter.split(step.token_ids):
-            logprobs = step.logprobs[start : start + len(token_ids)] if step.logprobs is not None else None
-            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs))
-            start += len(token_ids)
+            part = slice(start, start + len(token_ids))
+            logprobs = step.logprobs[part] if step.logprobs is not None else None
+            top = step.top_logprobs[part] if step.top_logprobs is not None else None
+            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top))
+            start = part.stop
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 

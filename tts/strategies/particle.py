@@ -73,19 +73,18 @@ class Particle(StepSearch):
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
         """Resampling weights, which sum to 1."""
         values = [node.value for node in nodes]
-        if self.weights == "logit":
-            shares = [_share(node.reward) for node in nodes]
-            if all(0 <= share <= 1 for share in shares):
-                values = [_logit(share) for share in shares]
+        shares = [_share(node.reward) if node.reward is not None else 0.0 for node in nodes]
+        if self.weights == "logit" and all(0 <= share <= 1 for share in shares):
+            values = [_logit(share) for share in shares]
         weights = [math.exp((value - max(values)) / self.softmax_temperature) for value in values]
         return [weight / sum(weights) for weight in weights]
 
 
-def _share(reward: Reward | None) -> float:
-    """The total as a share of the largest total possible, which for probabilities is a probability."""
-    if reward is None:
-        return 0.0
-    return reward.total / (1 + (reward.alpha if reward.final is not None and reward.how != "final" else 0))
+def _share(reward: Reward) -> float:
+    """The total as a share of the largest total possible: a probability, if the rewards are; infinite for a sum of logits."""
+    if reward.how == "sum-logit":
+        return math.inf
+    return reward.total / (1 + (max(0.0, reward.alpha) if reward.final is not None and reward.how != "final" else 0))
 
 
 def _logit(probability: float) -> float:
