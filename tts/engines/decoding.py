@@ -43,7 +43,7 @@ class Sample:
     """Maximum number of tokens to generate."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[float] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
     finish: Finish = "length"
 
     def push(self, token: int, ends: set[int]) -> bool:
@@ -249,7 +249,7 @@ class DecodeLoop:
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
-        if any(row.sampling.logprobs or row.sampling.top_logprobs for row in rows):
+        if any(row.sampling.logprobs or row.sampling.confidence for row in rows):
             note_logprobs(rows, logits.log_softmax(-1), tokens)
         self._push(tokens.tolist())
 
@@ -288,18 +288,18 @@ class DecodeLoop:
 
 
 def note_logprobs(rows: Sequence[Sample], logprobs: Tensor, tokens: Tensor) -> None:
-    """Append to each row that asked for it the log-probability of its token, and the mean of the highest ones.
+    """Append to each row, as it asked, the log-probability of its token, and minus the mean of the highest ones.
 
     `logprobs` is [rows, vocabulary], `tokens` [rows].
     """
     chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-    counts = {count for row in rows if (count := row.sampling.top_logprobs)}
-    means = {k: logprobs.topk(min(k, logprobs.shape[1]), -1).values.mean(-1).tolist() for k in counts}
+    counts = {count for row in rows if (count := row.sampling.confidence)}
+    means = {k: logprobs.topk(min(k, logprobs.shape[1]), -1).values.mean(-1).neg().tolist() for k in counts}
     for i, row in enumerate(rows):
         if row.sampling.logprobs:
             row.logprobs.append(chosen[i])
-        if row.sampling.top_logprobs:
-            row.top_logprobs.append(means[row.sampling.top_logprobs][i])
+        if row.sampling.confidence:
+            row.confidence.append(means[row.sampling.confidence][i])
 
 
 def _explained(error: Exception, rows: int) -> Exception:

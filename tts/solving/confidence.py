@@ -19,10 +19,10 @@ BOTTOM = 0.1
 """Share of the groups that count for `bottom`."""
 
 
-def mean_of_top(logprobs: Iterable[float], count: int) -> float:
-    """Mean of the `count` highest log-probabilities, or of all if there are fewer."""
+def confidence_of(logprobs: Iterable[float], count: int) -> float:
+    """Confidence of a token: minus the mean of the `count` highest log-probabilities in its place, or of all of fewer."""
     top = heapq.nlargest(count, logprobs)
-    return sum(top) / len(top)
+    return -sum(top) / len(top)
 
 
 def measured(tokens: Sequence[float], measure: Measure, window: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from tts.grading.pool import Grader
 from tts.solving.budget import Budget
 from tts.solving.clock import Clock
+from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
 from tts.trajectory import BOUNDARY, OPEN
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
@@ -81,7 +81,7 @@ class Generator:
         stop: str | tuple[str, ...] | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
-        top_logprobs: int = 0,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate by one step, n ways.
 
@@ -94,14 +94,14 @@ class Generator:
             stop: String or strings that end the step. Default: a blank line.
             max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
             logprobs: Whether to keep the log-probability of each token.
-            top_logprobs: How many of the most probable tokens to keep the mean log-probability of, where the engine reports
-                it. Default 0, for none.
+            confidence: How many of the likeliest tokens to keep the confidence of each token over, where the engine reports it.
+                Default 0, for none.
 
         Returns:
             n candidates.
         """
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
-        sampling = self._sampling(temperature, stop, max_tokens, logprobs, top_logprobs)
+        sampling = self._sampling(temperature, stop, max_tokens, logprobs, confidence)
         return await self._extend(self.opened(candidate), n, sampling)
 
     async def finish(
@@ -112,7 +112,7 @@ class Generator:
         temperature: float | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
-        top_logprobs: int = 0,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate to its end, n ways, and cut the text into steps.
 
@@ -122,7 +122,7 @@ class Generator:
             n candidates; fewer, but at least one, if the budget ran out before all of them had begun.
         """
         candidate = self.opened(candidate)
-        sampling = self._sampling(temperature, (), max_tokens, logprobs, top_logprobs)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs, confidence)
         if self.deadline is None or not await self.engine.tells_steps():
             ends = await self._extend(candidate, n, sampling)
         else:  # step by step, so that finished steps can be returned at the deadline
@@ -179,7 +179,7 @@ class Generator:
         return self.budget.spent or self.out_of_time
 
     def _sampling(
-        self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool, top_logprobs: int
+        self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool, confidence: int
     ) -> Sampling:
         return replace(
             self.sampling,
@@ -187,7 +187,7 @@ class Generator:
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
             stop=stop,
             logprobs=logprobs or self.sampling.logprobs,
-            top_logprobs=top_logprobs,
+            confidence=confidence,
         )
 
     async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
@@ -252,8 +252,9 @@ class Generator:
         for token_ids in self._segmenter.split(step.token_ids):
             part = slice(start, start + len(token_ids))
             logprobs = step.logprobs[part] if step.logprobs is not None else None
-            top = step.top_logprobs[part] if step.top_logprobs is not None else None
-            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top))
+            top = step.top[part] if step.top is not None else None
+            confidence = step.confidence[part] if step.confidence is not None else None
+            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top, confidence))
             start = part.stop
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
@@ -294,7 +295,7 @@ class MeteredScorer(Scorer):
         self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        """One reward per candidate, in order. Raises ValueError if the scorer returns a reward that is not finite."""
+        """One reward per candidate, in order. Raises InputError for rewards that `check_rewards` refuses."""
         if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
@@ -305,7 +306,6 @@ class MeteredScorer(Scorer):
     async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):
             rewards = await self.scorer.score(candidates)
+        check_rewards(rewards, candidates, self.over)
         self.usage.scored += sum(reward.tokens for reward in rewards)
-        if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
-            raise ValueError("the reward model returned a reward that is not finite; try another precision or another model")
         return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

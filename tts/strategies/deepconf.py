@@ -53,7 +53,7 @@ class DeepConf(Strategy):
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         start = Candidate(problem)
-        candidates = await generator.finish(start, self.warmup or self.n, logprobs=True, top_logprobs=self.top)
+        candidates = await generator.finish(start, self.warmup or self.n, logprobs=True, confidence=self.top)
         drawn = [step for candidate in candidates for step in candidate.steps if step.text]
         if drawn and all(step.logprobs is None for step in drawn):
             raise InputError("deepconf needs the log-probabilities of tokens, which this engine does not return")
@@ -72,8 +72,8 @@ class DeepConf(Strategy):
 
     def confidence(self, candidate: Candidate, measure: Measure) -> float:
         """The confidence of a solution, above 0; 0 without log-probabilities."""
-        if top := [-logprob for step in candidate.steps for logprob in step.top_logprobs or ()]:
-            return measured(top, measure, self.window)
+        if tokens := [value for step in candidate.steps for value in step.confidence or ()]:
+            return measured(tokens, measure, self.window)
         tokens = [logprob for step in candidate.steps for logprob in step.logprobs or ()]
         return math.exp(measured(tokens, measure, self.window)) if tokens else 0.0
 
@@ -97,7 +97,7 @@ class DeepConf(Strategy):
 
     async def _while_confident(self, generator: Generator, candidate: Candidate, threshold: float) -> Candidate:
         while not candidate.done:
-            [candidate] = await generator.step(candidate, logprobs=True, top_logprobs=self.top)
+            [candidate] = await generator.step(candidate, logprobs=True, confidence=self.top)
             full = len(candidate.token_ids) >= self.window
             if full and not candidate.done and self.confidence(candidate, "lowest") < threshold:
                 return candidate.cut_off()

@@ -84,7 +84,8 @@ def _share(reward: Reward) -> float:
     """The total as a share of the largest total possible: a probability, if the rewards are; infinite for a sum of logits."""
     if reward.how == "sum-logit":
         return math.inf
-    return reward.total / (1 + (max(0.0, reward.alpha) if reward.final is not None and reward.how != "final" else 0))
+    has_final = reward.how != "final" and (reward.final is not None or reward.final_missing)
+    return reward.total / (1 + max(0.0, reward.alpha) * has_final)
 
 
 def _logit(probability: float) -> float:
