@@ -195,7 +195,7 @@ async def test_deepconf_stops_solutions_of_low_confidence_early():
 
 
 class Measured(ScriptedEngine):
-    """Sample i is texts[i]; every token of it has confidences[i], which only an engine that reports the likeliest tokens gives."""
+    """Sample i is texts[i], and each of its tokens has confidences[i]."""
 
     def __init__(self, texts, confidences):
         self.order = {}
