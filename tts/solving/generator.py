@@ -81,6 +81,7 @@ class Generator:
         stop: str | tuple[str, ...] | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate by one step, n ways.
 
@@ -93,12 +94,15 @@ class Generator:
             stop: String or strings that end the step. Default: a blank line.
             max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
             logprobs: Whether to keep the log-probability of each token.
+            confidence: How many of the likeliest tokens to keep the confidence of each token over, where the engine reports it.
+                Default 0, for none.
 
         Returns:
             n candidates.
         """
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
-        return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
+        sampling = self._sampling(temperature, stop, max_tokens, logprobs, confidence)
+        return await self._extend(self.opened(candidate), n, sampling)
 
     async def finish(
         self,
@@ -108,6 +112,7 @@ class Generator:
         temperature: float | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate to its end, n ways, and cut the text into steps.
 
@@ -117,7 +122,7 @@ class Generator:
             n candidates; fewer, but at least one, if the budget ran out before all of them had begun.
         """
         candidate = self.opened(candidate)
-        sampling = self._sampling(temperature, (), max_tokens, logprobs)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs, confidence)
         if self.deadline is None or not await self.engine.tells_steps():
             ends = await self._extend(candidate, n, sampling)
         else:  # step by step, so that finished steps can be returned at the deadline
@@ -173,13 +178,16 @@ class Generator:
         """Whether nothing more can be drawn, because the budget is spent or the deadline has passed."""
         return self.budget.spent or self.out_of_time
 
-    def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
+    def _sampling(
+        self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool, confidence: int
+    ) -> Sampling:
         return replace(
             self.sampling,
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
             stop=(*stop, *self.sampling.stop),
             logprobs=logprobs or self.sampling.logprobs,
+            confidence=confidence,
         )
 
     async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
@@ -253,9 +261,12 @@ class Generator:
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
         steps, start = [], 0
         for token_ids in self._segmenter.split(step.token_ids):
-            logprobs = step.logprobs[start : start + len(token_ids)] if step.logprobs is not None else None
-            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs))
-            start += len(token_ids)
+            part = slice(start, start + len(token_ids))
+            logprobs = step.logprobs[part] if step.logprobs is not None else None
+            top = step.top[part] if step.top is not None else None
+            confidence = step.confidence[part] if step.confidence is not None else None
+            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top, confidence))
+            start = part.stop
         if step.text != drawn.text:  # an end may reach over several steps
             left = len(step.text)
             for i, cut in enumerate(steps):
