@@ -1,4 +1,4 @@
-"""`tts runs`, `show`, `compare` and `report`: what finished runs hold."""
+"""`tts runs`, `show`, `compare`, `difficulty` and `report`: what finished runs hold."""
 
 from __future__ import annotations
 
@@ -80,6 +80,30 @@ def compare(settings: CompareCommand, output: Output) -> int:
 
     found = compare_runs(settings.first, settings.second)
     output.result(table=lambda: show_comparison(found), data=found.to_json, brief=found.difference.value)
+    return Exit.OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifficultyCommand(Settings):
+    """Fit the difficulty bins of compute-optimal to runs over development problems. Prints its options."""
+
+    topic: ClassVar[str] = "Runs"
+
+    pool: Path = option(positional=True)
+    """Run folder of independent samples with rewards, such as one of bon; its strategy is one to choose from."""
+    runs: list[Path] = option(positional=True)
+    """Run folders of other strategies over the same problems, of about the same cost."""
+    pilot: Count = 4
+    """Samples from which the difficulty is estimated."""
+
+
+def difficulty(settings: DifficultyCommand, output: Output) -> int:
+    """The command."""
+    from tts.evals.difficulty import fit_difficulty
+    from tts.show.tables import show_difficulty
+
+    found = fit_difficulty(settings.pool, *settings.runs, pilot=settings.pilot)
+    output.result(table=lambda: show_difficulty(found), data=found.to_json, brief=found.options)
     return Exit.OK
 
 
