@@ -20,7 +20,8 @@ import tts
 from tts.cli import main
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
-from tts.evals.summary import at_k, estimate
+from tts.evals.intervals import estimate
+from tts.evals.summary import at_k
 from tts.strategies.majority import Majority
 from tts.strategies.weighted import Weighted
 from tts.types import Reward, Usage

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import fsum
 from typing import Any, NamedTuple
 
 from tts.data.store import Attempt, Record
 from tts.evals.cost import Flops
-from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
+from tts.evals.intervals import Estimate, estimate
+from tts.evals.statistics import Sampled, best_of_k, choice_at_k, majority_of_k, pass_at_k
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
-from tts.types import Reward, Strategy, Usage
+from tts.types import Preference, Reward, Strategy, Usage
+
+COUNTED = 128
+"""Largest number of candidates whose votes are counted over all subsets; of more candidates, subsets are drawn."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,6 @@ class Seconds:
     """Time in which at least one request for rewards was open."""
     waiting: float = 0.0
     """Time that requests spent in the engine's queue or between retries at a busy server, summed over requests."""
-
-
-class Estimate(NamedTuple):
-    """A mean over problems with its 95 % bootstrap interval over problems."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Point(NamedTuple):
@@ -76,6 +73,8 @@ class Summary:
     """Share of problems for which at least one candidate is right."""
     curve: tuple[Point, ...]
     """Accuracy at k = 1, 2, 4, … up to n; empty for strategies that do not only sample and rank."""
+    omitted: str
+    """Why the curve has no points between 1 and n; empty if it has."""
     truncated: int
     """Candidates that were cut off before their end, by a limit on tokens or time or by the strategy."""
     usage: Usage
@@ -114,6 +113,7 @@ class Summary:
             "flops": asdict(self.flops),
             "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
+            "omitted": self.omitted,
             "truncated": self.truncated,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
@@ -131,6 +131,7 @@ def summarize(
     seconds: Seconds,
     run: str,
     reward: Callable[[Attempt], Reward],
+    compares: bool = False,
     repeat: int = 1,
     flops: Flops | None = None,
 ) -> Summary:
@@ -145,16 +146,19 @@ def summarize(
         seconds: Wall time.
         run: The run folder.
         reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
+        compares: Whether the scorer compares candidates with each other, so that rewards are those of all n. Default False.
         repeat: How many times each problem was solved. Default 1.
         flops: Estimated operations. Default: unknown.
     """
     problem_of = {record.id: i % (len(records) // repeat) for i, record in enumerate(records)}
     graded = [record for record in records if record.correct is not None]
+    problems = [problem_of[record.id] for record in graded]
     n = max((len(record.candidates) for record in records), default=0)
+    ranking = strategy if isinstance(strategy, Parallel) and n > 1 else None
+    fixed = ranking is not None and ranking.uses_scorer and compares and n > 2
 
     def over(value: Callable[[Record], float]) -> Estimate | None:
-        values = [value(record) for record in graded]
-        return estimate(values, [problem_of[record.id] for record in graded]) if values else None
+        return _over_problems([value(record) for record in graded], problems) if graded else None
 
     def right(record: Record) -> list[bool]:
         return [bool(attempt.correct) for attempt in record.candidates]
@@ -172,7 +176,8 @@ def summarize(
         pass_at_n=over(lambda record: float(any(right(record)))),
         oracle_gap=over(lambda record: float(any(right(record))) - float(bool(record.correct))),
         flops=flops or Flops(),
-        curve=_curve(graded, strategy, n, reward, problem_of) if isinstance(strategy, Parallel) and n > 1 else (),
+        curve=_curve(graded, ranking, _sizes(n, fixed), reward, problem_of) if ranking else (),
+        omitted=OMITTED if fixed else "",
         truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
         usage=sum((record.usage for record in records), Usage(cached=cached)),
         seconds=seconds,
@@ -181,32 +186,42 @@ def summarize(
     )
 
 
+OMITTED = "the scorer compares candidates with each other, so their rewards among fewer candidates would be others"
+
+
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
     """Expected correctness of the strategy's choice among k of a record's candidates, over all subsets of that size.
 
-    It is computed in closed form if the score of a candidate depends on that candidate alone, or is the number of votes for its
-    answer (see `Parallel`). Otherwise it is a mean over subsets: all of them, or 64 if there are more.
+    The choice follows `Preference`, as that of a run does; at k = n, the two are the same. Otherwise, the mean over all subsets
+    is computed in closed form if the score of a candidate depends on that candidate alone, and counted if it is the number of
+    votes for its answer (see `Parallel`) and there are at most 128 candidates. In other cases it is a mean over subsets: all of
+    them, or 64 if there are more.
 
     Args:
         strategy: Strategy that ranks the candidates.
         record: Row of a graded problem.
         k: Size of the subsets, at most the number of candidates.
-        reward: Returns the reward of an attempt as the strategy saw it.
+        reward: Returns the reward of an attempt as the strategy saw it. It must not depend on the other candidates if k < n.
     """
-    correct = [bool(attempt.correct) for attempt in record.candidates]
-    finished = [attempt.finish == "stop" for attempt in record.candidates]
-    rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
-    groups = [attempt.group for attempt in record.candidates]
-    if not strategy.uses_answers:  # each score depends on its own candidate alone
-        scores = strategy.rank(rewards, [])
-        return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
-    if strategy.counts_votes and k < len(groups):
-        return Sampled(majority_of_k(groups, correct, k))
+    attempts = record.candidates
+    correct = [bool(attempt.correct) for attempt in attempts]
+    rewards = [reward(attempt) for attempt in attempts] if strategy.uses_scorer else []
+    groups = [attempt.group for attempt in attempts]
 
-    def choose(subset: list[int]) -> int:
+    def prefer(subset: Sequence[int]) -> list[Preference]:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
-        return max(zip(scores, subset, strict=True), key=lambda pair: (pair[0], finished[pair[1]], -pair[1]))[1]
+        return [Preference.of(attempts[i].finish, score, i) for i, score in zip(subset, scores, strict=True)]
 
+    def choose(subset: Sequence[int]) -> int:
+        return -max(prefer(subset)).place
+
+    everyone = range(len(attempts))
+    if k == len(attempts):
+        return Sampled(float(correct[choose(everyone)]))
+    if not strategy.uses_answers:  # each score depends on its own candidate alone
+        return Sampled(best_of_k(prefer(everyone), correct, k))
+    if strategy.counts_votes and len(attempts) <= COUNTED:
+        return Sampled(majority_of_k(groups, correct, [attempt.finish == "stop" for attempt in attempts], k))
     return choice_at_k(choose, correct, k, seed=0)
 
 
@@ -215,41 +230,40 @@ def _majority_at_k(record: Record, k: int) -> float:
     return at_k(Majority(), record, k, lambda attempt: Reward(())).value
 
 
+def _sizes(n: int, fixed: bool) -> list[int]:
+    """The sizes of the curve's subsets. Among rewards that are `fixed` for n candidates, only a single one can be chosen."""
+    return [1, n] if fixed else [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
+
+
 def _curve(
     graded: Sequence[Record],
     strategy: Parallel,
-    n: int,
+    sizes: Sequence[int],
     reward: Callable[[Attempt], Reward],
     problem_of: Mapping[str, int],
 ) -> tuple[Point, ...]:
-    full = [record for record in graded if len(record.candidates) == n]
-    ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+    full = [record for record in graded if len(record.candidates) == sizes[-1]]
     if not full:
         return ()
     points, problems = [], [problem_of[record.id] for record in full]
-    for k in ks:
+    for k in sizes:
         chosen = [at_k(strategy, record, k, reward) for record in full]
+        majority = chosen if type(strategy) is Majority else [Sampled(_majority_at_k(record, k)) for record in full]
         points.append(
             Point(
                 k,
-                estimate([sampled.value for sampled in chosen], problems),
-                estimate([_majority_at_k(record, k) for record in full], problems),
-                estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
+                _over_problems([sampled.value for sampled in chosen], problems),
+                _over_problems([sampled.value for sampled in majority], problems),
+                _over_problems([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
                 sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
             )
         )
     return tuple(points)
 
 
-def estimate(values: Sequence[float], problems: Sequence[int] | None = None) -> Estimate:
-    """The mean over problems with its interval.
-
-    `values` has at least one entry. If problems were repeated, `problems` has the number of the problem for each value; the
-    values of a problem are averaged first, since repetitions of one problem say nothing about other problems.
-    """
-    if problems is not None:
-        repetitions: defaultdict[int, list[float]] = defaultdict(list)
-        for problem, value in zip(problems, values, strict=True):
-            repetitions[problem].append(value)
-        values = [sum(members) / len(members) for members in repetitions.values()]
-    return Estimate(sum(values) / len(values), *interval(values))
+def _over_problems(values: Sequence[float], problems: Sequence[int]) -> Estimate:
+    """The estimate over problems from one value per row; repetitions of one problem say nothing about other problems."""
+    repetitions: defaultdict[int, list[float]] = defaultdict(list)
+    for problem, value in zip(problems, values, strict=True):
+        repetitions[problem].append(value)
+    return estimate([fsum(members) / len(members) for members in repetitions.values()])

@@ -231,18 +231,25 @@ class Run:
             ) from errors
         ordered = [records[problem.id] for problem in self.benchmark.problems]
         found = sum(cached[record.id] for record in ordered if record.id in cached)
-        summary = summarize(
-            ordered,
-            self.strategy,
-            name=self.settings.strategy,
-            benchmark=self.benchmark.name,
-            repeat=self.benchmark.repeat,
-            cached=found,
-            seconds=elapsed(),
-            run=str(self.store.folder),
-            reward=self.reward,
-            flops=self._flops(ordered, found),
-        )
+        try:
+            summary = summarize(
+                ordered,
+                self.strategy,
+                name=self.settings.strategy,
+                benchmark=self.benchmark.name,
+                repeat=self.benchmark.repeat,
+                cached=found,
+                seconds=elapsed(),
+                run=str(self.store.folder),
+                reward=self.reward,
+                compares=self.scorer.compares,
+                flops=self._flops(ordered, found),
+            )
+        except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
+            raise InputError(
+                f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
+                f" {error}. Fix that, then summarize with: tts run --resume {self.store.folder}"
+            ) from error
         self.store.write_summary(summary.to_json())
         return summary
 
