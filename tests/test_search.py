@@ -65,7 +65,7 @@ class DigitScorer(ScriptedScorer):
     async def score(self, candidates):
         self.texts.update(c.text for c in candidates)
         await asyncio.sleep(0)
-        return [Reward((worth(c),), tokens=1) for c in candidates]
+        return [Reward((worth(c),) * len(c.trajectory.steps), tokens=1) for c in candidates]
 
 
 async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline=None, sampling=None, usage=None, **options):
@@ -330,7 +330,7 @@ async def test_max_tokens_limits_solutions_of_every_strategy():
 async def test_truncated_solutions_are_not_preferred_at_equal_reward():
     class Flat(DigitScorer):
         async def score(self, candidates):
-            return [Reward((0.5,), tokens=1) for _ in candidates]
+            return [Reward((), 0.5, tokens=1) for _ in candidates]
 
     class Ragged(ScriptedEngine):
         def _one(self, prompt, written, sampling, i):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any, NamedTuple
 
 from tts.data.store import Attempt, Record
+from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
 from tts.evals.intervals import Estimate, estimate
 from tts.evals.statistics import Sampled, best_of_k, choice_at_k, majority_of_k, pass_at_k
@@ -89,6 +91,10 @@ class Summary:
     """pass@N minus accuracy: the most that a better choice among the same candidates could gain."""
     repeat: int = 1
     """How many times each problem was solved."""
+    missing: int = 0
+    """Verdicts on candidates, their steps or as a whole, that the scorer was asked for and did not give."""
+    unrated: int = 0
+    """Candidates that were scored and have no verdict at all; they rank below the others."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -115,14 +121,36 @@ class Summary:
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
             "omitted": self.omitted,
             "truncated": self.truncated,
+            "missing_verdicts": self.missing,
+            "unrated": self.unrated,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """The numbers of a graded row that a summary needs, so that rows need not stay in memory."""
+
+    id: str
+    problem: str
+    """Id of the problem, which the rows of its repetitions share."""
+    candidates: int
+    right: bool
+    """Whether the chosen candidate is right."""
+    passed: bool
+    """Whether any candidate is right."""
+    mean: float
+    """Share of right candidates."""
+    majority: float
+    curve: array[float]
+    """For each point of the curve over this row's candidates: the strategy's accuracy and its standard error, the accuracy of
+    majority voting, and pass@k."""
+
+
 def summarize(
-    records: Sequence[Record],
+    records: Iterable[Record],
     strategy: Strategy,
     *,
     name: str,
@@ -133,12 +161,12 @@ def summarize(
     reward: Callable[[Attempt], Reward],
     compares: bool = False,
     repeat: int = 1,
-    flops: Flops | None = None,
+    flops: Callable[[Usage, float], Flops] | None = None,
 ) -> Summary:
-    """Summarize the rows of a run.
+    """Summarize the rows of a run. They are read once, and the result does not depend on their order.
 
     Args:
-        records: One row per problem; with `repeat` > 1, all problems once, then in the same order again, `repeat` times.
+        records: One row per problem and repetition. Repetitions have ids that end in #2, #3, ….
         strategy: Strategy of the run.
         name: Name of the strategy.
         benchmark: Name of the benchmark.
@@ -148,45 +176,70 @@ def summarize(
         reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
         compares: Whether the scorer compares candidates with each other, so that rewards are those of all n. Default False.
         repeat: How many times each problem was solved. Default 1.
-        flops: Estimated operations. Default: unknown.
+        flops: Estimates operations from the usage and the mean number of tokens of a candidate. Default: unknown.
     """
-    problem_of = {record.id: i % (len(records) // repeat) for i, record in enumerate(records)}
-    graded = [record for record in records if record.correct is not None]
-    problems = [problem_of[record.id] for record in graded]
-    n = max((len(record.candidates) for record in records), default=0)
-    ranking = strategy if isinstance(strategy, Parallel) and n > 1 else None
-    fixed = ranking is not None and ranking.uses_scorer and compares and n > 2
+    ranks, fixed = isinstance(strategy, Parallel), compares and strategy.uses_scorer
+    rows: list[_Graded] = []
+    usage, problems, failed, n, attempts, truncated, tokens = Usage(cached=cached), 0, 0, 0, 0, 0, 0
+    for record in records:
+        usage, problems, failed = usage + record.usage, problems + 1, failed + (record.error is not None)
+        n, attempts = max(n, len(record.candidates)), attempts + len(record.candidates)
+        truncated += sum(attempt.finish == "length" for attempt in record.candidates)
+        tokens += sum(sum(attempt.tokens) for attempt in record.candidates)
+        if record.correct is not None:
+            rows.append(_measure(record, strategy, reward, repeat, fixed))
+    rows.sort(key=lambda row: row.id)
+    ids = [row.problem for row in rows]
 
-    def over(value: Callable[[Record], float]) -> Estimate | None:
-        return _over_problems([value(record) for record in graded], problems) if graded else None
-
-    def right(record: Record) -> list[bool]:
-        return [bool(attempt.correct) for attempt in record.candidates]
+    def over(value: Callable[[_Graded], float]) -> Estimate | None:
+        return _over_problems([value(row) for row in rows], ids) if rows else None
 
     return Summary(
         strategy=name,
         n=n,
         benchmark=benchmark,
-        problems=len(records),
-        graded=len(graded),
-        failed=sum(record.error is not None for record in records),
-        accuracy=over(lambda record: float(bool(record.correct))),
-        pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
-        majority=over(lambda record: _majority_at_k(record, len(record.candidates))),
-        pass_at_n=over(lambda record: float(any(right(record)))),
-        oracle_gap=over(lambda record: float(any(right(record))) - float(bool(record.correct))),
-        flops=flops or Flops(),
-        curve=_curve(graded, ranking, _sizes(n, fixed), reward, problem_of) if ranking else (),
-        omitted=OMITTED if fixed else "",
-        truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
-        usage=sum((record.usage for record in records), Usage(cached=cached)),
+        problems=problems,
+        graded=len(rows),
+        failed=failed,
+        accuracy=over(lambda row: float(row.right)),
+        pass_at_1=over(lambda row: row.mean),
+        majority=over(lambda row: row.majority),
+        pass_at_n=over(lambda row: float(row.passed)),
+        oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
+        flops=flops(usage, tokens / attempts if attempts else 0.0) if flops else Flops(),
+        curve=_curve([row for row in rows if row.candidates == n], _sizes(n, fixed)) if ranks and n > 1 else (),
+        omitted=OMITTED if ranks and fixed and n > 2 else "",
+        truncated=truncated,
+        usage=usage,
         seconds=seconds,
         run=run,
         repeat=repeat,
+        missing=sum(attempt.reward().missing for record in records for attempt in record.candidates),
+        unrated=sum(
+            attempt.rewards is not None and not reward(attempt).rated for record in records for attempt in record.candidates
+        ),
     )
 
 
 OMITTED = "the scorer compares candidates with each other, so their rewards among fewer candidates would be others"
+
+
+def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int, fixed: bool) -> _Graded:
+    right = [bool(attempt.correct) for attempt in record.candidates]
+    majority = _majority_at_k(record, len(right))
+    curve = array("d")
+    if isinstance(strategy, Parallel):
+        for k in _sizes(len(right), fixed):
+            chosen = at_k(strategy, record, k, reward)
+            voted = chosen.value if type(strategy) is Majority else _majority_at_k(record, k)
+            curve.extend((*chosen, voted, pass_at_k(right, k)))
+    problem = problem_of(record.id, repeat)
+    return _Graded(record.id, problem, len(right), bool(record.correct), any(right), sum(right) / len(right), majority, curve)
+
+
+def _sizes(n: int, fixed: bool) -> list[int]:
+    """The sizes of the curve's subsets. Among rewards that are `fixed` for n candidates, only a single one can be chosen."""
+    return [1, n] if fixed and n > 1 else [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
 
 
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
@@ -210,7 +263,10 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
 
     def prefer(subset: Sequence[int]) -> list[Preference]:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
-        return [Preference.of(attempts[i].finish, score, i) for i, score in zip(subset, scores, strict=True)]
+        return [
+            Preference.of(attempts[i].finish, score, i, rated=not rewards or rewards[i].rated)
+            for i, score in zip(subset, scores, strict=True)
+        ]
 
     def choose(subset: Sequence[int]) -> int:
         return -max(prefer(subset)).place
@@ -230,40 +286,22 @@ def _majority_at_k(record: Record, k: int) -> float:
     return at_k(Majority(), record, k, lambda attempt: Reward(())).value
 
 
-def _sizes(n: int, fixed: bool) -> list[int]:
-    """The sizes of the curve's subsets. Among rewards that are `fixed` for n candidates, only a single one can be chosen."""
-    return [1, n] if fixed else [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
-
-
-def _curve(
-    graded: Sequence[Record],
-    strategy: Parallel,
-    sizes: Sequence[int],
-    reward: Callable[[Attempt], Reward],
-    problem_of: Mapping[str, int],
-) -> tuple[Point, ...]:
-    full = [record for record in graded if len(record.candidates) == sizes[-1]]
-    if not full:
+def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:
+    """The curve over rows that all have as many candidates as the last size."""
+    if not rows:
         return ()
-    points, problems = [], [problem_of[record.id] for record in full]
-    for k in sizes:
-        chosen = [at_k(strategy, record, k, reward) for record in full]
-        majority = chosen if type(strategy) is Majority else [Sampled(_majority_at_k(record, k)) for record in full]
-        points.append(
-            Point(
-                k,
-                _over_problems([sampled.value for sampled in chosen], problems),
-                _over_problems([sampled.value for sampled in majority], problems),
-                _over_problems([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
-                sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
-            )
-        )
+    problems, points = [row.problem for row in rows], []
+    for i, k in enumerate(sizes):
+        values, errors, *baselines = ([row.curve[4 * i + place] for row in rows] for place in range(4))
+        error = fsum(error**2 for error in errors) ** 0.5 / len(rows)
+        chosen, majority, passed = (_over_problems(each, problems) for each in (values, *baselines))
+        points.append(Point(k, chosen, majority, passed, error))
     return tuple(points)
 
 
-def _over_problems(values: Sequence[float], problems: Sequence[int]) -> Estimate:
+def _over_problems(values: Sequence[float], problems: Sequence[str]) -> Estimate:
     """The estimate over problems from one value per row; repetitions of one problem say nothing about other problems."""
-    repetitions: defaultdict[int, list[float]] = defaultdict(list)
+    repetitions: defaultdict[str, list[float]] = defaultdict(list)
     for problem, value in zip(problems, values, strict=True):
         repetitions[problem].append(value)
     return estimate([fsum(members) / len(members) for members in repetitions.values()])

@@ -164,19 +164,20 @@ def _gflops(summary: Json, problems: int) -> float | None:
 
 
 def _reliability(run: SavedRun) -> Reliability | None:
-    """The reliability of the final rewards if every graded candidate has one, otherwise of the mean step rewards.
+    """The reliability of the final rewards if the reward model gives them, otherwise of the mean step rewards.
 
-    None if a candidate has no reward, or one outside [0, 1].
+    Candidates without a verdict are left out. None if no candidate has a reward, or if one is outside [0, 1].
     """
     attempts = [attempt for record in run.records for attempt in record.candidates if attempt.correct is not None]
-    of, rewards = "final reward", [attempt.final for attempt in attempts]
-    if None in rewards:
-        of, rewards = "mean step reward", [sum(a.rewards) / len(a.rewards) if a.rewards else None for a in attempts]
-    known = [reward for reward in rewards if reward is not None]
-    if not known or len(known) < len(attempts) or not all(0 <= reward <= 1 for reward in known):
+    of, rated = "final reward", [(a, a.final) for a in attempts if a.final is not None]
+    if len(rated) + sum(attempt.final_missing for attempt in attempts) < len(attempts):
+        of, rated = "mean step reward", [(a, a.reward().aggregate("mean")) for a in attempts if a.reward().known]
+    rewards = [reward for _, reward in rated]
+    if not rated or not all(0 <= reward <= 1 for reward in rewards):
         return None
-    curve = calibration(known, [bool(attempt.correct) for attempt in attempts])
-    return Reliability(of, len(known), curve, reward_length_correlation(known, [sum(attempt.tokens) for attempt in attempts]))
+    curve = calibration(rewards, [bool(attempt.correct) for attempt, _ in rated])
+    lengths = [sum(attempt.tokens) for attempt, _ in rated]
+    return Reliability(of, len(rated), curve, reward_length_correlation(rewards, lengths))
 
 
 # The page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from tts.grading.pool import Grader
 from tts.solving.budget import Budget
 from tts.solving.clock import Clock
+from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
 from tts.trajectory import BOUNDARY, OPEN
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
@@ -284,7 +284,7 @@ class MeteredScorer(Scorer):
         self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        """One reward per candidate, in order. Raises ValueError if the scorer returns a reward that is not finite."""
+        """One reward per candidate, in order. Raises InputError for rewards that `check_rewards` refuses."""
         if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
@@ -295,7 +295,6 @@ class MeteredScorer(Scorer):
     async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):
             rewards = await self.scorer.score(candidates)
+        check_rewards(rewards, candidates, self.over)
         self.usage.scored += sum(reward.tokens for reward in rewards)
-        if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
-            raise ValueError("the reward model returned a reward that is not finite; try another precision or another model")
         return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

@@ -150,7 +150,7 @@ class Search:
                 for node in children.get(parent, ()):
                     following.append((node, len(tree)))
                     text, tokens = "".join(step.text for step in node.added), sum(len(step.token_ids) for step in node.added)
-                    reward = node.reward.total if node.reward else None
+                    reward = node.reward.total if node.reward and node.reward.rated else None
                     tree.append(Branch(number, depth, text, tokens, node.candidate.finish, reward, node.fate, node.reason))
             level, depth = following, depth + 1
         return tree
