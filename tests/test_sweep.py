@@ -106,8 +106,6 @@ def test_sizes_and_strategies_have_paired_differences(swept):
         runs = [tts.load_run(folder).records for folder in value(swept, name, 8).runs]
         rows = [record for run in runs for record in run]
         by_problem.append({one.id: mean(r.correct for r in rows if r.id == one.id) for one in runs[0]})
-            {problem: mean(r.correct for run in runs for r in run if r.id == problem) for problem in (r.id for r in runs[0])}
-        )
     bon, beam = ([values[problem] for problem in by_problem[0]] for values in by_problem)
     assert found[("beam", 8), ("bon", 8)][0] == estimate_difference(beam, bon)
 

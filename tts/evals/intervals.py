@@ -34,7 +34,7 @@ def estimate(values: ArrayLike) -> Estimate:
     """
     ordered = _checked(values, 0, 1)
     mean = math.fsum(ordered) / len(ordered)
-    size = _effective(ordered, mean, mean, weight=0.5)
+    size = _effective(ordered, mean, mean)
     center = (size * mean + Z**2 / 2) / (size + Z**2)
     half = Z * math.sqrt(center * (1 - center) / (size + Z**2))
     return Estimate(mean, max(0.0, min(mean, center - half)), min(1.0, max(mean, center + half)))
@@ -49,7 +49,7 @@ def estimate_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     ordered = _checked(np.asarray(second, float) - np.asarray(first, float), -1, 1)
     mean = math.fsum(ordered) / len(ordered)
     moved = math.fsum(abs(ordered)) / len(ordered)
-    size = _effective(ordered, mean, moved, weight=1)
+    size = _effective(ordered, mean, moved)
     center, discordant = size * mean / (size + 2), (size * moved + 2) / (size + 2)
     half = Z * math.sqrt((discordant - center**2) / (size + 2))
     return Estimate(mean, max(-1.0, min(mean, center - half)), min(1.0, max(mean, center + half)))
@@ -111,15 +111,15 @@ def _checked(values: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     return ordered.clip(low, high)
 
 
-def _effective(values: NDArray[np.float64], mean: float, moved: float, *, weight: float) -> float:
+def _effective(values: NDArray[np.float64], mean: float, moved: float) -> float:
     """The number of problems with one sample each whose mean would be as certain as that of these values.
 
     `moved` is the mean of their absolute values. With one sample each, the variance would be `moved - mean**2`. The ratio of
-    both variances is drawn towards 1 with `weight`, since a few values near 0 or 1 do not show how much problems differ.
+    both variances is drawn towards 1, as if one more problem differed from the others as much as it can: if nearly all values
+    are 0 or 1, they do not show how much problems differ.
     """
     n = len(values)
-    squares = math.fsum((values - mean) ** 2)
-    return max(n, n * (n * (moved - mean**2) + weight) / (squares + weight))
+    return max(n, n * (n * (moved - mean**2) + 1) / (math.fsum((values - mean) ** 2) + 1))
 
 
 def _t_quantile(freedom: int) -> float:
