@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 def estimate(values: ArrayLike) -> Estimate:
     """The mean of values between 0 and 1, one per problem, such as the share of a problem's samples that are right.
 
-    The interval is that of Agresti and Coull (1998): Wilson's, with the width of two more successes and failures. For shares of
+    The interval is that of Agresti and Coull (1998), which has the center of Wilson's and is a little wider. For shares of
     several samples, n is the number of problems with one sample each that would tell as much. There is at least one value;
     raises ValueError if one is not between 0 and 1.
     """
