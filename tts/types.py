@@ -78,6 +78,9 @@ class Step:
     top: tuple[Mapping[str, float], ...] | None = field(default=None, compare=False)
     """For each token, log-probabilities of the likeliest tokens in its place, by their text; where `Sampling.top` asked for it
     and the engine reports them."""
+    confidence: tuple[float, ...] | None = field(default=None, compare=False)
+    """For each token, minus the mean log-probability of the likeliest tokens in its place (DeepConf, arXiv 2508.15260): it is
+    high where the model leaves no alternatives. Where `Sampling.confidence` asked for it and the engine reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Sampling:
     logprobs: bool = False
     top: int = 0
     """How many of the likeliest tokens to report at each position, by an engine that can."""
+    confidence: int = 0
+    """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)

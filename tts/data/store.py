@@ -256,8 +256,8 @@ class RunStore:
         """The row of a problem; None if there is none. Raises InputError if it cannot be read.
 
         A row begins with its id and has no line breaks inside, so it is found by the bytes that it begins with: at the place
-        that its timing names, or by a search through the file (half a second for a gigabyte). Rows that another tool has written
-        in another form are found by reading all of them.
+        that its timing names, or by a search through the file (half a second for a gigabyte). Rows in another form, which
+        another tool has written, are found by reading all of them.
         """
         start = b'{"id": ' + json.dumps(problem_id, ensure_ascii=False).encode(errors=ESCAPE) + b","
         for place in self._places(start):

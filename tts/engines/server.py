@@ -10,6 +10,7 @@ from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, Serve
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter, check_chat_args
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -129,8 +130,8 @@ class ServerEngine(Engine):
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
-        if sampling.logprobs:
-            body["logprobs"] = 1
+        if sampling.logprobs or sampling.confidence:
+            body["logprobs"] = max(1, sampling.confidence)
         if self._takes_ids:
             try:
                 answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
@@ -154,10 +155,13 @@ class ServerEngine(Engine):
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
             if self.decode(tokens) != text:
                 raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
-        logprobs = None
+        logprobs = confidence = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs)
+        places = (choice.get("logprobs") or {}).get("top_logprobs") if sampling.confidence else None
+        if places and all(isinstance(place, dict) and place for place in places):
+            confidence = tuple(confidence_of(map(float, place.values()), sampling.confidence) for place in places)
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, confidence=confidence)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
         """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""
@@ -171,8 +175,8 @@ class ServerEngine(Engine):
     async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
         if sampling.stop or prefix not in self._problems:
             raise InputError(
-                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, which"
-                " needs /v1/completions"
+                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
+                " ends them, which needs /v1/completions"
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._problems[prefix]})

@@ -9,6 +9,7 @@ from tts.engines.http import JsonClient, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 
@@ -77,7 +78,9 @@ class SGLangEngine(Prompter, Engine):
             "no_stop_trim": True,
             "skip_special_tokens": True,
         }
-        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
+        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.confidence > 0, **self.lora}
+        if sampling.confidence:
+            request["top_logprobs_num"] = sampling.confidence
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
         else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
@@ -85,17 +88,19 @@ class SGLangEngine(Prompter, Engine):
             first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": prefill})
             outputs = await self._ask({"input_ids": [list(prefix)] * n, **request})
         cached = first["meta_info"].get("cached_tokens", 0)
-        return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
+        return Generation(tuple(self._step(output, sampling) for output in outputs), len(prefix), min(cached, len(prefix)))
 
     async def _ask(self, request: dict[str, Any]) -> Any:
         return await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
 
-    def _step(self, output: dict[str, Any]) -> Step:
+    def _step(self, output: dict[str, Any], sampling: Sampling) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]
-        logprobs = None
+        logprobs = confidence = None
         if "output_token_logprobs" in meta:
             logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
-        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs)
+        if (count := sampling.confidence) and meta.get("output_top_logprobs"):
+            confidence = tuple(confidence_of((float(entry[0]) for entry in at), count) for at in meta["output_top_logprobs"])
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, confidence=confidence)
 
     async def close(self) -> None:
         if self.client is not None:

@@ -92,7 +92,8 @@ class TransformersEngine(Prompter, Engine):
         self.loop.close()
 
     def _step(self, sample: Sample) -> Step:
-        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None)
+        logprobs, confidence = tuple(sample.logprobs) or None, tuple(sample.confidence) or None
+        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, logprobs, confidence=confidence)
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:

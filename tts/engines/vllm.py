@@ -11,6 +11,7 @@ from typing import Any
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -78,7 +79,7 @@ class VLLMEngine(Prompter, Engine):
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=sampling.confidence if sampling.logprobs or sampling.confidence else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
         )
@@ -90,14 +91,22 @@ class VLLMEngine(Prompter, Engine):
         async for output in stream:  # vLLM may return the samples together or one by one
             outputs |= {completion.index: completion for completion in output.outputs}
             cached = max(cached, output.num_cached_tokens or 0)
-        return Generation(tuple(self._step(outputs[i]) for i in range(n)), len(prefix), cached)
+        return Generation(tuple(self._step(outputs[i], sampling) for i in range(n)), len(prefix), cached)
 
-    def _step(self, completion: Any) -> Step:
+    def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens = tuple(completion.token_ids)
-        logprobs = None
+        logprobs = confidence = None
         if completion.logprobs:
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
-        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs)
+            if count := sampling.confidence:  # vLLM adds the drawn token
+                confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in completion.logprobs)
+        return Step(
+            self.decode(tokens),
+            tokens,
+            _finish(completion.finish_reason, completion.stop_reason),
+            logprobs,
+            confidence=confidence,
+        )
 
     async def close(self) -> None:
         self.llm.shutdown()

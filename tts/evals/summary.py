@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import fsum
@@ -180,12 +180,20 @@ def summarize(
     """
     ranks, fixed = isinstance(strategy, Parallel), compares and strategy.uses_scorer
     rows: list[_Graded] = []
-    usage, problems, failed, n, attempts, truncated, tokens = Usage(cached=cached), 0, 0, 0, 0, 0, 0
+    usage, counts = Usage(cached=cached), Counter[str]()
+    n = 0
     for record in records:
-        usage, problems, failed = usage + record.usage, problems + 1, failed + (record.error is not None)
-        n, attempts = max(n, len(record.candidates)), attempts + len(record.candidates)
-        truncated += sum(attempt.finish == "length" for attempt in record.candidates)
-        tokens += sum(sum(attempt.tokens) for attempt in record.candidates)
+        attempts = record.candidates
+        usage, n = usage + record.usage, max(n, len(attempts))
+        counts.update(
+            problems=1,
+            failed=record.error is not None,
+            attempts=len(attempts),
+            tokens=sum(sum(attempt.tokens) for attempt in attempts),
+            truncated=sum(attempt.finish == "length" for attempt in attempts),
+            missing=sum(reward(attempt).missing for attempt in attempts),
+            unrated=sum(attempt.rewards is not None and not reward(attempt).rated for attempt in attempts),
+        )
         if record.correct is not None:
             rows.append(_measure(record, strategy, reward, repeat, fixed))
     rows.sort(key=lambda row: row.id)
@@ -198,26 +206,24 @@ def summarize(
         strategy=name,
         n=n,
         benchmark=benchmark,
-        problems=problems,
+        problems=counts["problems"],
         graded=len(rows),
-        failed=failed,
+        failed=counts["failed"],
         accuracy=over(lambda row: float(row.right)),
         pass_at_1=over(lambda row: row.mean),
         majority=over(lambda row: row.majority),
         pass_at_n=over(lambda row: float(row.passed)),
         oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
-        flops=flops(usage, tokens / attempts if attempts else 0.0) if flops else Flops(),
+        flops=flops(usage, counts["tokens"] / max(1, counts["attempts"])) if flops else Flops(),
         curve=_curve([row for row in rows if row.candidates == n], _sizes(n, fixed)) if ranks and n > 1 else (),
         omitted=OMITTED if ranks and fixed and n > 2 else "",
-        truncated=truncated,
+        truncated=counts["truncated"],
         usage=usage,
         seconds=seconds,
         run=run,
         repeat=repeat,
-        missing=sum(attempt.reward().missing for record in records for attempt in record.candidates),
-        unrated=sum(
-            attempt.rewards is not None and not reward(attempt).rated for record in records for attempt in record.candidates
-        ),
+        missing=counts["missing"],
+        unrated=counts["unrated"],
     )
 
 

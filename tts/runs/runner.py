@@ -270,8 +270,9 @@ class Run:
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:
+            sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
             generator = Generator(
-                self.engine, problem, replace(self.settings.sampling, logprobs=self.scorer.logprobs),
+                self.engine, problem, sampling,
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
                 budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,

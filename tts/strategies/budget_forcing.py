@@ -30,6 +30,8 @@ class BudgetForcing(Strategy):
     """Maximum number of times that the end of the thinking is replaced."""
     word: str = "Wait"
     """Text written in place of the end of the thinking."""
+    final: str = ""
+    """Text written after a forced `</think>`, such as "Final Answer:", so that the response does not think on."""
 
     uses_scorer: ClassVar[bool] = False
 
@@ -57,7 +59,7 @@ class BudgetForcing(Strategy):
                 waits -= 1
                 candidate = _replace_end(generator, candidate, self.word)
             elif used >= self.max_thinking:
-                return generator.append(candidate, f"\n\n{CLOSE}\n\n")
+                return generator.append(candidate, f"\n\n{CLOSE}\n\n{self.final}")
             else:
                 [candidate] = await generator.step(candidate, stop=CLOSE, max_tokens=self.max_thinking - used)
                 candidate = self._reopened(candidate, used)
