@@ -257,7 +257,13 @@ class Run:
                 f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; fix that, then"
                 f" resume with: tts run --resume {self.store.folder}"
             ) from errors
-        summary = self.summarize(elapsed())
+        try:
+            summary = self.summarize(elapsed())
+        except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
+            raise InputError(
+                f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
+                f" {error}. Fix that, then summarize with: tts run --resume {self.store.folder}"
+            ) from error
         self.store.write_summary(summary.to_json())
         return summary
 
@@ -275,6 +281,7 @@ class Run:
             seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
+            compares=self.scorer.compares,
             flops=self._flops,
         )
 
