@@ -231,7 +231,7 @@ class Reward:
     @property
     def known(self) -> tuple[float, ...]:
         """The rewards of the steps that have a verdict."""
-        return tuple(step for step in self.steps if step is not None)
+        return tuple(step for step in self.steps if step is not None) if None in self.steps else self.steps  # type: ignore
 
     @property
     def missing(self) -> int:
