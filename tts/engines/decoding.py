@@ -42,6 +42,8 @@ class Sample:
     """Maximum number of tokens to generate."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each token, the likeliest tokens in its place and their log-probabilities."""
     finish: Finish = "length"
 
     def push(self, token: int, ends: set[int]) -> bool:
@@ -247,11 +249,14 @@ class DecodeLoop:
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
-        if any(row.sampling.logprobs for row in rows):
-            chosen = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
-            for row, logprob in zip(rows, chosen, strict=True):
+        if any(row.sampling.logprobs or row.sampling.top for row in rows):
+            logprobs = logits.log_softmax(-1)
+            for i, (row, logprob) in enumerate(zip(rows, logprobs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)):
                 if row.sampling.logprobs:
                     row.logprobs.append(logprob)
+                if row.sampling.top:
+                    likeliest = logprobs[i].topk(min(row.sampling.top, logprobs.shape[-1]))
+                    row.top.append(list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)))
         self._push(tokens.tolist())
 
     def _push(self, tokens: list[int]) -> None:

@@ -19,6 +19,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 """Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
 
 
+MANY, FEW = 20, 5
+"""Likeliest tokens per position that vLLM and SGLang report, and that the API allows elsewhere."""
+
+
 class _Served(NamedTuple):
     """What a server says about the model."""
 
@@ -117,8 +121,9 @@ class ServerEngine(Engine):
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
-        if sampling.logprobs:
-            body["logprobs"] = 1
+        if sampling.logprobs or sampling.top:
+            served = await self._identify()
+            body["logprobs"] = max(1, min(sampling.top, MANY if served.extras else FEW))
         if self._takes_ids:
             try:
                 answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
@@ -142,10 +147,11 @@ class ServerEngine(Engine):
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
             if self.decode(tokens) != text:
                 raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
-        logprobs = None
+        logprobs = top = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs)
+            top = tuple(at or {} for at in choice["logprobs"].get("top_logprobs") or ()) if sampling.top else None
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, top or None)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
         """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""

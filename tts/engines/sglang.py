@@ -68,6 +68,8 @@ class SGLangEngine(Prompter, Engine):
             "skip_special_tokens": True,
         }
         request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
+        if sampling.top:
+            request |= {"return_logprob": True, "top_logprobs_num": sampling.top}
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
         else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
@@ -82,10 +84,12 @@ class SGLangEngine(Prompter, Engine):
 
     def _step(self, output: dict[str, Any]) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]
-        logprobs = None
+        logprobs = top = None
         if "output_token_logprobs" in meta:
             logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
-        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs)
+        if meta.get("output_top_logprobs"):
+            top = tuple(self.spelled((entry[1], entry[0]) for entry in at or ()) for at in meta["output_top_logprobs"])
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, top)
 
     async def close(self) -> None:
         if self.client is not None:

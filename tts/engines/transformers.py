@@ -88,7 +88,10 @@ class TransformersEngine(Prompter, Engine):
         self.loop.close()
 
     def _step(self, sample: Sample) -> Step:
-        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None)
+        top = tuple(self.spelled(likeliest) for likeliest in sample.top)
+        return Step(
+            self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None, top or None
+        )
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:

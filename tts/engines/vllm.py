@@ -67,7 +67,7 @@ class VLLMEngine(Prompter, Engine):
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=sampling.top if sampling.logprobs or sampling.top else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
         )
@@ -79,14 +79,16 @@ class VLLMEngine(Prompter, Engine):
         async for output in stream:  # vLLM may return the samples together or one by one
             outputs |= {completion.index: completion for completion in output.outputs}
             cached = max(cached, output.num_cached_tokens or 0)
-        return Generation(tuple(self._step(outputs[i]) for i in range(n)), len(prefix), cached)
+        return Generation(tuple(self._step(outputs[i], sampling) for i in range(n)), len(prefix), cached)
 
-    def _step(self, completion: Any) -> Step:
+    def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens = tuple(completion.token_ids)
-        logprobs = None
+        logprobs = top = None
         if completion.logprobs:
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
-        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs)
+        if completion.logprobs and sampling.top:
+            top = tuple(self.spelled((token, entry.logprob) for token, entry in at.items()) for at in completion.logprobs)
+        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top)
 
     async def close(self) -> None:
         self.llm.shutdown()

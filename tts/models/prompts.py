@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from tts.errors import InputError
 from tts.models import chat, checkpoints
@@ -54,3 +55,11 @@ class Prompter:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         return self._decode(list(token_ids))
+
+    def spelled(self, likeliest: Iterable[tuple[int, float]]) -> dict[str, float]:
+        """Return token ids and their log-probabilities by the text of each token alone; tokens of equal text count together."""
+        found: dict[str, float] = {}
+        for token, logprob in likeliest:
+            text = self.decode([token])
+            found[text] = math.log(math.exp(found[text]) + math.exp(logprob)) if text in found else logprob
+        return found
