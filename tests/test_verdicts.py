@@ -135,7 +135,7 @@ def test_a_scale_that_is_none_is_refused(name):
 
 
 class Thinker(ScriptedEngine):
-    """Writes `say(prompt)`; where a verdict stands, it draws Yes with probability p, and reports the probability of the draw."""
+    """Writes `say(prompt)`; where a verdict stands, it draws Yes with probability p, and reports what was drawn."""
 
     def __init__(self, say, p=0.75, opened=False, tells=True):
         super().__init__(lambda prompt, seed: say(prompt))
