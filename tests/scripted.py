@@ -20,7 +20,7 @@ class ScriptedEngine:
         return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        return tuple(map(ord, problem.prompt + "\x01"))
+        return tuple(map(ord, problem.full_prompt + "\x01"))
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))

@@ -47,7 +47,7 @@ class Scripted(Scorer):
 
 
 def trainer_of(settings, scorer):
-    prompts = PolicyPrompts(settings.model, settings.system)
+    prompts = PolicyPrompts(settings.model, **settings.prompting)
     problems, held_out = load_problems(settings, prompts)
     rewards = Rewards(scorer, alpha=settings.alpha, aggregate=settings.aggregate)
     return make_grpo_trainer(settings, prompts, problems, held_out, rewards)

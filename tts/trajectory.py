@@ -24,7 +24,13 @@ class Trajectory(NamedTuple):
 
 
 def parse(text: str) -> Trajectory:
-    """Split a completion into thinking and response steps.
+    """The thinking steps and the response steps of a completion, as `split` tells them apart."""
+    thinking, response = split(text)
+    return Trajectory(steps(thinking), steps(response))
+
+
+def split(text: str) -> tuple[str, str]:
+    """The thinking and the response of a completion, each as it was written.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
     completion that opens its thinking but does not close it has no response; one without either tag has only a response.
@@ -32,7 +38,7 @@ def parse(text: str) -> Trajectory:
     thinking, closed, response = text.partition(CLOSE)
     if not closed and OPEN not in text:
         thinking, response = "", text
-    return Trajectory(steps(thinking.replace(OPEN, "", 1)), steps(response))
+    return thinking.replace(OPEN, "", 1), response
 
 
 def is_thinking(text: str) -> bool:

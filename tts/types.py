@@ -34,6 +34,9 @@ Fate = Literal["kept", "returned", "pruned"]
 REPEATS = "repeats a sibling"
 """Why a branch was pruned that has the same tokens as an earlier child of its parent."""
 
+NO_INSTRUCTION = "none"
+"""What --instruction is where a problem is to be asked without one."""
+
 CERTAIN = 1e-9
 """How close to 0 or 1 a probability may come in a logit."""
 
@@ -44,9 +47,23 @@ class Problem:
 
     id: str
     prompt: str
+    """The question alone: what reward models read, and what results.jsonl keeps."""
     answer: str | None = None
     grader: str = "math"
     """How answers are compared: a name of `tts.grading.rules`, or a function of your own as file.py:function."""
+    instruction: str = ""
+    """How the policy is to answer, such as "put your final answer within \\boxed{}"; empty for no instruction."""
+
+    @property
+    def full_prompt(self) -> str:
+        """What the policy is asked, before a chat template: the question, and the instruction after a blank line."""
+        return f"{self.prompt}\n\n{self.instruction}" if self.instruction else self.prompt
+
+    def instructed(self, instruction: str | None) -> Problem:
+        """The problem under another instruction, as --instruction names it: a text, NO_INSTRUCTION, or None for its own."""
+        if instruction is None:
+            return self
+        return replace(self, instruction="" if instruction == NO_INSTRUCTION else instruction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +176,7 @@ class Engine(Protocol):
         return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        """The prompt's token ids, chat template applied."""
+        """Token ids of `problem.full_prompt`, chat template applied."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -269,7 +286,8 @@ class Scorer(Protocol):
     """A process reward model, or anything else that rates candidates.
 
     A class of your own subclasses this and defines `score`; its fields, or the keyword parameters of its `__init__`, are its
-    options (--scorer-arg name=value). Parameters named `model` and `system` get the run's policy and system prompt.
+    options (--scorer-arg name=value). Parameters named `model`, `system`, `prompt_template` and `chat_template_args` get those
+    of the run's policy.
     """
 
     by_step: bool = True

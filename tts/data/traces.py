@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from tts.types import Candidate, Part, Problem, Step
 
 T = TypeVar("T")
 
-FIELDS = ("id", "problem", "answer", "text", "thinking", "response", "steps")
+FIELDS = ("id", "problem", "instruction", "answer", "text", "thinking", "response", "steps")
 """The fields of a trace, each of which may have another name in a file (`--field`)."""
 
 EXPECTED = 'expected {"problem": …} with "text", with "thinking" and "response", or with "steps"'
@@ -51,6 +51,11 @@ class Trace:
     @property
     def id(self) -> str:
         return self.candidate.problem.id
+
+    def instructed(self, instruction: str | None) -> Trace:
+        """The trace under another instruction than its own, where one is given (`Problem.instructed`)."""
+        problem = self.candidate.problem.instructed(instruction)
+        return replace(self, candidate=replace(self.candidate, problem=problem))
 
     def by_position(self, values: Sequence[T | None], over: Part = "all") -> list[T | None]:
         """Values of steps as rows hold them: where steps were given, one for each, in their order.
@@ -130,7 +135,11 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
     if isinstance(identifier, bool | dict | list):
         raise BadRowError(f"the id is {json.dumps(identifier)[:40]}; expected a string or a number")
     identifier = str(number if identifier is None else identifier)
-    problem = Problem(identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None)
+    instruction = values["instruction"] if names.get("problem") != "instruction" else None
+    problem = Problem(
+        identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None,
+        instruction=instruction if isinstance(instruction, str) else "",
+    )  # fmt: skip
     if isinstance(row.get("candidates"), list):
         return _of_run(problem, row)
     given = None
@@ -148,7 +157,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
         steps = attempt.get("steps") if isinstance(attempt, dict) else None
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
             raise BadRowError(f"candidate {i} has no list of strings under 'steps'")
-        own = Problem(f"{problem.id}/{i}", problem.prompt, problem.answer)
+        own = replace(problem, id=f"{problem.id}/{i}")
         fields = {
             "id": own.id,
             "problem": problem.prompt,
@@ -156,6 +165,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
             "text": "".join(steps),
             "correct": attempt.get("correct"),
         }
+        fields |= {"instruction": problem.instruction} if problem.instruction else {}
         fields |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
             fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses

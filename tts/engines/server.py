@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
-from tts.models.prompts import Prompter
+from tts.models.prompts import Prompter, check_chat_args
 from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -43,6 +43,8 @@ class ServerEngine(Engine):
         model: The server's name for the model. If it is also a bundled name, a folder or a hub id, its tokenizer is used.
         url: The server's address, such as http://127.0.0.1:8000.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template; with the chat API, its `chat_template_kwargs`.
         api: completions continues exact token ids, so that strategies can search step by step; chat gives only whole
             completions; auto (default) is completions, or chat if the server has no /v1/completions or no tokenizer is found.
         tokenizer: The model whose tokenizer is used, if it is not `model`.
@@ -61,6 +63,8 @@ class ServerEngine(Engine):
         *,
         url: str,
         system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         api: Literal["auto", "completions", "chat"] = "auto",
         tokenizer: str | None = None,
         **client: Any,
@@ -68,18 +72,26 @@ class ServerEngine(Engine):
         if api not in ("auto", "completions", "chat"):
             raise InputError(f"--engine-arg api is {api!r}; expected auto, completions or chat")
         key = key_from_environment()
-        self.model, self.system = model, system
+        if prompt_template is not None and api == "chat":
+            raise InputError(
+                "--prompt-template needs /v1/completions: behind the chat API, the server applies its own chat template; omit"
+                " --engine-arg api=chat, or --prompt-template"
+            )
+        self.model, self.system, self.chat_args = model, system, check_chat_args(chat_template_args)
         self.client = JsonClient(url, key=key, **client)
-        self.prompter = None if api == "chat" else _find_prompter(tokenizer or model, system, needed=api == "completions")
+        self.prompter: Prompter | None = None
+        if api != "chat":
+            needed = api == "completions" or prompt_template is not None
+            self.prompter = _find_prompter(tokenizer or model, system, prompt_template, self.chat_args, needed=needed)
         self.chat = self.prompter is None
-        self._may_chat = api == "auto"
+        self._may_chat = api == "auto" and prompt_template is None
         self._problems: dict[tuple[int, ...], str] = {}
         self._served: _Served | None = None
         self._takes_ids = True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        ids = self.prompter.encode(problem) if self.prompter else tuple(map(ord, problem.prompt))
-        self._problems[ids] = problem.prompt
+        ids = self.prompter.encode(problem) if self.prompter else tuple(map(ord, problem.full_prompt))
+        self._problems[ids] = problem.full_prompt
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -170,6 +182,8 @@ class ServerEngine(Engine):
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._problems[prefix]})
+        if self.chat_args:
+            body["chat_template_kwargs"] = self.chat_args
         answer = await self.client.post("/v1/chat/completions", {**body, "messages": messages})
         steps = []
         for choice in _choices(answer, body["n"]):
@@ -207,13 +221,14 @@ class ServerEngine(Engine):
         await self.client.close()
 
 
-def _find_prompter(model: str, system: str | None, *, needed: bool) -> Prompter | None:
+def _find_prompter(model: str, *prompting: Any, needed: bool) -> Prompter | None:
     try:
-        return Prompter(model, system)
-    except InputError:
+        checkpoints.load_tokenizer(model)
+    except InputError as error:
         if needed:
-            raise
+            raise InputError(f"{error}; name a model with the same tokenizer by --engine-arg tokenizer=NAME") from error
         return None  # a name that only the server knows
+    return Prompter(model, *prompting)
 
 
 def _folder(model: str) -> str:

@@ -22,6 +22,8 @@ class SGLangEngine(Prompter, Engine):
         model: A bundled model's name, a folder or a hub id. Its tokenizer and its context are used also with `url`.
         url: The address of a running server. By default the engine runs in this process.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template.
         adapter: A LoRA adapter, a folder or a hub id, for the engine in this process.
         **arguments: Arguments of sglang.Engine, such as `tp_size` or `dtype`; with `url`, those of
             `tts.engines.http.JsonClient`.
@@ -33,10 +35,18 @@ class SGLangEngine(Prompter, Engine):
     requires, address = "sglang", "optional"
 
     def __init__(
-        self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
+        self,
+        model: str,
+        *,
+        url: str | None = None,
+        system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        **arguments: Any,
     ) -> None:
         config = checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, system, prompt_template, chat_template_args)
         context = arguments.get("context_length") or checkpoints.context_length(config) or self.tokenizer.model_max_length
         self.context: int = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None

@@ -25,6 +25,8 @@ class VLLMEngine(Prompter, Engine):
     Args:
         model: A bundled model's name, a folder or a hub id.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template.
         adapter: A LoRA adapter, a folder or a hub id.
         **arguments: Arguments of vLLM's AsyncEngineArgs, such as `tensor_parallel_size` or `dtype`.
 
@@ -34,9 +36,18 @@ class VLLMEngine(Prompter, Engine):
 
     requires = "vllm"
 
-    def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        **arguments: Any,
+    ) -> None:
         checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, system, prompt_template, chat_template_args)
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 

@@ -56,7 +56,7 @@ def score_file(
     tally.running = True
 
     async def score(traces: Sequence[Trace]) -> list[Reward]:
-        candidates = [trace.candidate for trace in traces]
+        candidates = [trace.instructed(settings.instruction).candidate for trace in traces]
         rewards = await scorer.score(candidates)
         check_rewards(rewards, candidates, scorer.over)
         return [replace(reward, alpha=settings.alpha, how=settings.aggregate) for reward in rewards]
@@ -96,7 +96,7 @@ def score_file(
 def _load(settings: ScoreSettings) -> Scorer:
     embedded = is_reward_model(settings.scorer) and settings.scorer_engine == ScoreSettings.scorer_engine
     # traces of a file seldom begin alike: keep no prefixes for later ones
-    return settings.load_scorer(policy=settings.model, defaults={"cache_gib": 0} if embedded else {})
+    return settings.load_scorer(policy=settings, defaults={"cache_gib": 0} if embedded else {})
 
 
 def _row(item: Scored, over: Part, bare: bool) -> dict[str, Any]:
