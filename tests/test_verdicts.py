@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import tts
 from tests.scripted import ScriptedEngine
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.scorers.judge import Judge
 from tts.scorers.verdicts import LABEL_TOKENS, TOP, Examiner, Scale
-from tts.types import Candidate, Generation, Problem, Result, Sampling, Step
+from tts.show.summary import show
+from tts.types import Candidate, Generation, Problem, Result, Reward, Sampling, Scorer, Step
 
 
 def whole(text, finish="stop"):
@@ -25,6 +30,13 @@ def step(*tokens, top=None):
         "".join(text for text, _ in tokens), tuple(Spelling.id(text) for text, _ in tokens), "length",
         tuple(math.log(p) for _, p in tokens), top and tuple({text: math.log(p) for text, p in at.items()} for at in top),
     )  # fmt: skip
+
+
+def text_of(shown):
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(shown)
+    return capture.get()
 
 
 class Spelling(ScriptedEngine):
@@ -244,3 +256,34 @@ async def test_the_embedded_engine_reports_the_likeliest_tokens():
         assert likeliest.get(engine.decode([token]), logprob) >= logprob - 1e-6
         assert 0.9 < sum(map(math.exp, likeliest.values())) <= 1 + 1e-5
     await engine.close()
+
+
+def test_a_run_counts_missing_verdicts_and_keeps_them_as_null(engine):
+    class Silent(Scorer):
+        """Gives no verdict on every second candidate, and none on the last step of the others."""
+
+        async def score(self, candidates):
+            rewards = []
+            for i, candidate in enumerate(candidates):
+                steps = len(candidate.trajectory.steps)
+                known = [0.5] * (steps - 1) + [None] if i % 2 else [None] * steps
+                rewards.append(Reward(tuple(known), final_missing=True))
+            return rewards
+
+    summary = tts.run("bon", n=4, limit=2, engine_instance=engine, scorer_instance=Silent(), out="run", seed=3)
+    records = tts.data.store.RunStore.open(Path("run")).records()
+    attempts = [attempt for record in records for attempt in record.candidates]
+    nulls = sum(attempt.rewards.count(None) for attempt in attempts)
+    assert nulls > len(attempts)
+    assert all(attempt.final is None and attempt.final_missing for attempt in attempts)
+    assert (summary.missing, summary.unrated) == (nulls + len(attempts), sum(not a.reward().rated for a in attempts))
+    written = json.loads(Path("run/summary.json").read_text())
+    assert (written["missing_verdicts"], written["unrated"]) == (summary.missing, summary.unrated)
+    for record in records:
+        rated = [attempt.reward().rated and attempt.finish == "stop" for attempt in record.candidates]
+        assert rated[record.choice] or not any(rated)
+    assert f"{summary.missing} verdicts of the scorer missing, {summary.unrated} candidates without any" in text_of(
+        show(summary)
+    )
+    rows = tts.load_run("run").rows()
+    assert {row["reward_mean"] for row in rows} == {0.5, None}

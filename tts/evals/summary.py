@@ -178,11 +178,14 @@ def summarize(
     """
     rows: list[_Graded] = []
     usage, problems, failed, n, attempts, truncated, tokens = Usage(cached=cached), 0, 0, 0, 0, 0, 0
+    missing = unrated = 0
     for record in records:
         usage, problems, failed = usage + record.usage, problems + 1, failed + (record.error is not None)
         n, attempts = max(n, len(record.candidates)), attempts + len(record.candidates)
         truncated += sum(attempt.finish == "length" for attempt in record.candidates)
         tokens += sum(sum(attempt.tokens) for attempt in record.candidates)
+        scored = [reward(attempt) for attempt in record.candidates if attempt.rewards is not None]
+        missing, unrated = missing + sum(r.missing for r in scored), unrated + sum(not r.rated for r in scored)
         if record.correct is not None:
             rows.append(_measure(record, strategy, reward, repeat))
     rows.sort(key=lambda row: row.id)
@@ -210,10 +213,8 @@ def summarize(
         seconds=seconds,
         run=run,
         repeat=repeat,
-        missing=sum(attempt.reward().missing for record in records for attempt in record.candidates),
-        unrated=sum(
-            attempt.rewards is not None and not reward(attempt).rated for record in records for attempt in record.candidates
-        ),
+        missing=missing,
+        unrated=unrated,
     )
 
 
