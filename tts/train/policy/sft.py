@@ -211,7 +211,7 @@ def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedT
             text = rest.removeprefix(prompts.opener.partition(OPEN)[2])
         elif CLOSE not in text:
             text = f"\n{CLOSE}\n\n{text}"
-    stop = [] if trace.row.get("finish") == "length" else [end]  # a trace that was cut off does not end its turn
+    stop = [] if trace.candidate.finish == "length" else [end]  # a trace that was cut off does not end its turn
     completion = [*chat.encode(prompts.tokenizer, [text]).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
