@@ -233,7 +233,13 @@ class Run:
                 f" resume with: tts run --resume {self.store.folder}"
             ) from errors
         ids = {problem.id for problem in self.benchmark.problems}
-        summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        try:
+            summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
+            raise InputError(
+                f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
+                f" {error}. Fix that, then summarize with: tts run --resume {self.store.folder}"
+            ) from error
         self.store.write_summary(summary.to_json())
         return summary
 
@@ -250,6 +256,7 @@ class Run:
             seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
+            compares=self.scorer.compares,
             flops=self._flops,
         )
 
