@@ -41,6 +41,16 @@ def split(text: str) -> tuple[str, str]:
     return thinking.replace(OPEN, "", 1), response
 
 
+def is_thinking(text: str) -> bool:
+    """Whether `text` has opened its thinking and not closed it, so that more thinking would follow."""
+    return OPEN in text and CLOSE not in text
+
+
+def response_of(text: str) -> str:
+    """What follows the thinking: all of `text` if it has no thinking, nothing if it does not close it."""
+    return "" if is_thinking(text) else text.partition(CLOSE)[2] if CLOSE in text else text
+
+
 def steps(text: str) -> tuple[str, ...]:
     """The steps of `text`: its parts between blank lines, stripped, without empty ones. Windows line ends are recognised."""
     parts = text.replace("\r\n", "\n").split(BOUNDARY)

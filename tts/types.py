@@ -145,6 +145,11 @@ class Sampling:
     confidence: int = 0
     """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
 
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
+        return max(self.top, self.confidence)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -398,7 +403,9 @@ class Result:
                 f"a Result pairs every candidate with a score and, where there are any, a reward;"
                 f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
             )
-        choice = max(range(len(scores)), key=lambda i: Preference.of(self.candidates[i].finish, scores[i], i))
+        rated = [reward.rated for reward in self.rewards] or [True] * len(scores)
+        finishes = [candidate.finish for candidate in self.candidates]
+        choice = max(range(len(scores)), key=lambda i: Preference.of(finishes[i], scores[i], i, rated=rated[i]))
         for name, value in (("scores", scores), ("choice", choice)):
             object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
 
