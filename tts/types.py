@@ -180,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    exact: bool = False
+    """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
@@ -306,6 +308,8 @@ class Scorer(Protocol):
     """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
     logprobs: bool = False
     """Whether it reads `Step.logprobs`, which the engine then reports."""
+    exact: bool = False
+    """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
 

@@ -68,6 +68,7 @@ class TransformersEngine(Prompter, Engine):
         )
         if adapter is not None:
             self.model = checkpoints.merge_adapter(self.model, adapter)
+        self.exact = checkpoints.is_exact(self.model)
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
