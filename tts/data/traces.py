@@ -145,5 +145,5 @@ def _joined(steps: Any, name: str) -> str:
     if not kept:
         raise BadRowError("the trace is empty")
     if len(trajectory.thinking) + len(trajectory.response) != len(kept):
-        raise BadRowError(f"the {OPEN} or {CLOSE} tags in {name!r} would change its steps; give the trace as 'text' instead")
+        raise BadRowError(f"the thinking tags in {name!r} would change its steps; give the trace as 'text' instead")
     return text

@@ -70,6 +70,7 @@ class VLLMEngine(Prompter, Engine):
             logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
+            skip_special_tokens=self.skips_special,
         )
         stream = self.llm.generate(
             TokensPrompt(prompt_token_ids=list(prefix)), parameters, f"tts-{next(self._number)}", lora_request=self.lora

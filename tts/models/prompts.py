@@ -23,6 +23,8 @@ class Prompter:
     def __init__(self, model: str, system: str | None = None) -> None:
         self.tokenizer, self.system = checkpoints.load_tokenizer(model), system
         self._decode = checkpoints.decoder(self.tokenizer)
+        self.skips_special = not checkpoints.kept_tags(self.tokenizer)
+        """Whether a backend can omit special tokens from the text in which it looks for stop strings, as `decode` does."""
 
     async def tells_steps(self) -> bool:
         """Return True: all engines that take token ids report why they stopped."""
@@ -52,5 +54,5 @@ class Prompter:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens other than thinking tags."""
         return self._decode(list(token_ids))

@@ -110,6 +110,7 @@ def prepare(
     scorer = scorer_instance or (
         chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
     )
+    solver.check_scorer(scorer)
     if store is None:
         store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
     loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
@@ -150,6 +151,7 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
     chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
     if store is not None:
         check_resumable(store.folder, begun, chosen)
+    solver.check_sampling(chosen.sampling)
     return chosen, solver, store
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -11,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
 from tts.solving.generator import Generator
+from tts.strategies.votes import tally
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
@@ -50,12 +50,9 @@ class DeepConf(Strategy):
             rest = range(self.n - self.warmup)
             candidates += await generator.together(self._while_confident(generator, start, threshold) for _ in rest)
         threshold = self._threshold([candidate for candidate in candidates if candidate.finish == "stop"] or candidates)
-        groups = await generator.groups(candidates)
-        votes: defaultdict[int, float] = defaultdict(float)
-        for candidate, group in zip(candidates, groups, strict=True):
-            if group is not None and (confidence := self.confidence(candidate)) >= threshold:
-                votes[group] += math.exp(confidence)
-        return Result(candidates, scores=[votes.get(group, 0.0) if group is not None else 0.0 for group in groups])
+        confidences = map(self.confidence, candidates)
+        weights = [math.exp(confidence) if confidence >= threshold else 0.0 for confidence in confidences]
+        return Result(candidates, scores=tally(await generator.groups(candidates), weights))
 
     def confidence(self, candidate: Candidate) -> float:
         """The lowest mean log-probability of any window of tokens: at most 0, and -inf without log-probabilities."""

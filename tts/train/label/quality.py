@@ -14,7 +14,7 @@ from tts.models.templates import fill
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.checkers import CHECKERS
-from tts.trajectory import CLOSE, OPEN, parse
+from tts.trajectory import parse, response_of, tags_in, with_tags
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -134,8 +134,8 @@ class RolloutQuality:
     async def _complete(self, problem: Problem, prefix: str) -> float:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=2**30)
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
-        if generator.opened(Candidate(problem)).steps:  # the chat template has already opened <think>
-            prefix = re.sub(rf"^\s*{OPEN}\n?", "", prefix)
+        if tags := tags_in(generator.opened(Candidate(problem)).text):  # the chat template has already opened the thinking
+            prefix = re.sub(rf"^\s*{re.escape(tags.open)}\n?", "", with_tags(prefix, tags))
         partial_solution = generator.append(Candidate(problem), prefix)
         return await share_correct(generator, partial_solution, self.n, self.max_tokens)
 
@@ -198,7 +198,7 @@ class JudgeQuality:
         for attempt in range(TRIES):
             sampling = Sampling(float(attempt > 0), max_tokens=self.max_tokens, seed=derive_seed(self.seed, prompt, attempt))
             [step] = (await self.engine.generate(self.engine.encode(Problem("judge", prompt)), 1, sampling)).steps
-            reply = step.text.rpartition(CLOSE)[2]
+            reply = response_of(step.text)
             found = re.findall(r"[Rr]ating\W*(\d+)", reply)
             if found and int(found[-1]) <= SCALE:
                 return int(found[-1]) / SCALE

@@ -17,7 +17,7 @@ from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
 from tts.scorers.prm import part_of
 from tts.show.console import warn
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, with_tags
 
 if TYPE_CHECKING:
     from tts.train.settings import TrainPRMSettings
@@ -121,7 +121,7 @@ def _sequences(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) 
     prompt, joined = candidate.problem.prompt, BOUNDARY.join(steps)
     final = labelled.final if settings.lambda_final else None
     if settings.head == "trace":
-        shown = candidate.text if settings.over == "all" else joined
+        shown = with_tags(candidate.text) if settings.over == "all" else joined
         return (_sequence(settings, text, prompt, [shown], (final,), whole=True),)
     # the labels of a response come last
     targets = labelled.steps[: len(steps)] if settings.over == "think" else labelled.steps[-len(steps) :]
