@@ -68,7 +68,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Generated tokens up to a pause. `text` is what `token_ids` decode to, special tokens left out."""
+    """Generated tokens up to a pause. `text` is what `token_ids` decode to, as `Engine.decode` does it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -192,7 +192,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids. Special tokens are left out, unless they mark the thinking (`tts.trajectory.TAGS`)."""
         ...
 
     def tokenize(self, text: str) -> tuple[int, ...]:
@@ -427,6 +427,14 @@ class Strategy(ABC):
     @abstractmethod
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         """Spend the compute; return every candidate."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if options have no effect, or no sense, with a run's sampling. Called before anything is loaded."""
+        return
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        """Raise InputError if the strategy cannot use a scorer's rewards. Called before the first problem is solved."""
+        return
 
     async def solve_after_pilot(self, problem: Problem, generator: Generator, scorer: Scorer, pilot: Result) -> Result:
         """Solve a problem for which `pilot` holds independent samples with their rewards; compute-optimal calls this.

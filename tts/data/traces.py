@@ -207,7 +207,7 @@ def _joined(steps: Any, name: str) -> tuple[str, Given]:
         raise BadRowError("the trace is empty")
     if max(counts) > 1 or sum(counts) != len(parse(text).steps):
         raise BadRowError(
-            f"the {OPEN} or {CLOSE} tags in {name!r} would change its steps; split a step at the tag within it, or give the"
-            " trace as 'text' instead"
+            f"the thinking tags in {name!r} would change its steps; split a step at the tag within it, or give the trace as"
+            " 'text' instead"
         )
     return text, Given(len(steps), tuple(i for i, count in enumerate(counts) if count))

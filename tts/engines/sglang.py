@@ -76,7 +76,7 @@ class SGLangEngine(Prompter, Engine):
             "max_new_tokens": min(sampling.max_tokens, room),
             "stop": list(sampling.stop),
             "no_stop_trim": True,
-            "skip_special_tokens": True,
+            "skip_special_tokens": self.skips_special,
         }
         request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.likeliest > 0, **self.lora}
         if sampling.likeliest:

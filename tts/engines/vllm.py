@@ -82,6 +82,7 @@ class VLLMEngine(Prompter, Engine):
             logprobs=sampling.likeliest if sampling.logprobs or sampling.likeliest else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
+            skip_special_tokens=self.skips_special,
         )
         stream = self.llm.generate(
             TokensPrompt(prompt_token_ids=list(prefix)), parameters, f"tts-{next(self._number)}", lora_request=self.lora
