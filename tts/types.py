@@ -68,7 +68,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Generated tokens up to a pause. `text` is what `token_ids` decode to, special tokens left out."""
+    """Generated tokens up to a pause. `text` is what `token_ids` decode to, as `Engine.decode` does it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -78,6 +78,9 @@ class Step:
     top: tuple[Mapping[str, float], ...] | None = field(default=None, compare=False)
     """For each token, log-probabilities of the likeliest tokens in its place, by their text; where `Sampling.top` asked for it
     and the engine reports them."""
+    confidence: tuple[float, ...] | None = field(default=None, compare=False)
+    """For each token, minus the mean log-probability of the likeliest tokens in its place (DeepConf, arXiv 2508.15260): it is
+    high where the model leaves no alternatives. Where `Sampling.confidence` asked for it and the engine reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,13 @@ class Sampling:
     logprobs: bool = False
     top: int = 0
     """How many of the likeliest tokens to report at each position, by an engine that can."""
+    confidence: int = 0
+    """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
+
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
+        return max(self.top, self.confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    exact: bool = False
+    """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
@@ -180,7 +192,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids. Special tokens are left out, unless they mark the thinking (`tts.trajectory.TAGS`)."""
         ...
 
     def tokenize(self, text: str) -> tuple[int, ...]:
@@ -296,6 +308,8 @@ class Scorer(Protocol):
     """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
     logprobs: bool = False
     """Whether it reads `Step.logprobs`, which the engine then reports."""
+    exact: bool = False
+    """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
 
@@ -413,6 +427,14 @@ class Strategy(ABC):
     @abstractmethod
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         """Spend the compute; return every candidate."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if options have no effect, or no sense, with a run's sampling. Called before anything is loaded."""
+        return
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        """Raise InputError if the strategy cannot use a scorer's rewards. Called before the first problem is solved."""
+        return
 
     async def solve_after_pilot(self, problem: Problem, generator: Generator, scorer: Scorer, pilot: Result) -> Result:
         """Solve a problem for which `pilot` holds independent samples with their rewards; compute-optimal calls this.

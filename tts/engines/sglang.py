@@ -9,6 +9,7 @@ from tts.engines.http import JsonClient, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 
@@ -75,11 +76,11 @@ class SGLangEngine(Prompter, Engine):
             "max_new_tokens": min(sampling.max_tokens, room),
             "stop": list(sampling.stop),
             "no_stop_trim": True,
-            "skip_special_tokens": True,
+            "skip_special_tokens": self.skips_special,
         }
-        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
-        if sampling.top:
-            request |= {"return_logprob": True, "top_logprobs_num": sampling.top}
+        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.likeliest > 0, **self.lora}
+        if sampling.likeliest:
+            request["top_logprobs_num"] = sampling.likeliest
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
         else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
@@ -87,19 +88,22 @@ class SGLangEngine(Prompter, Engine):
             first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": prefill})
             outputs = await self._ask({"input_ids": [list(prefix)] * n, **request})
         cached = first["meta_info"].get("cached_tokens", 0)
-        return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
+        return Generation(tuple(self._step(output, sampling) for output in outputs), len(prefix), min(cached, len(prefix)))
 
     async def _ask(self, request: dict[str, Any]) -> Any:
         return await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
 
-    def _step(self, output: dict[str, Any]) -> Step:
+    def _step(self, output: dict[str, Any], sampling: Sampling) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]
-        logprobs = top = None
+        logprobs = top = confidence = None
         if "output_token_logprobs" in meta:
             logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
-        if meta.get("output_top_logprobs"):
-            top = tuple(self.spelled((entry[1], entry[0]) for entry in at or ()) for at in meta["output_top_logprobs"])
-        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, top)
+        if places := meta.get("output_top_logprobs"):
+            if sampling.top:
+                top = tuple(self.spelled((entry[1], entry[0]) for entry in at or ()) for at in places)
+            if count := sampling.confidence:
+                confidence = tuple(confidence_of((float(entry[0]) for entry in at), count) for at in places)
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, top, confidence)
 
     async def close(self) -> None:
         if self.client is not None:

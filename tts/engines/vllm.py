@@ -11,6 +11,7 @@ from typing import Any
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -78,9 +79,10 @@ class VLLMEngine(Prompter, Engine):
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
-            logprobs=sampling.top if sampling.logprobs or sampling.top else None,
+            logprobs=sampling.likeliest if sampling.logprobs or sampling.likeliest else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
+            skip_special_tokens=self.skips_special,
         )
         stream = self.llm.generate(
             TokensPrompt(prompt_token_ids=list(prefix)), parameters, f"tts-{next(self._number)}", lora_request=self.lora
@@ -94,12 +96,16 @@ class VLLMEngine(Prompter, Engine):
 
     def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens = tuple(completion.token_ids)
-        logprobs = top = None
+        logprobs = top = confidence = None
         if completion.logprobs:
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
-        if completion.logprobs and sampling.top:
-            top = tuple(self.spelled((token, entry.logprob) for token, entry in at.items()) for at in completion.logprobs)
-        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top)
+            if sampling.top:
+                top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in completion.logprobs)
+            if count := sampling.confidence:  # vLLM adds the drawn token
+                confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in completion.logprobs)
+        return Step(
+            self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top, confidence
+        )  # fmt: skip
 
     async def close(self) -> None:
         self.llm.shutdown()

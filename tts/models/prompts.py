@@ -48,6 +48,8 @@ class Prompter:
         self.template = None if prompt_template is None else read_prompt_template(prompt_template)
         self.chat_args = check_chat_args(chat_template_args)
         self._decode = checkpoints.decoder(self.tokenizer)
+        self.skips_special = not checkpoints.kept_tags(self.tokenizer)
+        """Whether a backend can omit special tokens from the text in which it looks for stop strings, as `decode` does."""
         if self.template is not None:
             _check_alone(system, self.chat_args)
         elif self.chat_args:
@@ -90,7 +92,7 @@ class Prompter:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens other than thinking tags."""
         return self._decode(list(token_ids))
 
     def spelled(self, likeliest: Iterable[tuple[int, float]]) -> dict[str, float]:

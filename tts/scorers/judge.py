@@ -97,6 +97,7 @@ class Judge(Scorer):
         if isinstance(engine, str):
             engine = load_engine(engine, model, url=url, options=engine_args)
         self.engine: Engine = engine
+        self.exact = engine.exact
         self.final = final
         self.examiner = Examiner(engine, labels, think=think, critique=critique, draws=draws, seed=seed)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Length(Scorer):
     """Minus the number of tokens, or of characters where there are no tokens: shorter is better."""
 
-    by_step = False
+    by_step, exact = False, True
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return [Reward((), -float(len(candidate.token_ids) or len(candidate.text))) for candidate in candidates]
@@ -35,7 +35,7 @@ class Length(Scorer):
 class Agreement(Scorer):
     """Share of a problem's candidates with an equivalent answer (self-consistency, https://arxiv.org/abs/2203.11171)."""
 
-    by_step, compares = False, True
+    by_step, compares, exact = False, True, True
 
     def __init__(self) -> None:
         self._grader = Grader()
@@ -122,6 +122,11 @@ class Likelihood(Scorer):
                 f"a trace of {len(ids)} tokens is longer than the {self._forest.context} that {self.policy!r} can read"
             )
         return ids, len(prompt)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Without weights in this process, the rewards are what the engine reported."""
+        return self._forest is None or self._forest.exact
 
     def _load(self) -> None:
         if self._forest is not None:

@@ -15,7 +15,7 @@ from tts.scorers.verdicts import Examiner, Scale
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.checkers import CHECKERS
-from tts.trajectory import OPEN, parse
+from tts.trajectory import parse, tags_in, with_tags
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -133,8 +133,8 @@ class RolloutQuality:
     async def _complete(self, problem: Problem, prefix: str) -> float:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=2**30)
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
-        if generator.opened(Candidate(problem)).steps:  # the chat template has already opened <think>
-            prefix = re.sub(rf"^\s*{OPEN}\n?", "", prefix)
+        if tags := tags_in(generator.opened(Candidate(problem)).text):  # the chat template has already opened the thinking
+            prefix = re.sub(rf"^\s*{re.escape(tags.open)}\n?", "", with_tags(prefix, tags))
         partial_solution = generator.append(Candidate(problem), prefix)
         return await share_correct(generator, partial_solution, self.n, self.max_tokens)
 
