@@ -14,6 +14,7 @@ import pytest
 import tts
 from tts.data.store import RunStore
 from tts.evals.benchmarks import PUBLISHED, load_benchmark
+from tts.evals.benchmarks.source import BOXED, LETTER
 from tts.evals.summary import estimate
 
 datasets = pytest.importorskip("datasets")
@@ -98,6 +99,17 @@ def test_the_error_offline_explains_local_copies():
     assert "hf download HuggingFaceH4/aime_2024 --repo-type dataset --local-dir DIR, then --data-dir DIR" in done.stdout
 
 
+def test_every_named_benchmark_carries_its_instruction_unless_another_is_given():
+    assert {source.told for name, source in PUBLISHED.items() if name != "gpqa-diamond"} == {BOXED}
+    folder([AIME | {"id": 60, "problem": "Walk.", "answer": "033"}], "train")
+    for given, kept, asked in (
+        (None, BOXED, f"Walk.\n\n{BOXED}"), ("none", "none", "Walk."), ("In words.", "In words.", "Walk.\n\nIn words."),
+    ):  # fmt: skip
+        benchmark = load_benchmark("aime24", data_dir="data", instruction=given)
+        assert (benchmark.instruction, benchmark.problems[0].full_prompt) == (kept, asked)
+        assert benchmark.problems[0].prompt == "Walk."  # what reward models and results.jsonl see
+
+
 def test_a_configuration_of_a_local_copy_is_found():
     rows = [{"question": "main?", "answer": "#### 1"}], [{"question": "socratic?", "answer": "#### 2"}]
     for name, part in zip(("main", "socratic"), rows, strict=True):
@@ -121,9 +133,10 @@ def test_choices_are_shuffled_by_the_seed():
     assert first == again != other
     assert {problem.answer for problem in first} == set("ABCD")
     for problem in first:
-        assert f"\n{problem.answer}) 10^-4 eV\n" in problem.prompt
+        assert f"\n{problem.answer}) 10^-4 eV\n" in f"{problem.prompt}\n"
         assert problem.grader == "letter"
         assert problem.prompt.startswith("Which one?\n\nA) ")
+        assert problem.full_prompt == f"{problem.prompt}\n\n{LETTER}"
 
 
 def test_files_of_your_own_with_fields_of_their_own():

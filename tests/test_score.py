@@ -87,17 +87,40 @@ def test_a_run_is_scored_as_it_was_written(tmp_path, prm, engine):
         assert row["correct"] == kept[row["id"]].correct
 
 
-def test_steps_given_one_by_one_keep_their_number(tmp_path, prm):
-    path = write(tmp_path / "t.jsonl", {"problem": PROMPT, "steps": ["a\n\nb", "", " c\r\n \r\nd ", "\n"]})
-    _, [row] = score(path, prm=prm)
-    assert len(row["step_rewards"]) == 2
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        (["a", "", "b"], "a\n\n{}\n\nb"),
+        (["a\n\nb", "", " c\r\n \r\nd ", "\n"], "a\nb\n\n{}\n\nc\nd\n\n{}"),
+        (["<think>", "a", " ", "b", "</think>", "c"], "<think>\n{}\na\n\n{}\n\nb\n</think>\n{}\n\nc"),
+        (["<think>\na", "b\n</think>", "", "c"], "<think>\na\n\nb\n</think>\n\n{}\n\nc"),
+        (["<think>", "a"], "<think>\n{}\na"),
+    ],
+)
+@pytest.mark.parametrize("over", ["all", "think", "response"])
+def test_given_steps_keep_their_positions(tmp_path, prm, over, steps, text):
+    """One reward per given step: what the same trace gets as a text, and null where there is nothing to rate."""
+    given, whole = {"problem": PROMPT, "steps": steps}, {"problem": PROMPT, "text": text.replace("{}", "")}
+    part = PRM("arith-prm", over=over)
+    _, [row, other] = score(write(tmp_path / "t.jsonl", given, whole), prm=part)
+    assert len(row["step_rewards"]) == len(steps)
+    known = [reward for reward in row["step_rewards"] if reward is not None]
+    assert known == pytest.approx(other["step_rewards"], abs=1e-6)
+    assert row["total"] == (None if not known else pytest.approx(other["total"], abs=1e-6))
+    thinking = steps.index("</think>") if "</think>" in steps else len(steps) if "<think>" in steps else 0
+    if "<think>\na" in steps:
+        thinking = 2
+    rated = {"all": range(len(steps)), "think": range(thinking), "response": range(thinking, len(steps))}[over]
+    empty = {"", " ", "\n", "<think>", "</think>"}
+    expected = [i in rated and step not in empty for i, step in enumerate(steps)]
+    assert [reward is not None for reward in row["step_rewards"]] == expected
 
 
 def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
     path = write(
         tmp_path / "t.jsonl",
         "nonsense", "[1]", {"problem": 3}, {"problem": "p"}, {"problem": "p", "text": " "}, {"problem": "p", "steps": "a"},
-        {"problem": "p", "steps": ["<think>", "a"]}, {"problem": "p", "text": "a " * 2000},
+        {"problem": "p", "steps": ["<think>a</think>b"]}, {"problem": "p", "text": "a " * 2000},
         {"id": [1], "problem": "p", "text": "a"}, {"problem": "p", "candidates": [{"steps": 1}]},
         {"problem": "p", "text": "a", "score": float("nan")}, "[" * 100_000,
         {"problem": "p", "text": "good"},

@@ -368,7 +368,7 @@ def test_rows_that_cannot_be_ranked_are_rejected_with_the_reason():
     assert rejected[0] == {"line": 3, "error": rejected[0]["error"], "row": "nonsense"}
     errors = {row["row"][:40]: row["error"] for row in rejected}
     assert errors["[" * 40] == "not valid JSON: nested too deeply"
-    assert rejected[5]["error"] == "'step_rewards' is [\"x\"]; expected a list of numbers"
+    assert rejected[5]["error"] == "'step_rewards' is [\"x\"]; expected a list of numbers, null without a verdict"
     assert rejected[11]["error"] == "the score is inf, which cannot be ranked"
 
 

@@ -65,11 +65,6 @@ def is_thinking(text: str) -> bool:
     return tags is not None and tags.close not in text
 
 
-def response_of(text: str) -> str:
-    """What follows the thinking: all of `text` if it has no thinking, nothing if it does not close it."""
-    return _split(text)[1]
-
-
 def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
     """`text` with other tags around its thinking, by default those of the normal form."""
     own = tags_in(text)
@@ -80,24 +75,18 @@ def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
 
 
 def parse(text: str) -> Trajectory:
-    """Split a completion into thinking and response steps.
+    """The thinking steps and the response steps of a completion, as `split` tells them apart."""
+    thinking, response = split(text)
+    return Trajectory(steps(thinking), steps(response))
+
+
+def split(text: str) -> tuple[str, str]:
+    """The thinking and the response of a completion, each as it was written, without tags.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
     completion that opens its thinking but does not close it has no response; one without either tag has only a response. The
     same holds for the other TAGS.
     """
-    thinking, response = _split(text)
-    return Trajectory(steps(thinking), steps(response))
-
-
-def steps(text: str) -> tuple[str, ...]:
-    """The steps of `text`: its parts between blank lines, stripped, without empty ones. Windows line ends are recognised."""
-    parts = text.replace("\r\n", "\n").split(BOUNDARY)
-    return tuple(step for step in map(str.strip, parts) if step)
-
-
-def _split(text: str) -> tuple[str, str]:
-    """The thinking and the response, without tags."""
     thinking, response = "", text
     if (tags := tags_in(text)) is not None:
         thinking, _, response = text.partition(tags.close)
@@ -105,3 +94,9 @@ def _split(text: str) -> tuple[str, str]:
     for tag in WRAPPERS:
         response = response.replace(tag, "")
     return thinking, response
+
+
+def steps(text: str) -> tuple[str, ...]:
+    """The steps of `text`: its parts between blank lines, stripped, without empty ones. Windows line ends are recognised."""
+    parts = text.replace("\r\n", "\n").split(BOUNDARY)
+    return tuple(step for step in map(str.strip, parts) if step)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from tts.errors import InputError
 from tts.grading.pool import Verdict
-from tts.types import Branch, Finish, Problem, Result, Reward, Usage
+from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
+
+BLOCK = 1 << 18
+"""Bytes that are read at a time. A run can have gigabytes of rows, so no function here but `records` holds all of them."""
+
+T = TypeVar("T")
 
 ESCAPE = "backslashreplace"
 """Error handler for writing files: half a surrogate pair, which UTF-8 lacks, becomes its JSON escape."""
@@ -34,8 +40,9 @@ class Attempt:
     finish: Finish
     score: float
     """The strategy's score, by which it chose."""
-    rewards: tuple[float, ...] | None
-    """One reward per thinking step, then one per response step, of the part that was scored; None without a reward model."""
+    rewards: tuple[float | None, ...] | None
+    """One reward per thinking step, then one per response step, of the part that was scored, None for a step without a verdict;
+    None without a reward model."""
     final: float | None
     """Reward of the whole trace; None if the reward model gives none."""
     answer: str | None
@@ -44,11 +51,17 @@ class Attempt:
     """Equal for equivalent answers to the same problem; None without an answer."""
     correct: bool | None
     """Whether the answer is right; None if the problem has no reference answer."""
+    final_missing: bool = False
+    """Whether the reward model was asked for `final` and gave no verdict."""
 
     @property
     def text(self) -> str:
         """The whole candidate."""
         return "".join(self.steps)
+
+    def reward(self, alpha: float = 1.0, how: Aggregate = "mean") -> Reward:
+        """The reward with a run's alpha and aggregate; without a reward model, one that is not rated."""
+        return Reward(self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing)
 
 
 def _read_branch(value: Any) -> Any:
@@ -88,6 +101,8 @@ class Record:
     """Type and message of the exception; None if the problem was solved."""
     tree: tuple[SavedBranch, ...] = ()
     """Search tree; empty for strategies that do not search."""
+    instruction: str = ""
+    """What the policy was told besides the problem; empty for nothing."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -101,6 +116,7 @@ class Record:
                 score=score,
                 rewards=reward.steps if reward else None,
                 final=reward.final if reward else None,
+                final_missing=reward is not None and reward.final_missing,
                 answer=verdict.answer,
                 group=verdict.group,
                 correct=verdict.correct,
@@ -116,31 +132,59 @@ class Record:
             verdicts[result.choice].correct,
             replace(usage, cached=0),
             tree=tuple(result.tree),
+            instruction=problem.instruction,
         )
 
     @classmethod
     def failed(cls, problem: Problem, error: Exception, usage: Usage) -> Record:
         """The row of a problem that raised an exception."""
         message = f"{type(error).__name__}: {error}".strip()
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
+        usage = replace(usage, cached=0)
+        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message, instruction=problem.instruction)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str | bytes) -> Record:
         """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
-        return _records().validate_python(json.loads(line))
+        return _parse(cls, line)
 
     def to_json(self) -> str:
         """The row as one line of JSON."""
-        row = _records().dump_python(self)
+        row = _adapter(Record).dump_python(self)
         del row["usage"]["cached"]
-        if not self.tree:
-            del row["tree"]
+        for name in ("tree", "instruction"):
+            if not row[name]:
+                del row[name]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row without its candidates, which are nearly all of its bytes: what counting and comparing needs."""
+
+    id: str
+    problem: str
+    correct: bool | None
+    error: str | None = None
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Outcome:
+        """Parse a line of results.jsonl, but for its candidates. Raises ValueError if it is not a row."""
+        # in a JSON text, quotes are escaped, so these bytes are not part of one; a row in another form is parsed as a whole
+        begin, end = line.find(b', "candidates": ['), line.rfind(b'], "choice": ')
+        return _parse(cls, line[:begin] + line[end + 1 :] if 0 < begin < end else line)
+
+
 @cache
-def _records() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _parse(cls: type[T], line: str | bytes) -> T:
+    adapter: TypeAdapter[T] = _adapter(cls)  # type: ignore[arg-type]  # classes can be hashed
+    try:
+        return adapter.validate_json(line)  # twice as fast as json.loads, but it refuses halves of surrogate pairs
+    except ValueError:
+        return adapter.validate_python(json.loads(line))
 
 
 class RunStore:
@@ -160,7 +204,7 @@ class RunStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             run = {"schema": SCHEMA, "settings": settings, **facts}
-            _write_whole(folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+            _write_whole(folder / "run.json", [_pretty(run)])
         except OSError as error:
             raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
         return cls(folder)
@@ -194,32 +238,81 @@ class RunStore:
 
     def solved(self) -> int:
         """Problems that have a row without an error."""
-        return sum(record.error is None for record in self.records())
+        return sum(outcome.error is None for outcome in self.outcomes())
 
     def records(self) -> list[Record]:
-        """All complete rows, in the order in which the problems were solved."""
-        return [Record.from_json(line) for line in _whole_lines(self.results)]
+        """All complete rows, in the order in which the problems were solved. Those of a large run fill memory: see `stream`."""
+        return list(self.stream())
 
-    def recover(self) -> list[Record]:
-        """Prepare to resume: drop a torn last row and the rows of failed problems, and return the rows that are left."""
-        kept = [record for record in self.records() if record.error is None]
-        _write_whole(self.results, "".join(record.to_json() + "\n" for record in kept))
-        _write_whole(self.timings, "".join(line + "\n" for line in _whole_lines(self.timings)))
-        return kept
+    def stream(self) -> Iterator[Record]:
+        """The complete rows, one at a time, in the order in which the problems were solved. Raises InputError at a bad one."""
+        return self._read_rows(Record.from_json)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """The complete rows without their candidates, one at a time. Raises InputError at a bad one."""
+        return self._read_rows(Outcome.from_json)
+
+    def find(self, problem_id: str) -> Record | None:
+        """The row of a problem; None if there is none. Raises InputError if it cannot be read.
+
+        A row begins with its id and has no line breaks inside, so it is found by the bytes that it begins with: at the place
+        that its timing names, or by a search through the file (half a second for a gigabyte). Rows in another form, which
+        another tool has written, are found by reading all of them.
+        """
+        start = b'{"id": ' + json.dumps(problem_id, ensure_ascii=False).encode(errors=ESCAPE) + b","
+        for place in self._places(start):
+            line = _line_at(self.results, place)
+            if line.startswith(start) and line.endswith(b"\n"):
+                return self._read_row(Record.from_json, line)
+        for line in _whole_lines(self.results):
+            if self._read_row(Outcome.from_json, line).id == problem_id:
+                return self._read_row(Record.from_json, line)
+        return None
+
+    def _places(self, start: bytes) -> Iterator[int]:
+        """Where in results.jsonl the row may begin."""
+        if (timing := _search(self.timings, start)) is not None:
+            with suppress(ValueError, LookupError, TypeError):  # torn, or a run without places
+                yield int(json.loads(_line_at(self.timings, timing))["at"])
+        if (place := _search(self.results, start)) is not None:
+            yield place
+
+    def _read_rows(self, parse: Callable[[bytes], T]) -> Iterator[T]:
+        try:
+            for line in _whole_lines(self.results):
+                yield self._read_row(parse, line)
+        except OSError as error:
+            raise InputError(f"cannot read {self.results}: {error.strerror}") from error
+
+    def _read_row(self, parse: Callable[[bytes], T], line: bytes) -> T:
+        try:
+            return parse(line)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{self.results} has a row that cannot be read ({reason}); fix or remove that row") from error
+
+    def recover(self) -> Iterator[Outcome]:
+        """Prepare to resume: drop a torn last row and the rows of failed problems, and yield what is left of each row."""
+        if not _ends_whole(self.results) or any(outcome.error is not None for outcome in self.outcomes()):
+            _write_whole(self.results, (line for line in _whole_lines(self.results) if Outcome.from_json(line).error is None))
+        if not _ends_whole(self.timings):
+            _write_whole(self.timings, _whole_lines(self.timings))
+        return self.outcomes()
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing to timings.jsonl."""
+        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl."""
+        timing = {**timing, "at": self.results.stat().st_size if self.results.exists() else 0}
         for path, line in ((self.results, record.to_json()), (self.timings, json.dumps(timing))):
             with path.open("a", encoding="utf-8", errors=ESCAPE) as file:
                 file.write(line + "\n")
 
-    def timing_rows(self) -> list[dict[str, Any]]:
-        """All complete rows of timings.jsonl, oldest first."""
-        return [json.loads(line) for line in _whole_lines(self.timings)]
+    def timing_rows(self) -> Iterator[dict[str, Any]]:
+        """The complete rows of timings.jsonl, oldest first."""
+        return map(json.loads, _whole_lines(self.timings))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
-        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        _write_whole(self.folder / "summary.json", [_pretty(summary)])
 
 
 def check_creatable(folder: Path) -> None:
@@ -233,16 +326,55 @@ def check_creatable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: no permission in {parent}; choose another folder with --out")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines that end in a line end. A line torn by a crash does not."""
-    return path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines that end in a line end, one at a time and without it. A line torn by a crash does not end in one."""
+    if not path.exists():
+        return
+    with path.open("rb", buffering=BLOCK) as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line of a file ends in a line end."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _line_at(path: Path, place: int) -> bytes:
+    """The rest of the line from a place in the file, with its line end."""
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.readline()
+
+
+def _search(path: Path, start: bytes) -> int | None:
+    """Where in a file the first line is that starts so; None if there is none."""
+    if not path.exists():
+        return None
+    wanted, before, seen = b"\n" + start, b"\n", 0  # as if the file began after a line end
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            if (at := (window := before + block).find(wanted)) >= 0:
+                return seen - len(before) + at + 1
+            seen, before = seen + len(block), window[-len(wanted) + 1 :]
+    return None
+
+
+def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
     """Replace a file in one step, so that a reader never finds half of it, not even after a crash."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors=ESCAPE) as file:
-        file.write(text)
+    with part.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _pretty(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors=ESCAPE)

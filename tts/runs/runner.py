@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tts import interrupts
-from tts.data.store import Attempt, Record, RunStore, check_creatable
+from tts.data.store import Attempt, Outcome, Record, RunStore, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark
@@ -31,7 +31,7 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
-from tts.types import Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
+from tts.types import NO_INSTRUCTION, Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     folder: Path | None = None
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record | Outcome) -> None:
         self.done += 1
         self.failed += record.error is not None
         self.graded += record.correct is not None
@@ -100,16 +100,17 @@ def prepare(
     progress = progress or Progress()
     _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
-    benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat)
+    benchmark = chosen.load_benchmark(
+        seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, instruction=chosen.instruction
+    )
+    chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
     folder = chosen.out or _default_folder(chosen)
     if store is None:
         check_creatable(folder)
     progress.stage = f"loading {chosen.model}"
     engine = engine_instance or chosen.load_engine()
     progress.stage = f"loading {chosen.scorer}"
-    scorer = scorer_instance or (
-        chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
-    )
+    scorer = scorer_instance or (chosen.load_scorer(policy=chosen) if solver.uses_scorer else _NoScorer())
     solver.check_scorer(scorer)
     if store is None:
         store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
@@ -148,6 +149,8 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
         options = {**(begun["options"] if name == begun.get("strategy") else {}), **options}
         solver = configure(get_strategy(name), options, noun=f"the strategy {name}")
     known = {name: value for name, value in begun.items() if name in names}
+    if store is not None:
+        known.setdefault("instruction", NO_INSTRUCTION)  # a run from before there were any
     chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
     if store is not None:
         check_resumable(store.folder, begun, chosen)
@@ -186,19 +189,20 @@ class Run:
                 await part.close()
 
     async def _solve(self) -> Summary:
-        records = {record.id: record for record in self.store.recover()}
-        earlier = self.store.timing_rows()
-        before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
-        cached: dict[str, int] = {row["id"]: row["cached"] for row in earlier}
-        spent = sum(row.get("generated", 0) for row in earlier)  # also for problems that failed and will be tried again
+        progress, start = self.progress, time.perf_counter()
+        solved: set[str] = set()
+        for outcome in self.store.recover():
+            solved.add(outcome.id)
+            progress.add(outcome)
+        progress.resumed = progress.done
+        before, cached, spent = Seconds(), dict[str, int](), 0
+        for row in self.store.timing_rows():  # also of problems that failed and will be tried again
+            before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
+            cached[row["id"]] = row["cached"]
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
-        progress, start = self.progress, time.perf_counter()
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
-        for record in records.values():
-            progress.add(record)
-        progress.resumed = progress.done
-        todo = iter([problem for problem in self.benchmark.problems if problem.id not in records])
+        todo = iter([problem for problem in self.benchmark.problems if problem.id not in solved])
 
         def elapsed() -> Seconds:
             clock = progress.clock
@@ -218,7 +222,6 @@ class Run:
                 spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
                 spent |= {"cached": usage.cached, "generated": usage.generated}
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
-                records[record.id] = record
                 progress.add(record)
                 progress.generated += record.usage.generated
 
@@ -231,36 +234,40 @@ class Run:
                 f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; fix that, then"
                 f" resume with: tts run --resume {self.store.folder}"
             ) from errors
-        ordered = [records[problem.id] for problem in self.benchmark.problems]
-        found = sum(cached[record.id] for record in ordered if record.id in cached)
-        summary = summarize(
-            ordered,
+        ids = {problem.id for problem in self.benchmark.problems}
+        summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        self.store.write_summary(summary.to_json())
+        return summary
+
+    def summarize(self, *, cached: int, seconds: Seconds) -> Summary:
+        """The summary of the rows in the run folder."""
+        ids = {problem.id for problem in self.benchmark.problems}
+        return summarize(
+            (record for record in self.store.stream() if record.id in ids),
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
             repeat=self.benchmark.repeat,
-            cached=found,
-            seconds=elapsed(),
+            cached=cached,
+            seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
-            flops=self._flops(ordered, found),
+            flops=self._flops,
         )
-        self.store.write_summary(summary.to_json())
-        return summary
 
-    def _flops(self, records: list[Record], cached: int) -> Flops:
+    def _flops(self, usage: Usage, length: float) -> Flops:
         scorer = self.settings.scorer if self.strategy.uses_scorer and is_reward_model(self.settings.scorer) else None
-        usage = sum((record.usage for record in records), Usage(cached=cached))
-        return flops_of(records, usage, self.settings.model, scorer)
+        return flops_of(usage, length, self.settings.model, scorer)
 
     def reward(self, attempt: Attempt) -> Reward:
         """An attempt's reward as the strategy saw it."""
-        return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
+        return attempt.reward(self.settings.alpha, self.settings.aggregate)
 
     async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         try:
+            sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
             generator = Generator(
-                self.engine, problem, replace(self.settings.sampling, logprobs=self.scorer.logprobs),
+                self.engine, problem, sampling,
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
                 budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,

@@ -64,6 +64,8 @@ class Likelihood(Scorer):
     Args:
         model: The policy; by default the run's.
         system: Its system prompt; by default the run's.
+        prompt_template: Its whole prompt, for a base model; by default the run's.
+        chat_template_args: Arguments of its chat template; by default the run's.
         cache_gib: Memory for prefixes of traces, in GiB.
         batch_tokens: Tokens read in one batch, at most.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -80,13 +82,15 @@ class Likelihood(Scorer):
         *,
         model: str = POLICY,
         system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         cache_gib: NotNegative = 1.0,
         batch_tokens: Count = 8192,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
         checkpoints.load_policy_config(model)
-        self.policy, self.prompter = model, Prompter(model, system)
+        self.policy, self.prompter = model, Prompter(model, system, prompt_template, chat_template_args)
         self._weights = {"device": device, "dtype": dtype}
         self._memory: Any = {"cache_gib": cache_gib, "batch_tokens": batch_tokens}
         self._forest: Any = None

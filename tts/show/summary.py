@@ -36,6 +36,9 @@ def _title(summary: Summary) -> Text:
         title.append(f", {ungraded} without an answer and so not graded", "yellow")
     if summary.truncated:
         title.append(f", {_count(summary.truncated, 'candidate')} cut off by --max-tokens or the context", "yellow")
+    if summary.missing:
+        without = f", {_count(summary.unrated, 'candidate')} without any" if summary.unrated else ""
+        title.append(f", {_count(summary.missing, 'verdict')} of the scorer missing{without}", "yellow")
     return title
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tts.evals.compare import Comparison
+from tts.evals.difficulty import Difficulty
 from tts.evals.summary import Estimate
 from tts.runs.sweep import Sweep
 
@@ -73,3 +74,15 @@ def show_comparison(comparison: Comparison) -> RenderableType:
 
 def _range(estimate: Estimate) -> str:
     return f"{estimate.low:.1%} – {estimate.high:.1%}"
+
+
+def show_difficulty(found: Difficulty) -> RenderableType:
+    """A table of each strategy's accuracy in each difficulty bin, and the options that follow from it."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name, count in found.problems.items():
+        table.add_column(f"{name} ({count})", justify="right")
+    for strategy, accuracy in found.accuracy.items():
+        best = ["bold" if found.chosen[name] == strategy else "" for name in accuracy]
+        table.add_row(strategy, *(Text(f"{value:.1%}", style) for value, style in zip(accuracy.values(), best, strict=True)))
+    return Group(table, Text(f"\n{found.options}"))

@@ -31,6 +31,8 @@ class BudgetForcing(Strategy):
     """Maximum number of times that the end of the thinking is replaced."""
     word: str = "Wait"
     """Text written in place of the end of the thinking."""
+    final: str = ""
+    """Text written after a forced `</think>`, such as "Final Answer:", so that the response does not think on."""
 
     uses_scorer: ClassVar[bool] = False
 
@@ -73,7 +75,7 @@ class BudgetForcing(Strategy):
                 waits -= 1
                 candidate = _replace_end(generator, candidate, close, self.word)
             elif used >= self.max_thinking:
-                return generator.append(candidate, f"\n\n{close}\n\n")
+                return generator.append(candidate, f"\n\n{close}\n\n{self.final}")
             else:
                 [candidate] = await generator.step(candidate, stop=close, max_tokens=self.max_thinking - used)
                 candidate = self._reopened(candidate, used)

@@ -62,7 +62,7 @@ class ComputeOptimal(Strategy):
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         samples = await generator.finish(Candidate(problem), self.pilot)
         pilot = Result(samples, await scorer.score(samples))
-        given = [step for reward in pilot.rewards for step in reward.steps]
+        given = [step for reward in pilot.rewards for step in reward.known]
         if not all(0 <= step <= 1 for step in given):
             raise InputError(
                 f"compute-optimal compares step rewards with --easy-above and --hard-below, which are between 0 and 1; this"

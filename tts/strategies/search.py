@@ -53,9 +53,9 @@ class Node:
         return self.candidate.steps[len(self.parent.candidate.steps) if self.parent is not None else 0 :]
 
     @property
-    def standing(self) -> tuple[bool, float]:
-        """Sort key of nodes: whether it was not truncated, so that it is finished or can be, then the value."""
-        return self.candidate.finish != "length", self.value
+    def standing(self) -> tuple[bool, bool, float]:
+        """Sort key of nodes: as in `Preference`, but that one in progress can still finish."""
+        return self.candidate.finish != "length", self.reward is None or self.reward.rated, self.value
 
 
 class Search:
@@ -150,7 +150,7 @@ class Search:
                 for node in children.get(parent, ()):
                     following.append((node, len(tree)))
                     text, tokens = "".join(step.text for step in node.added), sum(len(step.token_ids) for step in node.added)
-                    reward = node.reward.total if node.reward else None
+                    reward = node.reward.total if node.reward and node.reward.rated else None
                     tree.append(Branch(number, depth, text, tokens, node.candidate.finish, reward, node.fate, node.reason))
             level, depth = following, depth + 1
         return tree

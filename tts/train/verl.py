@@ -62,7 +62,8 @@ def compute_score(
         grader: How the answer is compared with the reference. Default: "math".
 
     Returns:
-        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy.
+        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy. A part that is not
+        known is 0 here, as in `score`, since verl takes numbers only.
 
     Raises:
         InputError: An argument cannot be used, or the reference answer or the problem is missing.

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tts.train.label.quality import JUDGE, CheckerQuality, JudgeQuality, Quality
 from tts.train.label.targets import Array, alignment, coherence, step_target
 from tts.train.label.template import TemplateReward
 from tts.train.settings import LabelSettings
-from tts.types import Candidate, Engine, Problem
+from tts.types import Candidate, Engine
 
 LABEL_CHUNK = 16
 """Traces labelled at a time. It is small because every trace may need hundreds of completions."""
@@ -144,7 +144,8 @@ class Labeller:
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 
     async def _label(self, candidate: Candidate) -> TraceLabels:
-        candidate = Candidate(_graded_by(candidate.problem, self.settings.grader), candidate.steps)
+        problem = candidate.problem.instructed(self.settings.instruction)
+        candidate = Candidate(replace(problem, grader=self.settings.grader), candidate.steps)
         thinking, response = candidate.trajectory
         if self.settings.targets == "combined" and not (thinking and response):
             missing = "response" if thinking else "thinking part"
@@ -226,7 +227,8 @@ async def _load_labeller(
     stack.push_async_callback(grader.close)
     # the weights are part of the key: a model may have been retrained under the same name
     models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
-    models += [(name, value) for name in ("adapter", "system") if (value := getattr(settings, name)) is not None]
+    models += [("adapter", settings.adapter)] if settings.adapter is not None else []
+    models += list(settings.prompting.items())
     cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *models)
     stack.callback(cache.close)
     quality: Quality
@@ -287,26 +289,29 @@ def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, st
                 yield trace.candidate.problem.prompt, step
 
 
-def _graded_by(problem: Problem, grader: str) -> Problem:
-    return Problem(problem.id, problem.prompt, problem.answer, grader)
-
-
 def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
     """Return the output row: the trace, its targets, their terms, and the other fields of the input row."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
+    if instruction := problem.instructed(settings.instruction).instruction:
+        own["instruction"] = instruction
     if settings.layout == "trl":
         columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
+    terms: dict[str, Sequence[float | None]] = {
+        "alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence
+    }  # fmt: skip
     row = {
         **own,
         "correct": labels.correct,
-        "step_targets": labels.steps,
+        "step_targets": item.trace.by_position(labels.steps),
         "final_target": labels.final,
-        "terms": {"alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence},
+        "terms": {name: item.trace.by_position(values) for name, values in terms.items()},
     }
+    if item.trace.given is not None:  # the list whose positions the targets have
+        row["steps"] = item.trace.row[settings.names.get("steps", "steps")]
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
+    named = {*row, "instruction", "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

@@ -14,7 +14,7 @@ from tts.models.templates import fill
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.checkers import CHECKERS
-from tts.trajectory import parse, response_of, tags_in, with_tags
+from tts.trajectory import parse, split, tags_in, with_tags
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -198,7 +198,7 @@ class JudgeQuality:
         for attempt in range(TRIES):
             sampling = Sampling(float(attempt > 0), max_tokens=self.max_tokens, seed=derive_seed(self.seed, prompt, attempt))
             [step] = (await self.engine.generate(self.engine.encode(Problem("judge", prompt)), 1, sampling)).steps
-            reply = response_of(step.text)
+            reply = split(step.text)[1]
             found = re.findall(r"[Rr]ating\W*(\d+)", reply)
             if found and int(found[-1]) <= SCALE:
                 return int(found[-1]) / SCALE

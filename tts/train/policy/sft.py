@@ -53,10 +53,14 @@ def sft(settings: SFTSettings, output: Output | None = None) -> int:
 def _train(settings: SFTSettings) -> tuple[Any, int]:
     """Train; return the trainer and the number of traces."""
     shared.require_trl()
-    prompts = PolicyPrompts(settings.model, settings.system)
+    prompts = PolicyPrompts(settings.model, **settings.prompting)
     longest = min(settings.max_length or prompts.context, prompts.context)
-    traces = read_traces(settings.traces, prompts, longest, settings.names)
-    held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
+    traces = read_traces(settings.traces, prompts, longest, settings.names, settings.instruction)
+    held_out = (
+        read_traces(settings.eval, prompts, longest, settings.names, settings.instruction)
+        if settings.eval is not None
+        else None
+    )
     open_folder(settings)
     trainer = make_sft_trainer(settings, prompts, traces, held_out)
     fit(trainer, settings)
@@ -149,7 +153,9 @@ class SFTCollator:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[str, str]) -> list[TokenizedTrace]:
+def read_traces(
+    path: Path, prompts: PolicyPrompts, most: int, names: Mapping[str, str], instruction: str | None = None
+) -> list[TokenizedTrace]:
     """Read and tokenize the traces of a file, and warn about the number of those that are too long and skipped.
 
     Args:
@@ -157,6 +163,7 @@ def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[st
         prompts: The prompts of the policy.
         most: Tokens of prompt and completion together, at most.
         names: The file's names for the fields in `tts.data.traces.FIELDS`.
+        instruction: The instruction of all problems, or "none". Default: each trace's own.
 
     Raises:
         InputError: A line is not a trace, the file has none, or all of them are too long.
@@ -169,7 +176,7 @@ def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[st
         except BadRowError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         for trace in traces:
-            tokenized = tokenize_trace(prompts, trace, end)
+            tokenized = tokenize_trace(prompts, trace.instructed(instruction), end)
             if len(tokenized["input_ids"]) <= most:
                 kept.append(tokenized)
             else:
@@ -230,7 +237,7 @@ def end_of_turn(prompts: PolicyPrompts) -> int:
     tokenizer = prompts.tokenizer
     ends = prompts.config.get("eos_token_id")
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    if tokenizer.chat_template:
+    if prompts.in_chat:
         turns = [chat.Turn("user", ["?"]), chat.Turn("assistant", [chat.Mark.CUT])]
         parts = chat.render(tokenizer, turns, open_turn=False)
         after_text = parts[parts.index(chat.Mark.CUT) + 1 :]

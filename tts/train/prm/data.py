@@ -15,7 +15,6 @@ from tts.data.labelled import LabelledTrace, read_labelled
 from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
-from tts.scorers.prm import part_of
 from tts.show.console import warn
 from tts.trajectory import BOUNDARY, with_tags
 
@@ -115,7 +114,7 @@ def _check_range(labelled: LabelledTrace, path: Path) -> None:
 def _sequences(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) -> tuple[RewardSequence, ...]:
     """Return the sequences that `tts.scorers.prm.PRM` would read, with a target or None for every reward."""
     candidate = labelled.trace.candidate
-    steps = part_of(candidate.trajectory, settings.over)
+    steps = candidate.part(settings.over)
     if not steps:
         return ()
     prompt, joined = candidate.problem.prompt, BOUNDARY.join(steps)
