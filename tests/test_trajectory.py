@@ -1,6 +1,6 @@
 import pytest
 
-from tts.trajectory import TAGS, Tags, is_thinking, parse, response_of, steps, tags_in, with_tags
+from tts.trajectory import TAGS, Tags, is_thinking, parse, split, steps, tags_in, with_tags
 
 
 @pytest.fixture(params=TAGS, ids=lambda tags: tags.open)
@@ -23,13 +23,13 @@ def test_unclosed_thinking_has_no_response(tags):
     assert parse(text) == (("a", "The answer is \\boxed{1}"), ())
     assert is_thinking(text)
     assert not is_thinking(text + tags.close)
-    assert response_of(text) == ""
-    assert response_of(f"{text}{tags.close}\n\n2") == "\n\n2"
+    assert split(text)[1] == ""
+    assert split(f"{text}{tags.close}\n\n2")[1] == "\n\n2"
 
 
 def test_text_without_tags_is_all_response():
     assert parse("a\n\nb") == ((), ("a", "b"))
-    assert (tags_in("a [x] <y>"), is_thinking("a"), response_of("a")) == (None, False, "a")
+    assert (tags_in("a [x] <y>"), is_thinking("a"), split("a")) == (None, False, ("", "a"))
 
 
 def test_the_pair_of_the_first_tag_counts_and_others_are_text(tags):

@@ -23,7 +23,7 @@ from tts.strategies.majority import Majority
 from tts.strategies.mcts import MCTS
 from tts.strategies.particle import Particle
 from tts.strategies.revise import Revise
-from tts.strategies.votes import SMALLEST, share, tally, vote_shares, vote_weights
+from tts.strategies.votes import SMALLEST, tally, vote_shares, vote_weights
 from tts.strategies.weighted import Weighted
 from tts.types import Reward, Sampling, Scorer, Usage
 
@@ -52,6 +52,13 @@ def test_other_rewards_become_positive_weights_in_the_same_order_whatever_their_
     assert vote_shares(finals(*values)) == weights
 
 
+def test_a_candidate_without_a_verdict_has_the_smallest_vote():
+    assert vote_weights([Reward((0.5,)), Reward((None,)), Reward((0.25, None))]) == [0.5, SMALLEST, 0.25]
+    assert vote_weights([*finals(-1.0), Reward((), final_missing=True), *finals(-3.0)]) == pytest.approx([1, 0, math.exp(-2)])
+    assert vote_weights([Reward((None,)), Reward((None,))]) == [SMALLEST] * 2
+    assert vote_shares([Reward((0.5,), final_missing=True), Reward((None,), 0.8)]) == [0.5, 0.8]
+
+
 def test_a_standard_deviation_is_a_factor_of_e():
     assert vote_weights(finals(-1.0, -3.0)) == pytest.approx([1, math.exp(-2)])  # mean -2, standard deviation 1
     assert vote_weights(finals(-5.0, -5.0, -5.0)) == [1, 1, 1]
@@ -60,7 +67,7 @@ def test_a_standard_deviation_is_a_factor_of_e():
 
 def test_sums_of_logits_are_not_probabilities_even_between_0_and_1():
     rewards = [Reward((0.6, 0.5), how="sum-logit"), Reward((0.5, 0.5), how="sum-logit")]
-    assert [share(reward) for reward in rewards] == [None, None]
+    assert [reward.share for reward in rewards] == [None, None]
     assert vote_weights(rewards) == pytest.approx([1, math.exp(-2)])
 
 

@@ -86,7 +86,7 @@ def parse(text: str) -> Trajectory:
 
 
 def split(text: str) -> tuple[str, str]:
-    """The thinking and the response of a completion, each as it was written.
+    """The thinking and the response of a completion, each as it was written, without tags.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
     completion that opens its thinking but does not close it has no response; one without either tag has only a response. The

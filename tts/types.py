@@ -265,6 +265,20 @@ class Reward:
         return _aggregate(steps, self.how) + weight * (final or 0.0)
 
     @property
+    def share(self) -> float | None:
+        """`total` as a share of the largest value possible, if it is made of probabilities.
+
+        None for log-probabilities, lengths, implicit rewards and sums of logits, of which 0 is not the smallest value and none
+        the largest; 0 for a reward that is not `rated`.
+        """
+        steps, final = self._parts
+        weight = 1.0 if self.how == "final" else max(0.0, self.alpha)
+        most = (bool(steps) and self.how != "final") + (weight if final is not None else 0.0)
+        if self.how == "sum-logit" or not 0 <= self.total <= most:
+            return None
+        return self.total / most if most else 0.0
+
+    @property
     def _parts(self) -> tuple[tuple[float, ...], float | None]:
         """The step rewards and the final reward; one stands for the other where that was asked for and is not known."""
         steps, final = self.known, self.final

@@ -53,9 +53,9 @@ class Node:
         return self.candidate.steps[len(self.parent.candidate.steps) if self.parent is not None else 0 :]
 
     @property
-    def standing(self) -> tuple[bool, float]:
-        """Sort key of nodes: whether it was not truncated, so that it is finished or can be, then the value."""
-        return self.candidate.finish != "length", self.value
+    def standing(self) -> tuple[bool, bool, float]:
+        """Sort key of nodes: as in `Preference`, but that one in progress can still finish."""
+        return self.candidate.finish != "length", self.reward is None or self.reward.rated, self.value
 
 
 class Search:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tts.types import Reward
 
@@ -35,35 +35,22 @@ def vote_weights(rewards: Sequence[Reward]) -> list[float]:
     If all rewards are made of probabilities, with r_hat between 0 and the largest value possible (1 + alpha), r_hat is the
     weight. Others (log-probabilities, lengths, implicit rewards, sums of logits) have no natural zero. Their weight is
     exp((r - max) / s), with the standard deviation s of the pool: a reward that is one standard deviation lower counts 1/e. It
-    does not depend on the unit of the rewards, and is 1 for all where rewards are equal.
+    does not depend on the unit of the rewards, and is 1 for all where rewards are equal. A candidate that is not rated has the
+    weight SMALLEST.
     """
-    shares = [share(reward) for reward in rewards]
-    totals = [reward.total for reward in rewards]
-    return _relative(totals) if None in shares else [max(total, SMALLEST) for total in totals]
+    return _weights(rewards, lambda reward: reward.total)
 
 
 def vote_shares(rewards: Sequence[Reward]) -> list[float]:
     """The same weights on a scale on which no vote exceeds 1, for rules that compare them with numbers of votes."""
-    shares = [value for reward in rewards if (value := share(reward)) is not None]
-    if len(shares) < len(rewards):
-        return _relative([reward.total for reward in rewards])
-    return [max(value, SMALLEST) for value in shares]
+    return _weights(rewards, lambda reward: reward.share or 0.0)
 
 
-def share(reward: Reward) -> float | None:
-    """r_hat as a share of the largest value it can have; None if it is not made of probabilities."""
-    if reward.how == "sum-logit":
-        return None
-    by_steps = bool(reward.steps) and reward.how != "final"
-    weight = 1.0 if reward.how == "final" else reward.alpha
-    most = by_steps + (max(0.0, weight) if reward.final is not None else 0.0)
-    if not 0 <= reward.total <= most:
-        return None
-    return reward.total / most if most else 0.0
-
-
-def _relative(totals: Sequence[float]) -> list[float]:
-    mean = math.fsum(totals) / len(totals)
-    spread = math.hypot(*(total - mean for total in totals)) / math.sqrt(len(totals))
-    top = max(totals)
-    return [max(math.exp((total - top) / spread), SMALLEST) if spread else 1.0 for total in totals]
+def _weights(rewards: Sequence[Reward], of_probability: Callable[[Reward], float]) -> list[float]:
+    rated = [reward for reward in rewards if reward.rated]
+    if all(reward.share is not None for reward in rated):
+        return [max(of_probability(reward), SMALLEST) for reward in rewards]
+    totals = [reward.total for reward in rated]
+    mean, top = math.fsum(totals) / len(totals), max(totals)
+    spread = math.hypot(*(total - mean for total in totals)) / math.sqrt(len(totals)) or 1.0
+    return [max(math.exp((reward.total - top) / spread), SMALLEST) if reward.rated else SMALLEST for reward in rewards]
