@@ -30,7 +30,7 @@ GRID = {
     "single": {},
     "majority": {"n": [4, 8, 16]},
     "deepconf": {"n": [16], "keep": [0.1, 0.5, 0.9], "window": [8, 32, 128]},
-    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96]},
+    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96], "max_thinking": [300]},
     "weighted": {"n": [4, 8, 16]},
     "adaptive": {"n": [16], "batch": [2, 4, 8], "confidence": [0.9, 0.95, 0.99]},
     "bon": {"n": [4, 8, 16]},

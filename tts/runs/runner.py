@@ -108,6 +108,7 @@ def prepare(
     if store is None:
         check_creatable(folder)
     engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
+    solver.check_scorer(scorer)
     if store is None:
         store = RunStore.create(folder, kept(chosen), facts_of(chosen, solver))
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
@@ -180,6 +181,7 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
     chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
     if store is not None:
         check_resumable(store.folder, begun, chosen)
+    solver.check_sampling(chosen.sampling)
     return chosen, solver, store
 
 

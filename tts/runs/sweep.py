@@ -138,7 +138,7 @@ def sweep(
     folder = Path(out)
     common = {name: value for name, value in settings.items() if name in {o.name for o in options_of(RunSettings)}}
     options = {name: value for name, value in settings.items() if name not in common}
-    plan = _plan(list(dict.fromkeys(strategies)), ns, options, _compares(common, scorer_instance))
+    plan = _plan(list(dict.fromkeys(strategies)), ns, options, common, _compares(common, scorer_instance))
     loaded: dict[str, Any] = {"engine_instance": engine_instance, "scorer_instance": scorer_instance}
     progress = progress or Progress()
 
@@ -200,7 +200,7 @@ def forecast_sweep(strategies: Sequence[str], n: Sequence[int], *, seeds: int = 
     common = {name: value for name, value in settings.items() if name in names}
     options = {name: value for name, value in settings.items() if name not in names}
     found = []
-    for job in _plan(list(dict.fromkeys(strategies)), sorted(set(n)), options, _compares(common, None)).jobs:
+    for job in _plan(list(dict.fromkeys(strategies)), sorted(set(n)), options, common, _compares(common, None)).jobs:
         run = configure(RunSettings, {**common, "strategy": job.strategy, "options": asdict(job.solver)})  # type: ignore[call-overload]
         found += [forecast(run, job.solver)] * seeds
     return found
@@ -236,7 +236,9 @@ def _compares(settings: Mapping[str, Any], scorer: Scorer | None) -> bool:
     return bool(getattr(found, "compares", False))  # a function has no such attribute
 
 
-def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any], compares: bool) -> _Plan:
+def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any], common: dict[str, Any], compares: bool) -> _Plan:
+    """The jobs of a sweep. A strategy that refuses its options at some of the sizes is skipped there; at all, InputError."""
+    sampling = configure(RunSettings, common).sampling
     plan, ranked = _Plan([], []), dict[str, Parallel]()
     unused = set(options)
     for name in names:
@@ -246,12 +248,17 @@ def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any], comp
         unused -= set(own)
         if issubclass(cls, Parallel) and not (compares and cls.uses_scorer):
             ranked[name] = configure(cls, {**own, "n": ns[-1]})
+            ranked[name].check_sampling(sampling)
             continue
-        for n in ns if "n" in takes else [1]:
+        sizes = ns if "n" in takes else [1]
+        for n in sizes:
             try:
                 solver = configure(cls, {**own, **({"n": n} if "n" in takes else {})})
+                solver.check_sampling(sampling)
             except InputError as error:
                 plan.skipped.append(f"{name} at n = {n}: {error}")
+                if all(job.strategy != name for job in plan.jobs) and n == sizes[-1]:
+                    raise
                 continue
             plan.jobs.append(_Job(f"{Path(name).name.replace(':', '-')}-n{n}", solver, name))
     if unused:

@@ -12,7 +12,7 @@ from tts.models.chat import Encoded
 from tts.scorers import formats
 from tts.scorers.reader import Query, load_reader
 from tts.scorers.readouts import TRACE_HEAD
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, with_tags
 from tts.types import Candidate, Part, Reward, Scorer
 
 
@@ -88,7 +88,7 @@ class PRM(Scorer):
             return []
         prompt = candidate.problem.prompt
         if not self.format.by_step:
-            text = candidate.text if self.over == "all" else BOUNDARY.join(steps)
+            text = with_tags(candidate.text) if self.over == "all" else BOUNDARY.join(steps)
             return [self._query(prompt, [text], whole=True)]
         windows = self._windows(prompt, steps)
         plan = []

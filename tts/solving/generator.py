@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -16,10 +17,13 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
-from tts.trajectory import BOUNDARY, OPEN
+from tts.trajectory import BOUNDARY, TAGS
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
 
 T = TypeVar("T")
+
+OPENER_TOKENS = 32
+"""Tokens at the end of a prompt among which a tag that opens thinking is looked for."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -131,8 +135,13 @@ class Generator:
         return [end for end in ends if end != undrawn] or ends[:1]
 
     def opened(self, candidate: Candidate) -> Candidate:
-        """The candidate, starting with the `<think>` tag if the chat template ends in one."""
+        """The candidate, starting with the tag that opens thinking if the chat template ends in one."""
         return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
+
+    @cached_property
+    def closers(self) -> tuple[str, ...]:
+        """The tags that close thinking and that the model can write: where a step ends, as long as its tags are not known."""
+        return tuple(tags.close for tags in TAGS if tags.close in self.engine.decode(self.engine.tokenize(tags.close)))
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that was not sampled, such as the "Wait" of budget forcing; its tokens are not counted."""
@@ -281,15 +290,16 @@ def _generated(generation: Generation) -> int:
 
 
 def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
-    """Split a `<think>` tag that the chat template writes off the end of a prompt; it becomes the candidate's first step.
+    """Split a tag that opens thinking, such as `<think>`, off the end of a prompt; it becomes the candidate's first step.
 
     Otherwise a trace truncated while it thinks would be read as a response. Returns the rest of the prompt and the step, or the
     whole prompt and None.
     """
-    for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
+    for start in range(len(prompt) - 1, max(len(prompt) - OPENER_TOKENS, -1), -1):
         text = engine.decode(prompt[start:])
-        if OPEN in text:
-            return (prompt[:start], Step(text, prompt[start:], "step")) if text.strip() == OPEN else (prompt, None)
+        if any(tags.open in text for tags in TAGS):
+            opens = text.strip() in (tags.open for tags in TAGS)
+            return (prompt[:start], Step(text, prompt[start:], "step")) if opens else (prompt, None)
     return prompt, None
 
 
