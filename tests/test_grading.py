@@ -141,6 +141,8 @@ async def test_votes_for_a_letter_are_one_vote_however_written(judge):
     [
         ("\\boxed{1,234.5}", True),
         ("\\boxed{1{,}234.5 \\text{ kg}}", True),
+        ("\\boxed{1\\,234.5}", True),
+        ("it is 1 234.5", True),
         ("it costs 3 times that, \\$1,234.50", True),
         ("\\boxed{1234.5001}", True),
         ("\\boxed{m = 1.2345e3}", True),

@@ -228,6 +228,30 @@ async def test_a_request_to_revise_ends_with_the_instruction():
     assert second.endswith(f"\n\n{BOX}")
 
 
+@pytest.mark.parametrize("end", ["Problem:", "\n\nProblem:"])
+async def test_a_solution_ends_where_the_next_example_would_begin(end):
+    engine = ScriptedEngine(lambda prompt, seed: "1 + 2 = 3\n\nIt is \\boxed{3}\n\nProblem: 5 + 5?\n\nIt is \\boxed{10}")
+    generator = Generator(engine, PROBLEM, Sampling(stop=(end,)))
+    [whole] = await generator.finish(Candidate(PROBLEM))
+    assert whole.text == "1 + 2 = 3\n\nIt is \\boxed{3}" + "\n\n" * (end == "Problem:")
+    assert (whole.finish, whole.trajectory.response) == ("stop", ("1 + 2 = 3", "It is \\boxed{3}"))
+    assert [step.finish for step in whole.steps][:-1] == ["step"] * (len(whole.steps) - 1)
+    assert generator.usage.generated == len(whole.token_ids) == len("1 + 2 = 3\n\nIt is \\boxed{3}\n\nProblem:")
+    if end == "Problem:":  # the same when grown step by step
+        grown = Candidate(PROBLEM)
+        while not grown.done:
+            [grown] = await generator.step(grown)
+        assert (grown.text, grown.finish) == (whole.text, "stop")
+    [cut_off] = await Generator(engine, PROBLEM, Sampling(stop=(end,), max_tokens=5)).finish(Candidate(PROBLEM))
+    assert (cut_off.text, cut_off.finish) == ("1 + 2", "length")
+
+
+def test_a_run_stops_where_it_is_told():
+    tts.run("majority", limit=3, n=2, out="r", stop=["The result"])
+    attempts = [attempt for record in tts.load_run("r").records for attempt in record.candidates]
+    assert all("The result" not in attempt.text and attempt.finish == "stop" for attempt in attempts)
+
+
 def test_traces_of_a_run_carry_its_instruction():
     row = {"id": "p", "problem": "1+1?", "instruction": BOX, "candidates": [{"steps": ["2"]}]}
     [trace] = parse_line(json.dumps(row), 1, {})

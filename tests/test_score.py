@@ -257,3 +257,66 @@ def test_a_person_at_a_terminal_sees_it_go_on(tmp_path):
     assert b"Traceback" not in seen
     assert re.search(rb"[0-9]+ traces .* tokens/s .* left", seen)
     assert b"1500 traces scored: out.jsonl" in seen
+
+
+PLUGIN = """
+from tts import Reward, Scorer
+
+
+class Odd(Scorer):
+    def __init__(self, *, kind: str = "none"):
+        self.kind = kind
+
+    async def score(self, candidates):
+        return [self.one(candidate) for candidate in candidates][: -1 if self.kind == "lost" else None]
+
+    def one(self, candidate):
+        steps = candidate.trajectory.steps
+        if candidate.text == "good":
+            return Reward((0.5,), 0.5)
+        return {
+            "none": Reward((0.5, *[None] * (len(steps) - 1)), final_missing=True), "nan": Reward((float("nan"),) * len(steps)),
+            "few": Reward((0.5,)), "lost": Reward((0.5,) * len(steps)), "whole": Reward((), 0.25),
+        }[self.kind]
+
+
+def maybe(problem, text):
+    return 0.25 if text == "good" else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("nan", "the scorer returned a reward that is not finite"),
+        ("few", "the scorer returned 1 step rewards for a trace with 2 steps to rate; expected one for each"),
+        ("lost", "the scorer returned 0 rewards for 1 candidates"),
+    ],
+)
+def test_rewards_that_cannot_be_used_are_set_aside_with_the_reason(tmp_path, kind, error):
+    (tmp_path / "odd.py").write_text(PLUGIN)
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a\n\nb"}, {"problem": "p", "text": "good"})
+    _, rows = score(path, scorer=f"{tmp_path / 'odd.py'}:Odd", scorer_args={"kind": kind})
+    assert [row["line"] for row in rows] == ([] if kind == "lost" else [2])
+    assert read("out.rejected.jsonl")[0]["error"].startswith(error)
+
+
+def test_verdicts_that_are_missing_are_null_and_counted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "odd.py").write_text(PLUGIN)
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a\n\nb"}, {"problem": "p", "steps": ["", "good"]})
+    common = (path, "--scorer", f"{tmp_path / 'odd.py'}:Odd", "--out")
+    code, out, err = command(monkeypatch, capsys, "score", *common, "one.jsonl", "--json")
+    assert code == 0
+    counts = json.loads(out)
+    assert (counts["done"], counts["missing_verdicts"], counts["unrated"]) == (2, 2, 0)
+    assert "the scorer gave no verdict 2 times (null), and none at all on 0 traces" in err
+    one, two = read("one.jsonl")
+    assert (one["step_rewards"], one["final"], one["final_missing"], one["total"]) == ([0.5, None], None, True, 1.0)
+    assert (two["step_rewards"], two["total"], "final_missing" in two) == ([None, 0.5], 1.0, False)
+    code, out, _ = command(
+        monkeypatch, capsys, "score", path, "--scorer", f"{tmp_path / 'odd.py'}:maybe", "--json", "--out", "b"
+    )
+    assert (json.loads(out)["unrated"], json.loads(out)["missing_verdicts"]) == (1, 1)
+    assert [(row["step_rewards"], row["final"], row["total"]) for row in read("b")] == [([], None, None), ([], 0.25, 0.25)]
+    _, shown, _ = command(monkeypatch, capsys, "score", path, "--scorer", f"{tmp_path / 'odd.py'}:maybe", "--show")
+    assert "no verdict" in shown

@@ -68,7 +68,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Generated tokens up to a pause. `text` is what `token_ids` decode to, special tokens left out."""
+    """Generated tokens up to a pause. `text` is what `token_ids` decode to, as `Engine.decode` does it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -145,6 +145,11 @@ class Sampling:
     confidence: int = 0
     """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
 
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
+        return max(self.top, self.confidence)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -175,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    exact: bool = False
+    """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
@@ -185,7 +192,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids. Special tokens are left out, unless they mark the thinking (`tts.trajectory.TAGS`)."""
         ...
 
     def tokenize(self, text: str) -> tuple[int, ...]:
@@ -258,6 +265,20 @@ class Reward:
         return _aggregate(steps, self.how) + weight * (final or 0.0)
 
     @property
+    def share(self) -> float | None:
+        """`total` as a share of the largest value possible, if it is made of probabilities.
+
+        None for log-probabilities, lengths, implicit rewards and sums of logits, of which 0 is not the smallest value and none
+        the largest; 0 for a reward that is not `rated`.
+        """
+        steps, final = self._parts
+        weight = 1.0 if self.how == "final" else max(0.0, self.alpha)
+        most = (bool(steps) and self.how != "final") + (weight if final is not None else 0.0)
+        if self.how == "sum-logit" or not 0 <= self.total <= most:
+            return None
+        return self.total / most if most else 0.0
+
+    @property
     def _parts(self) -> tuple[tuple[float, ...], float | None]:
         """The step rewards and the final reward; one stands for the other where that was asked for and is not known."""
         steps, final = self.known, self.final
@@ -301,6 +322,8 @@ class Scorer(Protocol):
     """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
     logprobs: bool = False
     """Whether it reads `Step.logprobs`, which the engine then reports."""
+    exact: bool = False
+    """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
 
@@ -398,7 +421,9 @@ class Result:
                 f"a Result pairs every candidate with a score and, where there are any, a reward;"
                 f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
             )
-        choice = max(range(len(scores)), key=lambda i: Preference.of(self.candidates[i].finish, scores[i], i))
+        rated = [reward.rated for reward in self.rewards] or [True] * len(scores)
+        finishes = [candidate.finish for candidate in self.candidates]
+        choice = max(range(len(scores)), key=lambda i: Preference.of(finishes[i], scores[i], i, rated=rated[i]))
         for name, value in (("scores", scores), ("choice", choice)):
             object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
 
@@ -416,6 +441,14 @@ class Strategy(ABC):
     @abstractmethod
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         """Spend the compute; return every candidate."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if options have no effect, or no sense, with a run's sampling. Called before anything is loaded."""
+        return
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        """Raise InputError if the strategy cannot use a scorer's rewards. Called before the first problem is solved."""
+        return
 
     async def solve_after_pilot(self, problem: Problem, generator: Generator, scorer: Scorer, pilot: Result) -> Result:
         """Solve a problem for which `pilot` holds independent samples with their rewards; compute-optimal calls this.

@@ -119,6 +119,8 @@ class ReportCommand(Settings):
     """HTML file to write; plots and tables go into a folder beside it."""
     title: str | None = option(None, shown="the strategies and the benchmark")
     """Title of the report."""
+    problems: Count = 1000
+    """Problems shown with all of their candidates, at most; of more, a random sample is shown."""
 
 
 def report(settings: ReportCommand, output: Output) -> int:
@@ -127,6 +129,6 @@ def report(settings: ReportCommand, output: Output) -> int:
 
     out = settings.out
     with on_interrupt(lambda: f"interrupted before {out} was written; nothing is lost, give the same command again"):
-        written = write_report(settings.runs, out, title=settings.title, complain=warn)
+        written = write_report(settings.runs, out, title=settings.title, problems=settings.problems, complain=warn)
     output.result(table=lambda: str(written), data=lambda: {"report": str(written)}, brief=written)
     return Exit.OK

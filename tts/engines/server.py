@@ -11,6 +11,7 @@ from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter, check_chat_args
 from tts.solving.confidence import confidence_of
+from tts.trajectory import CLOSE, OPEN
 from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -18,6 +19,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "sglang": {"no_stop_trim": True},
 }
 """Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
+
+
+MANY, FEW = 20, 5
+"""Likeliest tokens per position that vLLM and SGLang report, and that the API allows elsewhere."""
 
 
 class _Served(NamedTuple):
@@ -120,6 +125,8 @@ class ServerEngine(Engine):
             if self.prompter is not None:
                 self.prompter.check_stops(sampling.stop)
             body["stop"] = list(sampling.stop)
+        if served.extras and self.prompter is not None and not self.prompter.skips_special:
+            body["skip_special_tokens"] = False
         if not self.chat:
             try:
                 return await self._complete(tuple(prefix), body | served.extras, sampling)
@@ -130,8 +137,9 @@ class ServerEngine(Engine):
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
-        if sampling.logprobs or sampling.confidence:
-            body["logprobs"] = max(1, sampling.confidence)
+        if sampling.logprobs or sampling.likeliest:
+            served = await self._identify()
+            body["logprobs"] = max(1, min(sampling.likeliest, MANY if served.extras else FEW))
         if self._takes_ids:
             try:
                 answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
@@ -153,30 +161,37 @@ class ServerEngine(Engine):
         assert self.prompter is not None
         if tokens is None:  # a server that returns only text, which is tokenised here
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
-            if self.decode(tokens) != text:
+            if (self.decode(tokens) if self.prompter.skips_special else self._spelt_out(tokens)) != text:
                 raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
-        logprobs = confidence = None
+        logprobs = top = confidence = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-        places = (choice.get("logprobs") or {}).get("top_logprobs") if sampling.confidence else None
-        if places and all(isinstance(place, dict) and place for place in places):
+        places = (choice.get("logprobs") or {}).get("top_logprobs") or () if sampling.likeliest else ()
+        if sampling.top:
+            top = tuple(place or {} for place in places) or None
+        if sampling.confidence and places and all(isinstance(place, dict) and place for place in places):
             confidence = tuple(confidence_of(map(float, place.values()), sampling.confidence) for place in places)
-        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, confidence=confidence)
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, top, confidence)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
         """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""
         assert self.prompter is not None
-        tokenizer = self.prompter.tokenizer
-        text = str(tokenizer.decode(list(prefix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if tuple(tokenizer.encode(text, add_special_tokens=False)) != prefix:
+        text = self._spelt_out(prefix)
+        if tuple(self.prompter.tokenizer.encode(text, add_special_tokens=False)) != prefix:
             raise ServerError("the server takes only text, and this prefix cannot be converted to text and back unchanged")
         return text
+
+    def _spelt_out(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, with all special tokens."""
+        assert self.prompter is not None
+        decode: Any = self.prompter.tokenizer.decode
+        return str(decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
         if sampling.stop or prefix not in self._problems:
             raise InputError(
-                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, which"
-                " needs /v1/completions"
+                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
+                " ends them, which needs /v1/completions"
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._problems[prefix]})
@@ -189,7 +204,7 @@ class ServerEngine(Engine):
             if not isinstance(message, dict):
                 raise ServerError(f"{self.client.url} returned a choice without message; is it an OpenAI-compatible server?")
             thinking = message.get("reasoning_content") or message.get("reasoning")
-            text = (f"<think>\n{thinking}\n</think>\n\n" if thinking else "") + (message.get("content") or "")
+            text = (f"{OPEN}\n{thinking}\n{CLOSE}\n\n" if thinking else "") + (message.get("content") or "")
             steps.append(Step(text, (), "length" if choice.get("finish_reason") == "length" else "stop"))
         return _with_usage(answer, tuple(steps), len(prefix))
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from tts.grading.boxes import boxed
+from tts.grading.numerals import unseparated
 
 _RATIONAL = re.compile(
     r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]{1,30})\}\{(?P<bottom>[1-9][0-9]{0,29})\}"
@@ -21,10 +22,6 @@ _BOUNDED = re.compile(r"(\\\{|[(\[])(?!.*,\d{3}(?!\d))([-0-9/, ]+)(\\\}|[)\]])")
 _IN_TEXT = re.compile(r"\\boxed|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 
-_THIN = r"(?:\\[,;:! ]|~|[ \u00a0\u2009\u202f])"
-_SPACED = re.compile(rf"(?<![\d.,])(\d{{1,3}}(?:{_THIN}\d{{3}})+)(?!\d|{_THIN}\d)")
-_SPACE = re.compile(_THIN)
-_BRACED_COMMA = re.compile(r"(?:\{,\}|,\\!|\{,\}\\!)(?=\d{3}(?!\d))")
 _STYLED = re.compile(
     r"\\(?:(?P<plain>text|mathrm)|textbf|mathbf|boldsymbol|bm)\s*"
     r"\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
@@ -111,8 +108,7 @@ def _values(text: str, in_box: bool) -> list[Any]:
 def _clean(text: str) -> str:
     """The text in a form that math-verify reads: without separators of thousands, bold type, and full stops after numbers."""
     text = _STYLED.sub(_unstyled, _BOLD.sub(r"\1", text.strip()))
-    text = _SPACED.sub(lambda number: _SPACE.sub("", number[0]), _BRACED_COMMA.sub("", text))
-    return _FULL_STOP.sub("", text).strip()
+    return _FULL_STOP.sub("", unseparated(text)).strip()
 
 
 def _unstyled(styled: re.Match[str]) -> str:
@@ -166,10 +162,11 @@ def _equivalent(answer: Parsed, gold: Parsed) -> bool:
 
 
 def _relates(x: Parsed, y: Parsed) -> bool:
-    """Whether either is an equation, an inequality or a set, which math-verify compares differently in either order."""
-    from sympy import Expr
+    """Whether either is an equation or an inequality, which math-verify compares differently in either order."""
+    from latex2sympy2_extended.logic import And
+    from sympy.core.relational import Relational
 
-    return not all(isinstance(value, Expr) for value in (*x.values[:1], *y.values[:1]))
+    return any(isinstance(value, Relational | And) for value in (*x.values[:1], *y.values[:1]))
 
 
 def _compare(x: Any, y: Any) -> bool | None:

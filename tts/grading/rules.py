@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tts.grading import algebra, letters
 from tts.grading.boxes import boxed
+from tts.grading.numerals import unseparated
 from tts.plugins import Registry
 
 TOLERANCE = 1e-6
@@ -49,13 +50,13 @@ def get_grader(name: str) -> Rules:
 
 # numeric: numbers within a tolerance; thousands separators, percent signs and units are ignored
 
-_SEPARATOR = re.compile(r"\{,\}|\\[,!;]|(?<=\d),(?=\d{3}(?!\d))")
+_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?: ?/ ?(\d+\.?\d*))?")
 
 
 def _numbers(text: str) -> list[re.Match[str]]:
-    return list(_NUMBER.finditer(_FRACTION.sub(r"\1/\2", _SEPARATOR.sub("", text))))
+    return list(_NUMBER.finditer(_FRACTION.sub(r"\1/\2", _COMMA.sub("", unseparated(text)))))
 
 
 def _number_text(text: str, boxed: bool) -> str | None:

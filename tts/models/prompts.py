@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,8 @@ class Prompter:
         self.template = None if prompt_template is None else read_prompt_template(prompt_template)
         self.chat_args = check_chat_args(chat_template_args)
         self._decode = checkpoints.decoder(self.tokenizer)
+        self.skips_special = not checkpoints.kept_tags(self.tokenizer)
+        """Whether a backend can omit special tokens from the text in which it looks for stop strings, as `decode` does."""
         if self.template is not None:
             _check_alone(system, self.chat_args)
         elif self.chat_args:
@@ -89,8 +92,16 @@ class Prompter:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens other than thinking tags."""
         return self._decode(list(token_ids))
+
+    def spelled(self, likeliest: Iterable[tuple[int, float]]) -> dict[str, float]:
+        """Return token ids and their log-probabilities by the text of each token alone; tokens of equal text count together."""
+        found: dict[str, float] = {}
+        for token, logprob in likeliest:
+            text = self.decode([token])
+            found[text] = math.log(math.exp(found[text]) + math.exp(logprob)) if text in found else logprob
+        return found
 
 
 def check_chat_args(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -181,6 +181,8 @@ class LimitOptions(Settings):
     """Tokens to generate in the whole run, at most; which problems get them depends on the order."""
     seconds: Positive | None = option(None, shown="no limit")
     """Time for a problem, in seconds; then the best candidate so far is chosen."""
+    stop: list[str] = option(factory=list)
+    """Text at which a solution ends, for base models: how the next example would begin, such as Problem:; repeatable."""
 
 
 @dataclass(frozen=True, kw_only=True)

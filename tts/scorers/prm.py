@@ -12,7 +12,7 @@ from tts.models.chat import Encoded
 from tts.scorers import formats
 from tts.scorers.reader import Query, load_reader
 from tts.scorers.readouts import TRACE_HEAD
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, with_tags
 from tts.types import Candidate, Part, Reward, Scorer
 
 
@@ -68,6 +68,7 @@ class PRM(Scorer):
         self.reader = load_reader(
             backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options
         )
+        self.exact = getattr(self.reader, "exact", False)
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """Return one reward per candidate, in order. Raises InputError for a trace that is longer than the context."""
@@ -87,7 +88,7 @@ class PRM(Scorer):
             return []
         prompt = candidate.problem.prompt
         if not self.format.by_step:
-            text = candidate.text if self.over == "all" else BOUNDARY.join(steps)
+            text = with_tags(candidate.text) if self.over == "all" else BOUNDARY.join(steps)
             return [self._query(prompt, [text], whole=True)]
         windows = self._windows(prompt, steps)
         plan = []

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -16,10 +17,13 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
-from tts.trajectory import BOUNDARY, OPEN
+from tts.trajectory import BOUNDARY, TAGS
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
 
 T = TypeVar("T")
+
+OPENER_TOKENS = 32
+"""Tokens at the end of a prompt among which a tag that opens thinking is looked for."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -40,7 +44,7 @@ class Generator:
     Args:
         engine: Backend that draws the tokens.
         problem: Problem to solve.
-        sampling: Default temperature, top-p and token limit.
+        sampling: Default temperature, top-p and token limit. Its stop strings end a solution, whose text is cut before them.
         seed: Seed of the run. Default 0.
         usage: Counter of tokens and calls to add to. Default: a new one.
         clock: Clock to time generation with. Default: a new one.
@@ -131,8 +135,13 @@ class Generator:
         return [end for end in ends if end != undrawn] or ends[:1]
 
     def opened(self, candidate: Candidate) -> Candidate:
-        """The candidate, starting with the `<think>` tag if the chat template ends in one."""
+        """The candidate, starting with the tag that opens thinking if the chat template ends in one."""
         return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
+
+    @cached_property
+    def closers(self) -> tuple[str, ...]:
+        """The tags that close thinking and that the model can write: where a step ends, as long as its tags are not known."""
+        return tuple(tags.close for tags in TAGS if tags.close in self.engine.decode(self.engine.tokenize(tags.close)))
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that was not sampled, such as the "Wait" of budget forcing; its tokens are not counted."""
@@ -185,7 +194,7 @@ class Generator:
             self.sampling,
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
-            stop=stop,
+            stop=(*stop, *self.sampling.stop),
             logprobs=logprobs or self.sampling.logprobs,
             confidence=confidence,
         )
@@ -194,7 +203,9 @@ class Generator:
         left = sampling.max_tokens
         while not candidate.done:
             before = len(candidate.token_ids)
-            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=(self._boundary,), max_tokens=left))
+            [candidate] = await self._extend(
+                candidate, 1, replace(sampling, stop=(self._boundary, *self.sampling.stop), max_tokens=left)
+            )
             left -= len(candidate.token_ids) - before
         return candidate
 
@@ -241,10 +252,19 @@ class Generator:
         self.usage.generated += _generated(generation)
         return generation
 
+    def _ended(self, step: Step) -> Step:
+        """A continuation that stopped at the end of a solution (`--stop`), cut before it; any other as it is.
+
+        Its tokens are kept: they were drawn, and nothing continues them.
+        """
+        ends = [at for end in self.sampling.stop if (at := step.text.find(end)) >= 0] if step.finish == "step" else []
+        return replace(step, text=step.text[: min(ends)], finish="stop") if ends else step
+
     def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
         """Cut a continuation drawn in one go into the steps in which it would have been drawn one by one."""
-        if stops:
-            return [step]
+        if set(stops) - set(self.sampling.stop):
+            return [self._ended(step)]
+        step, drawn = self._ended(step), step
         if not step.token_ids:  # from a server that returns text only, or an empty continuation
             texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
@@ -256,6 +276,11 @@ class Generator:
             confidence = step.confidence[part] if step.confidence is not None else None
             steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top, confidence))
             start = part.stop
+        if step.text != drawn.text:  # an end may reach over several steps
+            left = len(step.text)
+            for i, cut in enumerate(steps):
+                steps[i] = replace(cut, text=cut.text[: max(0, left)])
+                left -= len(cut.text)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 
@@ -265,15 +290,16 @@ def _generated(generation: Generation) -> int:
 
 
 def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
-    """Split a `<think>` tag that the chat template writes off the end of a prompt; it becomes the candidate's first step.
+    """Split a tag that opens thinking, such as `<think>`, off the end of a prompt; it becomes the candidate's first step.
 
     Otherwise a trace truncated while it thinks would be read as a response. Returns the rest of the prompt and the step, or the
     whole prompt and None.
     """
-    for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
+    for start in range(len(prompt) - 1, max(len(prompt) - OPENER_TOKENS, -1), -1):
         text = engine.decode(prompt[start:])
-        if OPEN in text:
-            return (prompt[:start], Step(text, prompt[start:], "step")) if text.strip() == OPEN else (prompt, None)
+        if any(tags.open in text for tags in TAGS):
+            opens = text.strip() in (tags.open for tags in TAGS)
+            return (prompt[:start], Step(text, prompt[start:], "step")) if opens else (prompt, None)
     return prompt, None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from tts.solving.generator import Generator
-from tts.strategies.search import BranchingSearch, Node, best
+from tts.strategies.search import BranchingSearch, Node, StepSearch, best
 from tts.types import Count, Problem, Result, Scorer
 
 
@@ -38,6 +38,7 @@ class MCTS(BranchingSearch):
 
     def __post_init__(self) -> None:
         """Accept any width: n limits how many solutions are returned, not how many are drawn in a round."""
+        StepSearch.__post_init__(self)
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)

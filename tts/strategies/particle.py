@@ -13,7 +13,7 @@ from annotated_types import Gt, Le
 
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
-from tts.types import CERTAIN, Count, Problem, Result, Reward, Scorer
+from tts.types import CERTAIN, Count, Problem, Result, Scorer
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,11 @@ class Particle(StepSearch):
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
         """Resampling weights, which sum to 1."""
         values = [node.value for node in nodes]
-        shares = [_share(node.reward) if node.reward is not None else 0.0 for node in nodes]
-        if self.weights == "logit" and all(0 <= share <= 1 for share in shares):
-            values = [_logit(share) for share in shares]
+        shares = [node.reward.share if node.reward is not None else 0.0 for node in nodes]
+        if self.weights == "logit" and None not in shares:
+            values = [_logit(share or 0.0) for share in shares]
         weights = [math.exp((value - max(values)) / self.softmax_temperature) for value in values]
         return [weight / sum(weights) for weight in weights]
-
-
-def _share(reward: Reward) -> float:
-    """The total as a share of the largest total possible: a probability, if the rewards are; infinite for a sum of logits."""
-    if reward.how == "sum-logit":
-        return math.inf
-    has_final = reward.how != "final" and (reward.final is not None or reward.final_missing)
-    return reward.total / (1 + max(0.0, reward.alpha) * has_final)
 
 
 def _logit(probability: float) -> float:

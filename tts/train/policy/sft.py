@@ -16,7 +16,7 @@ from tts.train.policy import shared
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import SFTSettings
 from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
-from tts.trajectory import CLOSE, OPEN
+from tts.trajectory import tags_in, with_tags
 
 IGNORED = -100
 """The label of a token that the loss ignores."""
@@ -194,9 +194,9 @@ def read_traces(
 def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedTrace:
     """Return the tokens of a trace as inference would have drawn it: the prompt, the text, and the end of the turn.
 
-    The loss ignores the prompt. Control tokens that are spelt out in the text stay text. If the chat template opens `<think>`,
-    the text's own `<think>` is omitted, and a text without thinking begins with `</think>`. A trace that was cut off by its
-    token limit has no end of turn.
+    The loss ignores the prompt. Control tokens that are spelt out in the text stay text, except its thinking tags. If the chat
+    template opens the thinking, the text gets the template's tags: its own opening tag is omitted, and a text without thinking
+    begins with the closing tag. A trace that was cut off by its token limit has no end of turn.
 
     Args:
         prompts: The prompts of the policy.
@@ -205,15 +205,25 @@ def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedT
     """
     prompt = list(prompts.encode(trace.candidate.problem))
     text = trace.candidate.text
-    if prompts.opener:
-        head, opened, rest = text.partition(OPEN)
+    if template := tags_in(prompts.opener):
+        text = with_tags(text, template)
+        head, opened, rest = text.partition(template.open)
         if opened and not head.strip():
-            text = rest.removeprefix(prompts.opener.partition(OPEN)[2])
-        elif CLOSE not in text:
-            text = f"\n{CLOSE}\n\n{text}"
-    stop = [] if trace.row.get("finish") == "length" else [end]  # a trace that was cut off does not end its turn
-    completion = [*chat.encode(prompts.tokenizer, [text]).ids, *stop]
+            text = rest.removeprefix(prompts.opener.partition(template.open)[2])
+        elif template.close not in text:
+            text = f"\n{template.close}\n\n{text}"
+    stop = [] if trace.candidate.finish == "length" else [end]  # a trace that was cut off does not end its turn
+    completion = [*chat.encode(prompts.tokenizer, _fragments(text)).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def _fragments(text: str) -> list[chat.Fragment]:
+    """A completion in which the tags around its thinking may be control tokens."""
+    if (tags := tags_in(text)) is None:
+        return [text]
+    thinking, close, response = text.partition(tags.close)
+    head, opener, thinking = thinking.partition(tags.open) if tags.open in thinking else ("", "", thinking)
+    return [head, chat.Template(opener), thinking, chat.Template(close), response]
 
 
 def end_of_turn(prompts: PolicyPrompts) -> int:

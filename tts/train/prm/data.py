@@ -16,7 +16,7 @@ from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
 from tts.show.console import warn
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, with_tags
 
 if TYPE_CHECKING:
     from tts.train.settings import TrainPRMSettings
@@ -120,7 +120,7 @@ def _sequences(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) 
     prompt, joined = candidate.problem.prompt, BOUNDARY.join(steps)
     final = labelled.final if settings.lambda_final else None
     if settings.head == "trace":
-        shown = candidate.text if settings.over == "all" else joined
+        shown = with_tags(candidate.text) if settings.over == "all" else joined
         return (_sequence(settings, text, prompt, [shown], (final,), whole=True),)
     # the labels of a response come last
     targets = labelled.steps[: len(steps)] if settings.over == "think" else labelled.steps[-len(steps) :]
