@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
+from tts.data.traces import parse_line
 from tts.grading.pool import Grader
 from tts.types import Candidate, Problem, Step
 
@@ -67,6 +69,14 @@ async def test_a_response_that_was_cut_off_has_no_answer_unless_it_closed_its_la
 ):
     [verdict] = await grader.judge([Candidate(Problem("p", "?", "5", grader_name), (Step(text, (1,), finish),))])
     assert (verdict.answer, verdict.group, verdict.correct) == (answer, None if answer is None else 0, answer == "5")
+
+
+async def test_a_trace_that_was_cut_off_has_no_answer_either(grader):
+    run = {"id": 1, "problem": "p", "answer": "5", "candidates": [{"steps": ["It is 5"], "finish": "length"}]}
+    alone = {"id": 1, "problem": "p", "answer": "5", "text": "It is 5"}
+    for row, correct in ((run, False), (alone | {"finish": "length"}, False), (alone, True)):
+        [trace] = parse_line(json.dumps(row), 1, {})
+        assert [verdict.correct for verdict in await grader.judge([trace.candidate])] == [correct]
 
 
 @pytest.mark.parametrize(

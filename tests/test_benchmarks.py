@@ -15,7 +15,8 @@ import tts
 from tts.data.store import RunStore
 from tts.evals.benchmarks import PUBLISHED, load_benchmark
 from tts.evals.benchmarks.source import BOXED, LETTER
-from tts.evals.summary import estimate
+from tts.evals.intervals import estimate
+from tts.evals.summary import _over_problems
 
 datasets = pytest.importorskip("datasets")
 
@@ -225,8 +226,8 @@ def test_repetitions_are_rows_of_their_own_with_other_samples(engine):
 
 def test_intervals_are_over_problems_not_repetitions():
     values = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]  # two problems, three times
-    assert estimate(values, [0, 1, 0, 1, 0, 1]) == estimate([2 / 3, 2 / 3])
-    assert estimate(values, [0, 1, 2, 3, 4, 5]) == estimate(values)
+    assert _over_problems(values, [*"ababab"]) == estimate([2 / 3, 2 / 3])
+    assert _over_problems(values, [*"abcdef"]) == estimate(values)
 
 
 def test_an_id_that_a_repetition_would_take_is_refused():

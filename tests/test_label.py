@@ -243,15 +243,17 @@ def test_the_judge_sees_the_problem_the_steps_before_and_the_response():
     assert "Final response:\nthree\n\nIt is \\boxed{4}\n" in second
 
 
-def test_a_judge_that_gives_no_rating_is_asked_again_before_the_trace_is_rejected():
-    tries = []
-
+def test_a_step_that_the_judge_does_not_rate_has_no_quality():
     def say(prompt, seed):
-        tries.append(seed)
-        return "Rating: 8" if len(tries) == 2 else "I would give it 11 of 10. Rating: 11"
+        step = prompt.split("Step to rate:\n")[1].split("\n\nFinal response:")[0]
+        return {
+            "one": "<think>Rating: 10, or not</think>\n\nRating: 8", "two": "I would give it 11 of 10. Rating: 11",
+            "three": "<think>Rating: 3, then", "four": "It is 7/10",
+        }[step]  # fmt: skip
 
-    assert _rate(JudgeQuality(ScriptedEngine(say), Cache(None)), candidate("one")) == [[0.8]]
-    with pytest.raises(InputError, match="no rating from 0 to 10 in 3 attempts"):
+    judge = JudgeQuality(ScriptedEngine(say), Cache(None), think=60)
+    assert _rate(judge, candidate("one\n\ntwo\n\nthree\n\nfour")) == [[0.8, None, None, 0.7]]
+    with pytest.raises(InputError, match="the judge rated no step on its scale of 0-10"):
         _rate(JudgeQuality(ScriptedEngine(lambda prompt, seed: "Yes!"), Cache(None)), candidate("one"))
 
 

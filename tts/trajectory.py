@@ -65,6 +65,11 @@ def is_thinking(text: str) -> bool:
     return tags is not None and tags.close not in text
 
 
+def response_of(text: str) -> str:
+    """What follows the thinking: all of `text` if it has no thinking, nothing if it does not close it."""
+    return split(text)[1]
+
+
 def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
     """`text` with other tags around its thinking, by default those of the normal form."""
     own = tags_in(text)

@@ -145,6 +145,11 @@ class Sampling:
     confidence: int = 0
     """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
 
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
+        return max(self.top, self.confidence)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -175,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    exact: bool = False
+    """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
@@ -315,6 +322,8 @@ class Scorer(Protocol):
     """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
     logprobs: bool = False
     """Whether it reads `Step.logprobs`, which the engine then reports."""
+    exact: bool = False
+    """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
 
@@ -413,8 +422,8 @@ class Result:
                 f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
             )
         rated = [reward.rated for reward in self.rewards] or [True] * len(scores)
-        keys = [Preference.of(self.candidates[i].finish, scores[i], i, rated=rated[i]) for i in range(len(scores))]
-        choice = -max(keys).place
+        finishes = [candidate.finish for candidate in self.candidates]
+        choice = max(range(len(scores)), key=lambda i: Preference.of(finishes[i], scores[i], i, rated=rated[i]))
         for name, value in (("scores", scores), ("choice", choice)):
             object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
 

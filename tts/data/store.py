@@ -147,6 +147,10 @@ class Record:
         """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
         return _parse(cls, line)
 
+    def to_line(self) -> bytes:
+        """The row as it stands in results.jsonl, without the line end."""
+        return self.to_json().encode(errors=ESCAPE)
+
     def to_json(self) -> str:
         """The row as one line of JSON."""
         row = _adapter(Record).dump_python(self)
@@ -251,6 +255,10 @@ class RunStore:
     def outcomes(self) -> Iterator[Outcome]:
         """The complete rows without their candidates, one at a time. Raises InputError at a bad one."""
         return self._read_rows(Outcome.from_json)
+
+    def lines(self) -> Iterator[tuple[bytes, Record]]:
+        """The complete rows as they stand in the file, without line ends, and parsed. Raises InputError at a bad one."""
+        return self._read_rows(lambda line: (line, Record.from_json(line)))
 
     def find(self, problem_id: str) -> Record | None:
         """The row of a problem; None if there is none. Raises InputError if it cannot be read.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from tts.errors import InputError
 from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
-from tts.types import Candidate, Part, Problem, Step
+from tts.types import Candidate, Finish, Part, Problem, Step
 
 T = TypeVar("T")
 
@@ -147,7 +147,12 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
         text, given = _joined(values["steps"], names.get("steps", "steps"))
     else:
         text = _text(values, names)
-    return [Trace(Candidate(problem, (Step(text, (), "stop"),)), row, given)]
+    return [Trace(Candidate(problem, (Step(text, (), _finish(row)),)), row, given)]
+
+
+def _finish(row: Mapping[str, Any]) -> Finish:
+    """How a trace ended, as its row says: complete, unless it was cut off."""
+    return "length" if row.get("finish") == "length" else "stop"
 
 
 def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
@@ -170,7 +175,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
         if attempt.get("rewards") is not None:
             fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses
             fields |= {"final_missing": True} if attempt.get("final_missing") else {}
-        traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), fields))
+        traces.append(Trace(Candidate(own, (Step("".join(steps), (), _finish(attempt)),)), fields))
     return traces
 
 

@@ -44,6 +44,8 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each token, the likeliest tokens in its place and their log-probabilities."""
     finish: Finish = "length"
 
     def push(self, token: int, ends: set[int]) -> bool:
@@ -249,7 +251,7 @@ class DecodeLoop:
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
-        if any(row.sampling.logprobs or row.sampling.confidence for row in rows):
+        if any(row.sampling.logprobs or row.sampling.likeliest for row in rows):
             note_logprobs(rows, logits.log_softmax(-1), tokens)
         self._push(tokens.tolist())
 
@@ -288,7 +290,7 @@ class DecodeLoop:
 
 
 def note_logprobs(rows: Sequence[Sample], logprobs: Tensor, tokens: Tensor) -> None:
-    """Append to each row, as it asked, the log-probability of its token, and minus the mean of the highest ones.
+    """Append to each row, as it asked, the log-probability of its token, the highest ones, and minus the mean of these.
 
     `logprobs` is [rows, vocabulary], `tokens` [rows].
     """
@@ -300,6 +302,9 @@ def note_logprobs(rows: Sequence[Sample], logprobs: Tensor, tokens: Tensor) -> N
             row.logprobs.append(chosen[i])
         if row.sampling.confidence:
             row.confidence.append(means[row.sampling.confidence][i])
+        if row.sampling.top:
+            likeliest = logprobs[i].topk(min(row.sampling.top, logprobs.shape[1]))
+            row.top.append(list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)))
 
 
 def _explained(error: Exception, rows: int) -> Exception:

@@ -21,6 +21,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 """Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
 
 
+MANY, FEW = 20, 5
+"""Likeliest tokens per position that vLLM and SGLang report, and that the API allows elsewhere."""
+
+
 class _Served(NamedTuple):
     """What a server says about the model."""
 
@@ -133,8 +137,9 @@ class ServerEngine(Engine):
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
-        if sampling.logprobs or sampling.confidence:
-            body["logprobs"] = max(1, sampling.confidence)
+        if sampling.logprobs or sampling.likeliest:
+            served = await self._identify()
+            body["logprobs"] = max(1, min(sampling.likeliest, MANY if served.extras else FEW))
         if self._takes_ids:
             try:
                 answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
@@ -158,13 +163,15 @@ class ServerEngine(Engine):
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
             if (self.decode(tokens) if self.prompter.skips_special else self._spelt_out(tokens)) != text:
                 raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
-        logprobs = confidence = None
+        logprobs = top = confidence = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-        places = (choice.get("logprobs") or {}).get("top_logprobs") if sampling.confidence else None
-        if places and all(isinstance(place, dict) and place for place in places):
+        places = (choice.get("logprobs") or {}).get("top_logprobs") or () if sampling.likeliest else ()
+        if sampling.top:
+            top = tuple(place or {} for place in places) or None
+        if sampling.confidence and places and all(isinstance(place, dict) and place for place in places):
             confidence = tuple(confidence_of(map(float, place.values()), sampling.confidence) for place in places)
-        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, confidence=confidence)
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, top, confidence)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
         """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""

@@ -78,9 +78,9 @@ class SGLangEngine(Prompter, Engine):
             "no_stop_trim": True,
             "skip_special_tokens": self.skips_special,
         }
-        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.confidence > 0, **self.lora}
-        if sampling.confidence:
-            request["top_logprobs_num"] = sampling.confidence
+        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.likeliest > 0, **self.lora}
+        if sampling.likeliest:
+            request["top_logprobs_num"] = sampling.likeliest
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
         else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
@@ -95,12 +95,15 @@ class SGLangEngine(Prompter, Engine):
 
     def _step(self, output: dict[str, Any], sampling: Sampling) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]
-        logprobs = confidence = None
+        logprobs = top = confidence = None
         if "output_token_logprobs" in meta:
             logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
-        if (count := sampling.confidence) and meta.get("output_top_logprobs"):
-            confidence = tuple(confidence_of((float(entry[0]) for entry in at), count) for at in meta["output_top_logprobs"])
-        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, confidence=confidence)
+        if places := meta.get("output_top_logprobs"):
+            if sampling.top:
+                top = tuple(self.spelled((entry[1], entry[0]) for entry in at or ()) for at in places)
+            if count := sampling.confidence:
+                confidence = tuple(confidence_of((float(entry[0]) for entry in at), count) for at in places)
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, top, confidence)
 
     async def close(self) -> None:
         if self.client is not None:

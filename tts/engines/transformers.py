@@ -68,6 +68,7 @@ class TransformersEngine(Prompter, Engine):
         )
         if adapter is not None:
             self.model = checkpoints.merge_adapter(self.model, adapter)
+        self.exact = checkpoints.is_exact(self.model)
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
@@ -93,7 +94,8 @@ class TransformersEngine(Prompter, Engine):
 
     def _step(self, sample: Sample) -> Step:
         logprobs, confidence = tuple(sample.logprobs) or None, tuple(sample.confidence) or None
-        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, logprobs, confidence=confidence)
+        top = tuple(self.spelled(likeliest) for likeliest in sample.top) or None
+        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, logprobs, top, confidence)
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ class VLLMEngine(Prompter, Engine):
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
-            logprobs=sampling.confidence if sampling.logprobs or sampling.confidence else None,
+            logprobs=sampling.likeliest if sampling.logprobs or sampling.likeliest else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
             skip_special_tokens=self.skips_special,
@@ -96,18 +96,16 @@ class VLLMEngine(Prompter, Engine):
 
     def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens = tuple(completion.token_ids)
-        logprobs = confidence = None
+        logprobs = top = confidence = None
         if completion.logprobs:
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
+            if sampling.top:
+                top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in completion.logprobs)
             if count := sampling.confidence:  # vLLM adds the drawn token
                 confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in completion.logprobs)
         return Step(
-            self.decode(tokens),
-            tokens,
-            _finish(completion.finish_reason, completion.stop_reason),
-            logprobs,
-            confidence=confidence,
-        )
+            self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top, confidence
+        )  # fmt: skip
 
     async def close(self) -> None:
         self.llm.shutdown()

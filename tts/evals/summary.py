@@ -6,15 +6,20 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import fsum
 from typing import Any, NamedTuple
 
 from tts.data.store import Attempt, Record
 from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
-from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
+from tts.evals.intervals import Estimate, estimate
+from tts.evals.statistics import Sampled, best_of_k, choice_at_k, majority_of_k, pass_at_k
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
-from tts.types import Reward, Strategy, Usage
+from tts.types import Preference, Reward, Strategy, Usage
+
+COUNTED = 128
+"""Largest number of candidates whose votes are counted over all subsets; of more candidates, subsets are drawn."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,6 @@ class Seconds:
     """Time in which at least one request for rewards was open."""
     waiting: float = 0.0
     """Time that requests spent in the engine's queue or between retries at a busy server, summed over requests."""
-
-
-class Estimate(NamedTuple):
-    """A mean over problems with its 95 % bootstrap interval over problems."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Point(NamedTuple):
@@ -78,6 +75,8 @@ class Summary:
     """Share of problems for which at least one candidate is right."""
     curve: tuple[Point, ...]
     """Accuracy at k = 1, 2, 4, … up to n; empty for strategies that do not only sample and rank."""
+    omitted: str
+    """Why the curve has no points between 1 and n; empty if it has."""
     truncated: int
     """Candidates that were cut off before their end, by a limit on tokens or time or by the strategy."""
     usage: Usage
@@ -120,6 +119,7 @@ class Summary:
             "flops": asdict(self.flops),
             "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
+            "omitted": self.omitted,
             "truncated": self.truncated,
             "missing_verdicts": self.missing,
             "unrated": self.unrated,
@@ -159,6 +159,7 @@ def summarize(
     seconds: Seconds,
     run: str,
     reward: Callable[[Attempt], Reward],
+    compares: bool = False,
     repeat: int = 1,
     flops: Callable[[Usage, float], Flops] | None = None,
 ) -> Summary:
@@ -173,9 +174,11 @@ def summarize(
         seconds: Wall time.
         run: The run folder.
         reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
+        compares: Whether the scorer compares candidates with each other, so that rewards are those of all n. Default False.
         repeat: How many times each problem was solved. Default 1.
         flops: Estimates operations from the usage and the mean number of tokens of a candidate. Default: unknown.
     """
+    ranks, fixed = isinstance(strategy, Parallel), compares and strategy.uses_scorer
     rows: list[_Graded] = []
     usage, counts = Usage(cached=cached), Counter[str]()
     n = 0
@@ -192,12 +195,12 @@ def summarize(
             unrated=sum(attempt.rewards is not None and not reward(attempt).rated for attempt in attempts),
         )
         if record.correct is not None:
-            rows.append(_measure(record, strategy, reward, repeat))
+            rows.append(_measure(record, strategy, reward, repeat, fixed))
     rows.sort(key=lambda row: row.id)
     ids = [row.problem for row in rows]
 
     def over(value: Callable[[_Graded], float]) -> Estimate | None:
-        return estimate([value(row) for row in rows], ids) if rows else None
+        return _over_problems([value(row) for row in rows], ids) if rows else None
 
     return Summary(
         strategy=name,
@@ -212,7 +215,8 @@ def summarize(
         pass_at_n=over(lambda row: float(row.passed)),
         oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
         flops=flops(usage, counts["tokens"] / max(1, counts["attempts"])) if flops else Flops(),
-        curve=_curve([row for row in rows if row.candidates == n], n) if isinstance(strategy, Parallel) and n > 1 else (),
+        curve=_curve([row for row in rows if row.candidates == n], _sizes(n, fixed)) if ranks and n > 1 else (),
+        omitted=OMITTED if ranks and fixed and n > 2 else "",
         truncated=counts["truncated"],
         usage=usage,
         seconds=seconds,
@@ -223,48 +227,63 @@ def summarize(
     )
 
 
-def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int) -> _Graded:
+OMITTED = "the scorer compares candidates with each other, so their rewards among fewer candidates would be others"
+
+
+def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int, fixed: bool) -> _Graded:
     right = [bool(attempt.correct) for attempt in record.candidates]
     majority = _majority_at_k(record, len(right))
     curve = array("d")
     if isinstance(strategy, Parallel):
-        for k in _sizes(len(right)):
-            curve.extend((*at_k(strategy, record, k, reward), _majority_at_k(record, k), pass_at_k(right, k)))
+        for k in _sizes(len(right), fixed):
+            chosen = at_k(strategy, record, k, reward)
+            voted = chosen.value if type(strategy) is Majority else _majority_at_k(record, k)
+            curve.extend((*chosen, voted, pass_at_k(right, k)))
     problem = problem_of(record.id, repeat)
     return _Graded(record.id, problem, len(right), bool(record.correct), any(right), sum(right) / len(right), majority, curve)
 
 
-def _sizes(n: int) -> list[int]:
-    """The numbers of samples at which a curve up to n has points."""
-    return [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+def _sizes(n: int, fixed: bool) -> list[int]:
+    """The sizes of the curve's subsets. Among rewards that are `fixed` for n candidates, only a single one can be chosen."""
+    return [1, n] if fixed and n > 1 else [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
 
 
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
     """Expected correctness of the strategy's choice among k of a record's candidates, over all subsets of that size.
 
-    It is computed in closed form if the score of a candidate depends on that candidate alone, or is the number of votes for its
-    answer (see `Parallel`). Otherwise it is a mean over subsets: all of them, or 64 if there are more.
+    The choice follows `Preference`, as that of a run does; at k = n, the two are the same. Otherwise, the mean over all subsets
+    is computed in closed form if the score of a candidate depends on that candidate alone, and counted if it is the number of
+    votes for its answer (see `Parallel`) and there are at most 128 candidates. In other cases it is a mean over subsets: all of
+    them, or 64 if there are more.
 
     Args:
         strategy: Strategy that ranks the candidates.
         record: Row of a graded problem.
         k: Size of the subsets, at most the number of candidates.
-        reward: Returns the reward of an attempt as the strategy saw it.
+        reward: Returns the reward of an attempt as the strategy saw it. It must not depend on the other candidates if k < n.
     """
-    correct = [bool(attempt.correct) for attempt in record.candidates]
-    finished = [attempt.finish == "stop" for attempt in record.candidates]
-    rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
-    groups = [attempt.group for attempt in record.candidates]
-    if not strategy.uses_answers:  # each score depends on its own candidate alone
-        scores = strategy.rank(rewards, [])
-        return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
-    if strategy.counts_votes and k < len(groups):
-        return Sampled(majority_of_k(groups, correct, k))
+    attempts = record.candidates
+    correct = [bool(attempt.correct) for attempt in attempts]
+    rewards = [reward(attempt) for attempt in attempts] if strategy.uses_scorer else []
+    groups = [attempt.group for attempt in attempts]
 
-    def choose(subset: list[int]) -> int:
+    def prefer(subset: Sequence[int]) -> list[Preference]:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
-        return max(zip(scores, subset, strict=True), key=lambda pair: (pair[0], finished[pair[1]], -pair[1]))[1]
+        return [
+            Preference.of(attempts[i].finish, score, i, rated=not rewards or rewards[i].rated)
+            for i, score in zip(subset, scores, strict=True)
+        ]
 
+    def choose(subset: Sequence[int]) -> int:
+        return -max(prefer(subset)).place
+
+    everyone = range(len(attempts))
+    if k == len(attempts):
+        return Sampled(float(correct[choose(everyone)]))
+    if not strategy.uses_answers:  # each score depends on its own candidate alone
+        return Sampled(best_of_k(prefer(everyone), correct, k))
+    if strategy.counts_votes and len(attempts) <= COUNTED:
+        return Sampled(majority_of_k(groups, correct, [attempt.finish == "stop" for attempt in attempts], k))
     return choice_at_k(choose, correct, k, seed=0)
 
 
@@ -273,27 +292,22 @@ def _majority_at_k(record: Record, k: int) -> float:
     return at_k(Majority(), record, k, lambda attempt: Reward(())).value
 
 
-def _curve(rows: Sequence[_Graded], n: int) -> tuple[Point, ...]:
-    """The curve over rows that all have n candidates."""
+def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:
+    """The curve over rows that all have as many candidates as the last size."""
     if not rows:
         return ()
     problems, points = [row.problem for row in rows], []
-    for i, k in enumerate(_sizes(n)):
-        values, errors, majority, passed = ([row.curve[4 * i + place] for row in rows] for place in range(4))
-        error = sum(error**2 for error in errors) ** 0.5 / len(rows)
-        points.append(Point(k, estimate(values, problems), estimate(majority, problems), estimate(passed, problems), error))
+    for i, k in enumerate(sizes):
+        values, errors, *baselines = ([row.curve[4 * i + place] for row in rows] for place in range(4))
+        error = fsum(error**2 for error in errors) ** 0.5 / len(rows)
+        chosen, majority, passed = (_over_problems(each, problems) for each in (values, *baselines))
+        points.append(Point(k, chosen, majority, passed, error))
     return tuple(points)
 
 
-def estimate(values: Sequence[float], problems: Sequence[str] | None = None) -> Estimate:
-    """The mean over problems with its interval.
-
-    `values` has at least one entry. If problems were repeated, `problems` has the id of the problem for each value; the
-    values of a problem are averaged first, since repetitions of one problem say nothing about other problems.
-    """
-    if problems is not None:
-        repetitions: defaultdict[str, list[float]] = defaultdict(list)
-        for problem, value in zip(problems, values, strict=True):
-            repetitions[problem].append(value)
-        values = [sum(members) / len(members) for members in repetitions.values()]
-    return Estimate(sum(values) / len(values), *interval(values))
+def _over_problems(values: Sequence[float], problems: Sequence[str]) -> Estimate:
+    """The estimate over problems from one value per row; repetitions of one problem say nothing about other problems."""
+    repetitions: defaultdict[str, list[float]] = defaultdict(list)
+    for problem, value in zip(problems, values, strict=True):
+        repetitions[problem].append(value)
+    return estimate([fsum(members) / len(members) for members in repetitions.values()])

@@ -210,6 +210,13 @@ def load_weights(
     return model.eval()
 
 
+def is_exact(model: torch.nn.Module) -> bool:
+    """Return whether the model's arithmetic can be the same to the last bit whatever it computes together: fp32 on the CPU."""
+    import torch
+
+    return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
+
+
 def locate_adapter(name: str) -> str:
     """Return the path of a LoRA adapter's folder, or `name` itself if it can be a hub id. Raises InputError otherwise."""
     path = Path(name).expanduser()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -93,6 +94,14 @@ class Prompter:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens other than thinking tags."""
         return self._decode(list(token_ids))
+
+    def spelled(self, likeliest: Iterable[tuple[int, float]]) -> dict[str, float]:
+        """Return token ids and their log-probabilities by the text of each token alone; tokens of equal text count together."""
+        found: dict[str, float] = {}
+        for token, logprob in likeliest:
+            text = self.decode([token])
+            found[text] = math.log(math.exp(found[text]) + math.exp(logprob)) if text in found else logprob
+        return found
 
 
 def check_chat_args(given: Mapping[str, Any] | None) -> dict[str, Any]:

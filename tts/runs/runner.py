@@ -107,15 +107,42 @@ def prepare(
     folder = chosen.out or _default_folder(chosen)
     if store is None:
         check_creatable(folder)
-    progress.stage = f"loading {chosen.model}"
-    engine = engine_instance or chosen.load_engine()
-    progress.stage = f"loading {chosen.scorer}"
-    scorer = scorer_instance or (chosen.load_scorer(policy=chosen) if solver.uses_scorer else _NoScorer())
+    engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
     solver.check_scorer(scorer)
     if store is None:
-        store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
-    loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
+        store = RunStore.create(folder, kept(chosen), facts_of(chosen, solver))
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def load_run_of(
+    settings: RunSettings,
+    store: RunStore,
+    *,
+    progress: Progress,
+    engine_instance: Engine | None = None,
+    scorer_instance: Scorer | None = None,
+) -> Run:
+    """The run of a folder with what it needs loaded, to look at it or to redraw rows; nothing is written. Raises InputError."""
+    _check_instances(engine_instance, scorer_instance)
+    solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
+    benchmark = settings.load_benchmark(seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat)
+    engine, scorer, loaded = _load(settings, solver, engine_instance, scorer_instance, progress)
+    return Run(settings, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _load(
+    settings: RunSettings, solver: Strategy, engine: Engine | None, scorer: Scorer | None, progress: Progress
+) -> tuple[Engine, Scorer, list[Engine | Scorer]]:
+    """Engine and scorer, unless they are given, and those of the two that were loaded here."""
+    loaded: list[Engine | Scorer] = []
+    if engine is None:
+        progress.stage = f"loading {settings.model}"
+        loaded.append(engine := settings.load_engine())
+    if scorer is None:
+        progress.stage = f"loading {settings.scorer}"
+        scorer = settings.load_scorer(policy=settings) if solver.uses_scorer else _NoScorer()
+        loaded.append(scorer)
+    return engine, scorer, loaded
 
 
 def _check_instances(engine: Engine | None, scorer: Scorer | None) -> None:
@@ -178,7 +205,7 @@ class Run:
     progress: Progress
     loaded: list[Engine | Scorer]
     """What was loaded for this run and is let go of after it."""
-    run_budget: Budget = field(init=False)
+    run_budget: Budget = field(init=False, default_factory=Budget)
 
     async def solve(self) -> Summary:
         """Solve every problem that has no row yet, and sum up."""
@@ -195,10 +222,9 @@ class Run:
             solved.add(outcome.id)
             progress.add(outcome)
         progress.resumed = progress.done
-        before, cached, spent = Seconds(), dict[str, int](), 0
+        before, spent = Seconds(), 0
         for row in self.store.timing_rows():  # also of problems that failed and will be tried again
             before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
-            cached[row["id"]] = row["cached"]
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
@@ -217,8 +243,7 @@ class Run:
             for problem in todo:  # shared: each worker takes the next one that is left
                 clock = Clock(parent=progress.clock)
                 usage = Usage()
-                record = await self._solve_one(problem, grader, clock, usage)
-                cached[problem.id] = usage.cached
+                record = await self.solve_one(problem, grader, clock, usage)
                 spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
                 spent |= {"cached": usage.cached, "generated": usage.generated}
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
@@ -226,7 +251,7 @@ class Run:
                 progress.generated += record.usage.generated
 
         try:
-            async with _grader() as grader, asyncio.TaskGroup() as group:
+            async with grading() as grader, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(self.benchmark.problems))):
                     group.create_task(work(grader))
         except* OSError as errors:  # only the run folder's: a problem's own errors are rows
@@ -234,24 +259,31 @@ class Run:
                 f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; fix that, then"
                 f" resume with: tts run --resume {self.store.folder}"
             ) from errors
-        ids = {problem.id for problem in self.benchmark.problems}
-        summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        try:
+            summary = self.summarize(elapsed())
+        except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
+            raise InputError(
+                f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
+                f" {error}. Fix that, then summarize with: tts run --resume {self.store.folder}"
+            ) from error
         self.store.write_summary(summary.to_json())
         return summary
 
-    def summarize(self, *, cached: int, seconds: Seconds) -> Summary:
-        """The summary of the rows in the run folder."""
+    def summarize(self, seconds: Seconds) -> Summary:
+        """The summary of what is in the run folder; `seconds` is the wall time."""
         ids = {problem.id for problem in self.benchmark.problems}
+        cached = {row["id"]: row["cached"] for row in self.store.timing_rows()}
         return summarize(
             (record for record in self.store.stream() if record.id in ids),
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
             repeat=self.benchmark.repeat,
-            cached=cached,
+            cached=sum(cached.get(name, 0) for name in ids),
             seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
+            compares=self.scorer.compares,
             flops=self._flops,
         )
 
@@ -263,7 +295,8 @@ class Run:
         """An attempt's reward as the strategy saw it."""
         return attempt.reward(self.settings.alpha, self.settings.aggregate)
 
-    async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
+    async def solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
+        """The row of a problem, a pure function of the settings and the problem; one with an error if solving it raised one."""
         try:
             sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
             generator = Generator(
@@ -283,7 +316,8 @@ class Run:
 
 
 @asynccontextmanager
-async def _grader() -> AsyncIterator[Grader]:
+async def grading() -> AsyncIterator[Grader]:
+    """A grader whose processes end with the block."""
     grader = Grader()
     try:
         yield grader
@@ -322,7 +356,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "changed": bool(status)}
 
 
-def _facts(settings: RunSettings, solver: Strategy) -> dict[str, Any]:
+def facts_of(settings: RunSettings, solver: Strategy) -> dict[str, Any]:
     """Versions, hardware and fingerprints of the models, by which one run is told from another later."""
     used = [settings.model, *([settings.scorer] if solver.uses_scorer and is_reward_model(settings.scorer) else [])]
     runs_on = [ENGINES.get(name).requires for name in ENGINES]

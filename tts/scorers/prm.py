@@ -68,6 +68,7 @@ class PRM(Scorer):
         self.reader = load_reader(
             backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options
         )
+        self.exact = getattr(self.reader, "exact", False)
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """Return one reward per candidate, in order. Raises InputError for a trace that is longer than the context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -14,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 from tts.errors import InputError
 from tts.solving.confidence import Measure, measured
 from tts.solving.generator import Generator
+from tts.strategies.votes import tally
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
 
 
@@ -83,12 +83,14 @@ class DeepConf(Strategy):
 
     def _vote(self, candidates: list[Candidate], groups: Sequence[int | None], by: Measure, threshold: float) -> Result:
         """The vote of the answers that reach the threshold by the measure `by`; of all answers if none does."""
-        answers = [(candidate, group) for candidate, group in zip(candidates, groups, strict=True) if group is not None]
-        voters = [(one, group) for one, group in answers if self.confidence(one, by) >= threshold] or answers
-        votes: defaultdict[int | None, float] = defaultdict(float)
-        for candidate, group in voters:
-            votes[group] += self.confidence(candidate, self.measure)
-        return Result(list(candidates), scores=[votes.get(group, 0.0) for group in groups])
+        voting = [
+            group is not None and self.confidence(c, by) >= threshold for c, group in zip(candidates, groups, strict=True)
+        ]
+        weights = [
+            self.confidence(candidate, self.measure) if votes or not any(voting) else 0.0
+            for candidate, votes in zip(candidates, voting, strict=True)
+        ]
+        return Result(list(candidates), scores=tally(groups, weights))
 
     def _settled(self, result: Result, groups: Sequence[int | None]) -> bool:
         """Whether the leading answer has its share of the votes."""

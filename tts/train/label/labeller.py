@@ -41,12 +41,12 @@ class TraceLabels:
 
     alignment: list[float | None]
     """r_align, in [-1, 1]; None for response steps, and unless the targets are combined."""
-    quality: list[float]
-    """r_qual, in [0, 1]."""
+    quality: list[float | None]
+    """r_qual, in [0, 1]; None for a step that the judge did not rate."""
     coherence: list[float | None]
     """r_coh; None for response steps, and unless the targets are combined."""
-    steps: list[float]
-    """The targets of the steps. That of a response step is its quality."""
+    steps: list[float | None]
+    """The targets of the steps; None where the quality is not known. That of a response step is its quality."""
     final: float | None
     """The target of the trace as a whole; None with --final none."""
     correct: bool | None
@@ -63,6 +63,8 @@ def label(settings: LabelSettings, output: Output) -> int:
     with on_interrupt(lambda: how_to_resume(tally, "labelled", out)):
         output.watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console))
     output.result(table=lambda: tally.summary("labelled", out), data=lambda: tally.to_json(out), brief=out)
+    if tally.missing:
+        warn(f"the judge did not rate {tally.missing} steps; they have no target (null)")
     if tally.rejected:
         warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(out)}")
         return Exit.FAILURES
@@ -108,6 +110,7 @@ def label_file(
                 done = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(done)
+                tally.missing += sum(item.value.quality.count(None) for item in done)
                 tally.rejected += len(refused)
                 sink.add([_row(item, settings) for item in done], refused)
 
@@ -153,17 +156,18 @@ class Labeller:
         if self.settings.final != "none" and candidate.problem.answer is None:
             raise InputError(f"problem {candidate.problem.id} has no answer, which --final {self.settings.final} needs")
         [verdict] = await self.grader.judge([candidate])
-        quality = await self.quality.rate(candidate)
+        quality = list(await self.quality.rate(candidate))
         align: list[float | None] = [None] * len(quality)
         coh: list[float | None] = [None] * len(quality)
         steps = list(quality)
         if self.settings.targets == "hard":
-            steps = [float(value >= self.settings.threshold) for value in quality]
+            steps = [None if value is None else float(value >= self.settings.threshold) for value in quality]
         elif self.encoder is not None:
             terms, found = self._compare(candidate)
             for t, ((a, c), negatives) in enumerate(zip(terms, found, strict=True)):
                 align[t], coh[t] = a, c
-                steps[t] = step_target(a, quality[t], c, negatives, self.settings.normalize)
+                if (rating := quality[t]) is not None:
+                    steps[t] = step_target(a, rating, c, negatives, self.settings.normalize)
         final, template = None if self.settings.final == "none" else float(bool(verdict.correct)), None
         if self.template_reward is not None:
             template, final = await self.template_reward.rate(candidate)

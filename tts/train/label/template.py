@@ -13,7 +13,7 @@ from tts.models.templates import fill
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.quality import share_correct
-from tts.trajectory import split
+from tts.trajectory import response_of
 from tts.types import Candidate, Engine, Problem, Sampling
 
 EXTRACT = """\
@@ -78,7 +78,7 @@ class TemplateReward:
     async def _extract(self, prompt: str) -> str:
         sampling = Sampling(0, max_tokens=TEMPLATE_TOKENS, seed=derive_seed(self.seed, "template"))
         [step] = (await self.expert.generate(self.expert.encode(Problem("template", prompt)), 1, sampling)).steps
-        template = split(step.text)[1].strip()
+        template = response_of(step.text).strip()
         if not template:
             raise InputError("the expert wrote no template; try another --expert")
         return template

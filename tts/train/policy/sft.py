@@ -212,7 +212,7 @@ def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedT
             text = rest.removeprefix(prompts.opener.partition(template.open)[2])
         elif template.close not in text:
             text = f"\n{template.close}\n\n{text}"
-    stop = [] if trace.row.get("finish") == "length" else [end]  # a trace that was cut off does not end its turn
+    stop = [] if trace.candidate.finish == "length" else [end]  # a trace that was cut off does not end its turn
     completion = [*chat.encode(prompts.tokenizer, _fragments(text)).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
