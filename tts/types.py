@@ -264,7 +264,7 @@ class Reward:
         weight = 1.0 if self.how == "final" else self.alpha
         return _aggregate(steps, self.how) + weight * (final or 0.0)
 
-    @property
+    @cached_property
     def share(self) -> float | None:
         """`total` as a share of the largest value possible, if it is made of probabilities.
 
