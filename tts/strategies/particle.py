@@ -77,13 +77,18 @@ class Particle(StepSearch):
         return search.result(list(dict.fromkeys(particles)))
 
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
-        """Resampling weights, which sum to 1."""
-        values = [node.value for node in nodes]
-        shares = [node.reward.share if node.reward is not None else 0.0 for node in nodes]
+        """Resampling weights, which sum to 1. A particle without a verdict has none, unless no particle has one."""
+        rewards = [node.reward for node in nodes if node.reward is not None and node.reward.rated]
+        if not rewards:
+            return [1 / len(nodes)] * len(nodes)
+        values = [reward.total for reward in rewards]
+        shares = [reward.share for reward in rewards]
         if self.weights == "logit" and None not in shares:
             values = [_logit(share or 0.0) for share in shares]
         weights = [math.exp((value - max(values)) / self.softmax_temperature) for value in values]
-        return [weight / sum(weights) for weight in weights]
+        each = iter(weights)
+        rated = [node.reward is not None and node.reward.rated for node in nodes]
+        return [next(each) / sum(weights) if known else 0.0 for known in rated]
 
 
 def _logit(probability: float) -> float:
