@@ -143,6 +143,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    served: str | None = None
+    """What a server says that it runs; None where there is no server, or it has not been asked yet."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""

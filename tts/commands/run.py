@@ -49,7 +49,7 @@ def run(given: dict[str, Any], output: Output) -> int:
     tracker = load_service(service) if service is not None else None
     if dry:
         settings, solver, store = resolve(strategy, given)
-        found = forecast(settings, solver, solved=store.solved() if store is not None else 0)
+        found = forecast(settings, solver, solved=sum(1 for _ in store.solved()) if store is not None else 0)
         output.result(table=found.show, data=found.to_json)
         return Exit.OK
     progress = Progress()
@@ -60,6 +60,8 @@ def run(given: dict[str, Any], output: Output) -> int:
     if tracker is not None:
         log_run(tracker, summary, RunStore.open(Path(summary.run)).settings)
     output.result(table=lambda: show(summary), data=summary.to_json, brief=summary.run)
+    if progress.damaged:
+        warn(f"damaged lines in {summary.run}/results.jsonl: {progress.damaged}; their problems were solved again")
     if summary.failed:
         warn(
             f"{summary.failed} of {summary.problems} problems failed; their rows in {summary.run}/results.jsonl hold the"

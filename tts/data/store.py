@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
+from tts.data.files import append_lines, parse_row, part_of, repair, whole_lines, write_whole, writing
+from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.grading.pool import Verdict
 from tts.types import Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
-
-ESCAPE = "backslashreplace"
-"""Error handler for writing files: half a surrogate pair, which UTF-8 lacks, becomes its JSON escape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,27 +142,59 @@ def _records() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
 
 
+ATTEMPT = {field.name for field in fields(Attempt) if field.default is MISSING}
+"""What every candidate of a row has, also in folders of earlier versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedRow:
+    """What a resumed run needs of a row of results.jsonl: the row itself stays in the file."""
+
+    id: str
+    correct: bool | None
+    """Whether the chosen answer is right; None if the problem has no reference answer."""
+    generated: int
+    """Tokens."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> SolvedRow | None:
+        """None for a row with an error, and for anything that is not a row of results.jsonl."""
+        match row:
+            case {
+                "id": str(), "problem": str(), "answer": str() | None, "candidates": [_, *_] as attempts, "choice": int(),
+                "correct": bool() | None, "usage": {"generated": int()}, "error": None,
+            }:  # fmt: skip
+                whole = all(isinstance(attempt, dict) and attempt.keys() >= ATTEMPT for attempt in attempts)
+                return cls(row["id"], row["correct"], row["usage"]["generated"]) if whole else None
+        return None
+
+
 class RunStore:
-    """A run folder. Rows are appended one by one; a torn last line is dropped when the run is resumed."""
+    """A run folder. Rows are appended one by one; what a crash left of a row is dropped when the run is resumed.
+
+    Whoever writes holds the folder's lock: the one that `create` or `lock` takes, until `close`. Readers need none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.results, self.timings = folder / "results.jsonl", folder / "timings.jsonl"
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> RunStore:
-        """Create the folder. `facts` (versions, hardware) are recorded with the settings, but not compared when resuming.
+        """Create the folder, to write to it. `facts` (versions, hardware) are recorded with the settings, but not compared when
+        resuming, except for `content`: fingerprints of what the settings name.
 
         Raises InputError if the folder exists and is not empty, or cannot be written.
         """
         check_creatable(folder)
-        try:
+        store = cls(folder)
+        with writing(folder, "choose another folder with --out"):
             folder.mkdir(parents=True, exist_ok=True)
-            run = {"schema": SCHEMA, "settings": settings, **facts}
-            _write_whole(folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
-        return cls(folder)
+            store.lock()
+            check_creatable(folder)  # another process may have been faster
+            store._write_run({"schema": SCHEMA, "settings": settings, **facts})
+        return store
 
     @classmethod
     def open(cls, folder: Path) -> RunStore:
@@ -172,77 +203,117 @@ class RunStore:
             what = "no run.json in it" if folder.is_dir() else "no such folder"
             raise InputError(f"{folder} is not a run folder ({what}); --resume takes a folder created by tts run")
         store = cls(folder)
-        schema = store._read_run().get("schema")
-        if schema != SCHEMA:
-            raise InputError(f"{folder} has layout version {schema}; this version of tts reads version {SCHEMA}")
+        run = store.read_run()
+        if run.get("schema") != SCHEMA:
+            raise InputError(f"{folder} has layout version {run.get('schema')}; this version of tts reads version {SCHEMA}")
+        if not isinstance(run.get("settings"), dict):
+            raise InputError(f"{folder / 'run.json'} has no settings; was it written by tts run?")
         return store
+
+    def lock(self) -> None:
+        """Become the one that writes. Raises InputError if another process does."""
+        if self._lock is None:
+            with writing(self.folder, "make it writable, then resume again"):
+                self._lock = Lock(self.folder)
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the run. Raises InputError if run.json cannot be read."""
-        settings: dict[str, Any] = self._read_run()["settings"]
+        settings: dict[str, Any] = self.read_run()["settings"]
         return settings
 
-    def _read_run(self) -> dict[str, Any]:
+    def read_run(self) -> dict[str, Any]:
+        """The content of run.json. Raises InputError if it cannot be read."""
         try:
             run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             if not isinstance(run, dict):
                 raise ValueError("not a JSON object")
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the run's settings from {self.folder / 'run.json'}: {error}") from error
+            raise InputError(
+                f"cannot read the run's settings from {self.folder / 'run.json'}: {error}; restore that file, or start again"
+                " with another --out"
+            ) from error
         return run
 
-    def solved(self) -> int:
-        """Problems that have a row without an error."""
-        return sum(record.error is None for record in self.records())
+    def note(self, **facts: Any) -> None:
+        """Replace facts in run.json. Raises OSError."""
+        self._write_run({**self.read_run(), **facts})
+
+    def _write_run(self, run: dict[str, Any]) -> None:
+        write_whole(self.folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+
+    def solved(self) -> Iterator[SolvedRow]:
+        """The rows without an error, in brief, in the order in which the problems were solved."""
+        rows = (parse_row(line) for line in whole_lines(self.results))
+        return (found for row in rows if row is not None and (found := SolvedRow.of(row)) is not None)
 
     def records(self) -> list[Record]:
         """All complete rows, in the order in which the problems were solved."""
-        return [Record.from_json(line) for line in _whole_lines(self.results)]
+        return [Record.from_json(line.decode()) for line in whole_lines(self.results)]
 
-    def recover(self) -> list[Record]:
-        """Prepare to resume: drop a torn last row and the rows of failed problems, and return the rows that are left."""
-        kept = [record for record in self.records() if record.error is None]
-        _write_whole(self.results, "".join(record.to_json() + "\n" for record in kept))
-        _write_whole(self.timings, "".join(line + "\n" for line in _whole_lines(self.timings)))
-        return kept
+    def recover(self) -> tuple[dict[str, SolvedRow], int]:
+        """Prepare to resume: keep one row of each solved problem, and drop all else that results.jsonl and timings.jsonl hold.
+
+        Returns:
+            The rows that are left, by id, and the number of lines that were dropped because they are damaged. A row that a
+            crash has torn, rows of failed problems and second rows of a problem do not count.
+
+        Raises:
+            OSError: A file cannot be read or written; then nothing is lost.
+        """
+        kept: dict[str, SolvedRow] = {}
+
+        def keep(row: dict[str, Any]) -> bool:
+            found = SolvedRow.of(row)
+            if found is None or found.id in kept:
+                return False
+            kept[found.id] = found
+            return True
+
+        damaged = repair(self.results, keep)
+        repair(self.timings, _is_timing)
+        return kept, damaged
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing to timings.jsonl."""
-        for path, line in ((self.results, record.to_json()), (self.timings, json.dumps(timing))):
-            with path.open("a", encoding="utf-8", errors=ESCAPE) as file:
-                file.write(line + "\n")
+        """Append the row of a problem to results.jsonl, then its timing to timings.jsonl. Raises OSError."""
+        append_lines(self.results, [record.to_json()])
+        append_lines(self.timings, [json.dumps(timing)])
 
-    def timing_rows(self) -> list[dict[str, Any]]:
+    def timing_rows(self) -> Iterator[dict[str, Any]]:
         """All complete rows of timings.jsonl, oldest first."""
-        return [json.loads(line) for line in _whole_lines(self.timings)]
+        rows = (parse_row(line) for line in whole_lines(self.timings))
+        return (row for row in rows if row is not None and _is_timing(row))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, which marks the run as finished."""
-        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        """Write summary.json, which marks the run as finished. Raises OSError."""
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_creatable(folder: Path) -> None:
     """Raise InputError unless `folder` is missing or empty, and can be written."""
     if (folder / "run.json").exists():
         raise InputError(f"{folder} already contains a run; continue it with --resume {folder}, or choose another --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(file.name not in BEFORE for file in folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to {folder}: no permission in {parent}; choose another folder with --out")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines that end in a line end. A line torn by a crash does not."""
-    return path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+BEFORE = (LOCK, part_of(Path("run.json")).name)
+"""What a run leaves in its folder that was killed before it wrote run.json."""
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader never finds half of it, not even after a crash."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors=ESCAPE) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _is_timing(row: Mapping[str, Any]) -> bool:
+    clock, numbers = row.get("run"), [row.get("cached"), row.get("generated", 0)]
+    return (
+        isinstance(row.get("id"), str)
+        and isinstance(clock, dict)
+        and all(isinstance(number, int | float) for number in [*clock.values(), *numbers])
+    )

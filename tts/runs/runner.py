@@ -10,20 +10,21 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tts import interrupts
-from tts.data.store import Attempt, Record, RunStore, check_creatable
+from tts.data.files import writing
+from tts.data.identity import check_content, content_of, content_of_problems
+from tts.data.store import Attempt, Record, RunStore, SolvedRow, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark
 from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
 from tts.grading.pool import Grader
-from tts.models import checkpoints
 from tts.options import check_resumable, configure, kept, keywords_of, options_of
 from tts.runs.settings import RunSettings
 from tts.scorers import is_reward_model
@@ -46,6 +47,8 @@ class Progress:
     resumed: int = 0
     """Of `done`, those that an earlier session solved."""
     failed: int = 0
+    damaged: int = 0
+    """Rows that an earlier session had written and something has damaged since; their problems are solved again."""
     graded: int = 0
     right: int = 0
     generated: int = 0
@@ -53,9 +56,9 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     folder: Path | None = None
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record | SolvedRow) -> None:
         self.done += 1
-        self.failed += record.error is not None
+        self.failed += isinstance(record, Record) and record.error is not None
         self.graded += record.correct is not None
         self.right += bool(record.correct)
 
@@ -100,20 +103,37 @@ def prepare(
     progress = progress or Progress()
     _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
-    benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat)
-    folder = chosen.out or _default_folder(chosen)
-    if store is None:
-        check_creatable(folder)
-    progress.stage = f"loading {chosen.model}"
-    engine = engine_instance or chosen.load_engine()
-    progress.stage = f"loading {chosen.scorer}"
-    scorer = scorer_instance or (
-        chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
-    )
-    if store is None:
-        store = RunStore.create(folder, kept(chosen), _facts(chosen, solver))
+    with ExitStack() as stack:
+        if store is not None:
+            store.lock()
+            stack.callback(store.close)
+        legacy = store is not None and "content" not in store.read_run()  # its ids were made in another way
+        benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, numbered=legacy)
+        folder = chosen.out or _default_folder(chosen)
+        progress.stage = "looking at data and models"
+        content = {**content_of(chosen), "benchmark": content_of_problems(benchmark.problems)}
+        if store is not None:
+            _compare(store, content, chosen)
+        else:
+            check_creatable(folder)
+        progress.stage = f"loading {chosen.model}"
+        engine = engine_instance or chosen.load_engine()
+        progress.stage = f"loading {chosen.scorer}"
+        scorer = scorer_instance or (
+            chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
+        )
+        if store is None:
+            store = RunStore.create(folder, kept(chosen), {**_facts(), "content": content})
+        stack.pop_all()
     loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _compare(store: RunStore, content: dict[str, str], settings: RunSettings) -> None:
+    """Raise InputError where a run was begun with other content, unless the settings accept that; then note it in run.json."""
+    if changes := check_content(store.folder, store.read_run(), content, accept=settings.accept_changes):
+        with writing(store.folder, "make room, then resume again"):
+            store.note(**changes)
 
 
 def _check_instances(engine: Engine | None, scorer: Scorer | None) -> None:
@@ -174,29 +194,35 @@ class Run:
     loaded: list[Engine | Scorer]
     """What was loaded for this run and is let go of after it."""
     run_budget: Budget = field(init=False)
+    _server: str | None = field(init=False, default=None)
+    """What the engine's server says that it runs."""
 
     async def solve(self) -> Summary:
         """Solve every problem that has no row yet, and sum up."""
+        folder = self.store.folder
         try:
-            return await self._solve()
+            with writing(folder, f"what was solved is kept; when that is fixed, resume with: tts run --resume {folder}"):
+                return await self._solve()
         finally:
+            self.store.close()
             for part in self.loaded:
                 await part.close()
 
     async def _solve(self) -> Summary:
-        records = {record.id: record for record in self.store.recover()}
-        earlier = self.store.timing_rows()
-        before = Seconds(**earlier[-1]["run"]) if earlier else Seconds()
-        cached: dict[str, int] = {row["id"]: row["cached"] for row in earlier}
-        spent = sum(row.get("generated", 0) for row in earlier)  # also for problems that failed and will be tried again
+        solved, self.progress.damaged = self.store.recover()
+        before, cached, spent = Seconds(), dict[str, int](), 0
+        for row in self.store.timing_rows():  # also of problems that failed and will be tried again
+            before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
+            cached[row["id"]] = row["cached"]
+        spent += sum(row.generated for row in solved.values() if row.id not in cached)  # killed before its timing was written
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress, start = self.progress, time.perf_counter()
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
-        for record in records.values():
-            progress.add(record)
+        for earlier in solved.values():
+            progress.add(earlier)
         progress.resumed = progress.done
-        todo = iter([problem for problem in self.benchmark.problems if problem.id not in records])
+        todo = iter([problem for problem in self.benchmark.problems if problem.id not in solved])
 
         def elapsed() -> Seconds:
             clock = progress.clock
@@ -215,8 +241,8 @@ class Run:
                 cached[problem.id] = usage.cached
                 spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
                 spent |= {"cached": usage.cached, "generated": usage.generated}
+                self._note_server()
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
-                records[record.id] = record
                 progress.add(record)
                 progress.generated += record.usage.generated
 
@@ -224,11 +250,9 @@ class Run:
             async with _grader() as grader, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(self.benchmark.problems))):
                     group.create_task(work(grader))
-        except* OSError as errors:  # only the run folder's: a problem's own errors are rows
-            raise InputError(
-                f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; fix that, then"
-                f" resume with: tts run --resume {self.store.folder}"
-            ) from errors
+        except* InputError as errors:
+            raise errors.exceptions[0] from None
+        records = {record.id: record for record in self.store.records()}
         ordered = [records[problem.id] for problem in self.benchmark.problems]
         found = sum(cached[record.id] for record in ordered if record.id in cached)
         summary = summarize(
@@ -245,6 +269,15 @@ class Run:
         )
         self.store.write_summary(summary.to_json())
         return summary
+
+    def _note_server(self) -> None:
+        """Compare what a server says that it runs to what it said in earlier sessions, before its first row is written."""
+        if self._server is None and (said := getattr(self.engine, "served", None)) is not None:
+            self._server = str(said)
+            content = self.store.read_run().get("content")
+            if content is not None and "url" not in content:
+                self.store.note(content={**content, "url": self._server})
+            _compare(self.store, {"url": self._server}, self.settings)
 
     def _flops(self, records: list[Record], cached: int) -> Flops:
         scorer = self.settings.scorer if self.strategy.uses_scorer and is_reward_model(self.settings.scorer) else None
@@ -313,15 +346,13 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "changed": bool(status)}
 
 
-def _facts(settings: RunSettings, solver: Strategy) -> dict[str, Any]:
-    """Versions, hardware and fingerprints of the models, by which one run is told from another later."""
-    used = [settings.model, *([settings.scorer] if solver.uses_scorer and is_reward_model(settings.scorer) else [])]
+def _facts() -> dict[str, Any]:
+    """Versions and hardware, by which one run is told from another later."""
     runs_on = [ENGINES.get(name).requires for name in ENGINES]
     packages = ["tts-toolkit", "torch", "transformers", "math-verify", "numpy", *filter(None, runs_on)]
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git": _git(),
-        "models": {name: checkpoints.fingerprint(name) for name in dict.fromkeys(used)},
         "versions": {
             "python": platform.python_version(),
             **{name: number for name in packages if (number := installed(name)) is not None},

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tts.data.files import write_whole, writing
+from tts.data.lock import Lock
 from tts.data.store import Record
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
@@ -135,13 +137,17 @@ def sweep(
                 await part.close()
 
     opened: list[Any] = []
-    rows = wait(solve_and_close)
+    with writing(folder, "what was solved is kept; make room, then give the same command again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lock(folder):
+            return _write(folder, wait(solve_and_close), plan, strategies, {"seeds": numbers, "n": ns, **common, **options})
+
+
+def _write(folder: Path, rows: Sequence[SweepRow], plan: _Plan, strategies: Sequence[str], settings: dict[str, Any]) -> Sweep:
     order = {name: i for i, name in enumerate([*strategies, "pass@N"])}
-    shown = {"seeds": numbers, "n": ns, **common, **options}
-    result = Sweep(tuple(sorted(rows, key=lambda r: (order[r.strategy], r.n))), tuple(plan.skipped), str(folder), shown)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
-    (folder / "sweep.csv").write_text(result.to_csv())
+    result = Sweep(tuple(sorted(rows, key=lambda r: (order[r.strategy], r.n))), tuple(plan.skipped), str(folder), settings)
+    write_whole(folder / "sweep.json", json.dumps(result.to_json(), indent=2) + "\n")
+    write_whole(folder / "sweep.csv", result.to_csv())
     return result
 
 

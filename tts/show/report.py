@@ -19,7 +19,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tts.data.store import ESCAPE, Attempt, Record
+from tts.data.files import ESCAPE, write_whole
+from tts.data.store import Attempt, Record
 from tts.errors import InputError
 from tts.evals.calibration import Calibration, calibration, reward_length_correlation
 from tts.evals.load import SavedRun, load_run
@@ -102,7 +103,7 @@ def write_report(
     try:
         files.mkdir(parents=True, exist_ok=True)
         page = _page(runs, title or f"{', '.join(dict.fromkeys(_benchmark(run) for run in runs))}: {_strategies(runs)}")
-        out.write_text(page, encoding="utf-8", errors=ESCAPE)
+        write_whole(out, page)
         _write_numbers(runs, files)
         if not _write_plots(runs, files):
             (complain or _say)("PNG and SVG plots need matplotlib: pip install 'tts-toolkit[report]', then report again")

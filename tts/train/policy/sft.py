@@ -57,10 +57,10 @@ def _train(settings: SFTSettings) -> tuple[Any, int]:
     longest = min(settings.max_length or prompts.context, prompts.context)
     traces = read_traces(settings.traces, prompts, longest, settings.names)
     held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
-    open_folder(settings)
-    trainer = make_sft_trainer(settings, prompts, traces, held_out)
-    fit(trainer, settings)
-    shared.save_policy(trainer, settings, settings.model)
+    with open_folder(settings):
+        trainer = make_sft_trainer(settings, prompts, traces, held_out)
+        fit(trainer, settings)
+        shared.save_policy(trainer, settings, settings.model)
     return trainer, len(traces)
 
 
