@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint docs real bench reproduce env clean
+.PHONY: run test check lint docs real bench figures reproduce env clean
 
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
@@ -38,6 +38,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/grading.py
 	$(BIN)/python benchmarks/select_memory.py
+
+# the tables and pictures of the docs, from the commands that they name; `make figures CHECK=1` only compares
+figures: $(VENV)/.dev
+	$(BIN)/python scripts/figures.py $(if $(CHECK),--check)
 
 # the paper's findings in miniature: half an hour on two cores; goes on where it was stopped
 reproduce: $(VENV)/.train

@@ -1,91 +1,134 @@
-"""Accuracy of every strategy within the same token budget, on the bundled models; 95 % bootstrap intervals over problems.
+"""Accuracy of every strategy within the same token budget, on the bundled models, with every strategy tuned the same way.
 
-`python benchmarks/strategies.py --limit 200` prints the table of docs/lab/strategies.md. Each strategy may generate BUDGET
-tokens per problem, and has options that use about as many. The harder half are the problems with the fewest correct samples,
-out of 16 samples from another seed.
+    python benchmarks/strategies.py
+
+A strategy may generate BUDGET tokens per problem. Of its configurations in GRID, at most nine, the one with the highest
+accuracy on 100 dev problems is run once on 200 test problems; at equal accuracy, the one with fewer tokens. The harder half
+are the test problems with the fewest correct samples, out of 16 from another seed. Runs are kept in runs/strategies and
+reused, so that the script resumes where it was stopped; remove that folder after a change of the code.
 """
 
 from __future__ import annotations
 
-import tempfile
+import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import cyclopts
 import numpy as np
 
 import tts
-from tts.data.store import RunStore
 from tts.engines.transformers import TransformersEngine
+from tts.evals.load import SavedRun
+from tts.evals.summary import Estimate, estimate
 from tts.scorers.prm import PRM
 
-BUDGET = 1600
-RUNS = {
+BUDGET, MAX_TOKENS = 1600, 400
+DEV, TEST = {"benchmark": "arith:dev", "limit": 100, "seed": 1}, {"benchmark": "arith", "limit": 200, "seed": 0}
+GRID = {
     "single": {},
-    "majority": {"n": 16},
-    "deepconf": {"n": 16},
-    "budget-forcing": {"n": 10, "min_thinking": 96},
-    "weighted": {"n": 16},
-    "bon": {"n": 16},
-    "adaptive": {"n": 16},
-    "revise": {"n": 16, "chains": 4},
-    "beam": {"n": 12, "width": 4},
-    "lookahead": {"n": 8, "width": 4, "k": 1},
-    "dvts": {"n": 16, "width": 4},
-    "mcts": {"n": 16, "width": 4, "simulations": 32},
-    "particle": {"n": 16},
-    "compute-optimal": {"n": 16},
+    "majority": {"n": [4, 8, 16]},
+    "deepconf": {"n": [16], "keep": [0.1, 0.5, 0.9], "window": [8, 32, 128]},
+    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96]},
+    "weighted": {"n": [4, 8, 16]},
+    "adaptive": {"n": [16], "batch": [2, 4, 8], "confidence": [0.9, 0.95, 0.99]},
+    "bon": {"n": [4, 8, 16]},
+    "revise": {"n": [8, 16], "chains": [1, 4, 8]},
+    "particle": {"n": [8, 12, 16], "softmax_temperature": [0.03, 0.1, 0.3]},
+    "mcts": {"n": [16], "width": [4], "simulations": [32, 64, 128], "c": [0.3, 1.0, 3.0]},
+    "compute-optimal": {"n": [12, 16], "easy_above": [0.8, 0.95], "hard": ["bon", "beam"]},
+    "dvts": {"n": [16, 24, 32], "width": [4, 8]},
+    "lookahead": {"n": [4, 8, 12], "width": [4], "k": [1, 2, 3]},
+    "beam": {"n": [8, 12, 16], "width": [2, 4]},
 }
+"""Values of each option; a configuration is one of each."""
 
 
-def mean(values):
-    """Return a mean with its interval, in percent."""
-    dice, values = np.random.default_rng(0), np.asarray(values, float)
-    low, high = np.percentile(values[dice.integers(len(values), size=(4000, len(values)))].mean(1), (2.5, 97.5))
-    return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def configurations(name: str) -> Iterator[dict[str, object]]:
+    """Every combination of the values in GRID."""
+    for values in product(*GRID[name].values()):
+        yield dict(zip(GRID[name], values, strict=True))
 
 
-def main(limit: int = 200, benchmark: str = "arith", only: str = "") -> None:
-    """Print a Markdown table with a row per strategy.
+class Bench:
+    """Runs on the bundled models, each of which is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine, self.prm = TransformersEngine("arith-policy"), PRM("arith-prm")
+
+    def run(self, name: str, options: dict[str, object], where: dict[str, object], **more: object) -> SavedRun:
+        """A finished run: the kept one, or a new one."""
+        words = [f"{key}={value}" for key, value in {**options, **more}.items()]
+        out = self.folder / "-".join([name, str(where["benchmark"]).replace(":", "-"), f"seed={where['seed']}", *words])
+        if not (out / "summary.json").exists():
+            settings = {"out": out, "max_tokens": MAX_TOKENS, **where, **options, **more}
+            begun = {"resume": out} if (out / "run.json").exists() else settings
+            summary = tts.run(name, engine_instance=self.engine, scorer_instance=self.prm, **begun)
+            assert not summary.failed, f"{summary.failed} problems failed in {out}"
+        return tts.load_run(out)
+
+    def tuned(self, name: str) -> tuple[dict[str, object], float]:
+        """The configuration that is best on dev, and its accuracy there."""
+        best = None
+        for options in configurations(name):
+            summary = self.run(name, options, DEV, budget=BUDGET).summary
+            key = summary["accuracy"], -summary["usage"]["generated"]
+            line = f"{name} {written(options)}: {100 * key[0]:.1f} with {-key[1] / DEV['limit']:,.0f} tokens"
+            print(line, file=sys.stderr, flush=True)
+            best = max(best or (key, options), (key, options), key=lambda pair: pair[0])
+        return best[1], best[0][0]
+
+
+def written(options: dict[str, object]) -> str:
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+
+
+def percent(values: Estimate, sign: str = "") -> str:
+    return f"{100 * values.value:{sign}.1f} [{100 * values.low:{sign}.1f}, {100 * values.high:{sign}.1f}]"
+
+
+def correct(run: SavedRun) -> np.ndarray:
+    """Whether the choice is right, by problem, in the order of their numbers."""
+    rows = sorted(run.records, key=lambda record: int(record.id.rpartition("-")[2]))
+    return np.array([bool(record.correct) for record in rows], float)
+
+
+def main(*, runs: Path = Path("runs/strategies"), only: str = "", tune_only: bool = False) -> None:
+    """Print what was tried on dev, then a Markdown table with a row per strategy.
 
     Args:
-        limit: Number of problems.
-        benchmark: Benchmark to solve.
-        only: Strategies to run, separated by commas. Default: all.
+        runs: Folder of the runs.
+        only: Strategies, separated by commas. Default: all.
+        tune_only: Stop after dev.
     """
-    engine, prm = TransformersEngine("arith-policy"), PRM("arith-prm")
-
-    def solve(name, **options):
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder, "run")
-            common = {"benchmark": benchmark, "limit": limit, "engine_instance": engine, "scorer_instance": prm, "out": out}
-            summary = tts.run(name, max_tokens=400, **common, **options)
-            records = {record.id: record for record in RunStore.open(out).records()}
-        assert not summary.failed
-        return [records[id] for id in sorted(records, key=lambda id: int(id.rpartition("-")[2]))], summary
-
-    pool, _ = solve("bon", n=16, seed=1)
-    ease = [sum(bool(candidate.correct) for candidate in record.candidates) for record in pool]
-    harder = set(np.argsort(ease, kind="stable")[: limit // 2].tolist())
-    print("| strategy | options | tokens | scored | accuracy | harder half | harder half, minus bon |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    names = only.split(",") if only else RUNS
-    results = {"bon": solve("bon", budget=BUDGET, **RUNS["bon"])}
-    reference = np.array([bool(record.correct) for record in results["bon"][0]], float)
-    for name in names:
-        records, summary = results.get(name) or solve(name, budget=BUDGET, **RUNS[name])
-        correct = np.array([bool(record.correct) for record in records], float)
-        hard = sorted(harder)
-        options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in RUNS[name].items())
-        tokens, scored = summary.usage.generated / limit, summary.usage.scored / limit
+    bench = Bench(runs)
+    names = only.split(",") if only else list(GRID)
+    print("on dev:", file=sys.stderr, flush=True)
+    tuned = {name: bench.tuned(name) for name in dict.fromkeys([*names, "bon"])}
+    if tune_only:
+        return
+    pool = bench.run("bon", {"n": 16}, {**TEST, "seed": 1})
+    rows = sorted(pool.records, key=lambda record: int(record.id.rpartition("-")[2]))
+    ease = [sum(bool(candidate.correct) for candidate in record.candidates) for record in rows]
+    hard = sorted(np.argsort(ease, kind="stable")[: len(rows) // 2].tolist())
+    tests = {name: bench.run(name, options, TEST, budget=BUDGET) for name, (options, _) in tuned.items()}
+    bon = correct(tests["bon"])
+    print("| strategy | options chosen on dev | dev | tokens | scored | accuracy | minus bon | harder half | minus bon |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in sorted(names, key=lambda name: correct(tests[name]).mean()):
+        options, dev = tuned[name]
+        right, usage = correct(tests[name]), tests[name].summary["usage"]
+        differences = ["", ""] if name == "bon" else [
+            percent(estimate((right - bon)[part].tolist()), "+") for part in (slice(None), hard)
+        ]  # fmt: skip
         cells = [
-            name,
-            f"`{options}`" if options else "",
-            f"{tokens:,.0f}",
-            f"{scored:,.0f}",
-            mean(correct),
-            mean(correct[hard]),
-        ]
-        print(f"| {' | '.join(cells)} | {'' if name == 'bon' else mean(correct[hard] - reference[hard])} |", flush=True)
+            name, f"`{written(options)}`" if options else "", f"{100 * dev:.1f}",
+            *(f"{usage[kind] / len(right):,.0f}" for kind in ("generated", "scored")),
+            percent(estimate(right.tolist())), differences[0], percent(estimate(right[hard].tolist())), differences[1],
+        ]  # fmt: skip
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

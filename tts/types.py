@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from annotated_types import Ge
 
@@ -290,6 +290,25 @@ class Branch:
         return f"{self.fate}: {self.reason}" if self.reason else self.fate
 
 
+class Preference(NamedTuple):
+    """The rule by which one of several candidates is chosen: the largest preference wins.
+
+    A finished candidate is preferred to one that was cut off, then one with a verdict of the reward model to one without, then
+    the higher score, then the earlier candidate. Choices, tables and curves over N all follow it.
+    """
+
+    finished: bool
+    rated: bool
+    score: float
+    place: int
+    """Minus the index of the candidate."""
+
+    @classmethod
+    def of(cls, finish: Finish, score: float, index: int, *, rated: bool = True) -> Preference:
+        """The preference for candidate number `index`."""
+        return cls(finish == "stop", rated, score, -index)
+
+
 @dataclass(frozen=True)
 class Result:
     """Every candidate a strategy ended with, and how it ranks them."""
@@ -302,8 +321,7 @@ class Result:
     tree: Sequence[Branch] = ()
     """How a search came to its candidates."""
     choice: int = field(init=False)
-    """Index of the candidate with the highest score. At equal scores a finished one goes before a truncated one, then
-    the earlier one."""
+    """Index of the chosen candidate, by `Preference`."""
 
     def __post_init__(self) -> None:
         scores = tuple(self.scores) or tuple(reward.total for reward in self.rewards) or (0.0,) * len(self.candidates)
@@ -313,8 +331,7 @@ class Result:
                 f"a Result pairs every candidate with a score and, where there are any, a reward;"
                 f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
             )
-        finished = [candidate.finish == "stop" for candidate in self.candidates]
-        choice = max(range(len(scores)), key=lambda i: (scores[i], finished[i], -i))
+        choice = max(range(len(scores)), key=lambda i: Preference.of(self.candidates[i].finish, scores[i], i))
         for name, value in (("scores", scores), ("choice", choice)):
             object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
 

@@ -13,14 +13,16 @@ import cyclopts
 
 import tts
 from tts.data.store import Attempt, Record, RunStore
-from tts.evals.statistics import interval, pass_at_k
-from tts.evals.summary import at_k
+from tts.evals.statistics import pass_at_k
+from tts.evals.summary import at_k, estimate
 from tts.strategies.bon import BestOfN
 from tts.strategies.majority import Majority
 from tts.types import Reward
 
 N = 16
 """Samples per problem."""
+MORE = (("arith:dev", 1000), ("arith", 2000))
+"""Further problems that majority voting is measured on."""
 
 
 def evaluate(
@@ -44,17 +46,19 @@ def evaluate(
     """
     with tempfile.TemporaryDirectory() as folder:
 
-        def pool(scorer: str) -> list[Record]:
-            out = Path(folder, Path(scorer).name)
-            tts.run("bon", n=N, model=policy, scorer=scorer, benchmark=benchmark, limit=limit, seed=seed, out=out)
+        def pool(strategy: str, scorer: str, benchmark: str, limit: int) -> list[Record]:
+            out = Path(folder, f"{len(list(Path(folder).iterdir()))}")
+            tts.run(strategy, n=N, model=policy, scorer=scorer, benchmark=benchmark, limit=limit, seed=seed, out=out)
             return sorted(RunStore.open(out).records(), key=lambda record: record.id)
 
-        full, response = pool(prm), pool(response_prm)
+        full, response = (pool("bon", scorer, benchmark, limit) for scorer in (prm, response_prm))
+        more = [pool("majority", prm, *which) for which in MORE]
     best: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(BestOfN(), r, k, _reward).value for r in pool]  # noqa: E731
-    vote = [[at_k(Majority(), record, k, _reward).value for record in full] for k in (2, 4, 8, N)]
-    one = [pass_at_k([bool(a.correct) for a in record.candidates], 1) for record in full]
+    votes: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(Majority(), r, k, _reward).value for r in pool]  # noqa: E731
+    passes: Callable[[list[Record], int], list[float]] = lambda pool, k: [pass_at_k(_right(r), k) for r in pool]  # noqa: E731
+    vote, one = [votes(full, k) for k in (2, 4, 8, N)], passes(full, 1)
     rows: list[tuple[str, list[list[float]]]] = [
-        ("pass@N", [[pass_at_k([bool(a.correct) for a in r.candidates], k) for r in full] for k in (1, 2, 4, 8, N)]),
+        ("pass@N", [passes(full, k) for k in (1, 2, 4, 8, N)]),
         ("best-of-N, trajectory-aware PRM", [best(full, k) for k in (1, 2, 4, 8, N)]),
         ("best-of-N, response-only PRM", [best(response, k) for k in (1, 2, 4, 8, N)]),
         ("majority", [one, *vote]),
@@ -73,7 +77,10 @@ def evaluate(
         ("best-of-4 over best-of-2", best(full, 4), best(full, 2)),
         ("trajectory-aware over response-only PRM, best-of-16", top, weak),
     ):
-        print(f"| {name} | {_percent([x - y for x, y in zip(a, b, strict=True)], '+')} |")
+        print(f"| {name} | {_difference(a, b)} |")
+    for (which, _), records in zip(MORE, more, strict=True):
+        points = _difference(votes(records, N), passes(records, 1))
+        print(f"| majority@16 over pass@1, {len(records):,} problems of {which} | {points} |")
     print("\n| best-of-16 by | " + " | ".join(AGGREGATES) + " |\n|---|" + "---|" * len(AGGREGATES))
     print(
         "| trajectory-aware PRM | "
@@ -86,6 +93,10 @@ def _reward(attempt: Attempt) -> Reward:
     return Reward(attempt.rewards or (), attempt.final)
 
 
+def _right(record: Record) -> list[bool]:
+    return [bool(attempt.correct) for attempt in record.candidates]
+
+
 AGGREGATES: dict[str, Callable[[Attempt], Reward]] = {
     "r_hat (mean + final)": _reward,
     "mean": lambda a: Reward(a.rewards or ()),
@@ -96,9 +107,13 @@ AGGREGATES: dict[str, Callable[[Attempt], Reward]] = {
 }
 
 
+def _difference(a: list[float], b: list[float]) -> str:
+    return _percent([x - y for x, y in zip(a, b, strict=True)], "+")
+
+
 def _percent(values: list[float], sign: str = "") -> str:
-    low, high = interval(values)
-    return f"{100 * sum(values) / len(values):{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    mean, low, high = (100 * part for part in estimate(values))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 if __name__ == "__main__":
