@@ -16,6 +16,9 @@ from tts.errors import InputError
 ESCAPE = "backslashreplace"
 """Error handler for writing files: half a surrogate pair, which UTF-8 lacks, becomes its JSON escape."""
 
+PART = ".part"
+"""End of the name of a file that is to replace another one."""
+
 BLANK = b" \t\r\n\0"
 """What may surround a row: a crash can leave NULs, and an editor CRLF."""
 
@@ -50,7 +53,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def part_of(path: Path) -> Path:
     """Where a file is written before it replaces `path`."""
-    return path.with_name(path.name + ".part")
+    return path.with_name(path.name + PART)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
@@ -151,23 +154,28 @@ def writing(place: Path | None, then: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or (reason := why_unwritten(error)) is None:
+        if isinstance(error, InputError) or (found := unwritten(error)) is None:
             raise
-        raise InputError(f"cannot write to {place}: {reason}; {then}") from error
+        file, reason = found
+        raise InputError(f"cannot write to {file or place}: {reason}; {then}") from error
 
 
-def why_unwritten(error: BaseException) -> str | None:
-    """The reason, if an error says that a file cannot be written; of a group, that of its first such error."""
+def unwritten(error: BaseException) -> tuple[str | None, str] | None:
+    """The file, if that is known, and the reason, if an error says that something cannot be written; else None.
+
+    Of a group of errors, the first such one counts.
+    """
     match error:
         case BaseExceptionGroup():
-            return next(filter(None, map(why_unwritten, error.exceptions)), None)
+            return next(filter(None, map(unwritten, error.exceptions)), None)
         case ConnectionError() | TimeoutError():
             return None
         case OSError():
-            return error.strerror or str(error)
+            file = error.filename2 or error.filename
+            return (str(file).removesuffix(PART) if file else None), error.strerror or str(error)
         case sqlite3.OperationalError():
-            return str(error)
+            return None, str(error)
     text = str(error)
     if type(error).__name__ == "SafetensorError" and "I/O error" in text:
-        return text.partition("I/O error: ")[2]
-    return "the disk is full" if any(sign in text for sign in TORN_BY_TORCH) else None
+        return None, text.partition("I/O error: ")[2]
+    return (None, "the disk is full") if any(sign in text for sign in TORN_BY_TORCH) else None

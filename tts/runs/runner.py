@@ -273,11 +273,11 @@ class Run:
     def _note_server(self) -> None:
         """Compare what a server says that it runs to what it said in earlier sessions, before its first row is written."""
         if self._server is None and (said := getattr(self.engine, "served", None)) is not None:
-            self._server = str(said)
             content = self.store.read_run().get("content")
             if content is not None and "url" not in content:
-                self.store.note(content={**content, "url": self._server})
-            _compare(self.store, {"url": self._server}, self.settings)
+                self.store.note(content={**content, "url": str(said)})
+            _compare(self.store, {"url": str(said)}, self.settings)
+            self._server = str(said)
 
     def _flops(self, records: list[Record], cached: int) -> Flops:
         scorer = self.settings.scorer if self.strategy.uses_scorer and is_reward_model(self.settings.scorer) else None

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tts.data.files import part_of, why_unwritten, write_whole, writing
+from tts.data.files import part_of, unwritten, write_whole, writing
 from tts.data.identity import check_content, content_of
 from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
@@ -72,7 +72,7 @@ def open_folder(settings: TrainingSettings, **content: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if why_unwritten(error) is not None and is_first():
+            if unwritten(error) is not None and is_first():
                 for folder in broken_checkpoints(out):
                     shutil.rmtree(folder, ignore_errors=True)
             raise
