@@ -146,11 +146,11 @@ def test_a_sound_file_is_not_rewritten_and_a_bad_end_is_cut_off_in_place(tmp_pat
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n')
     inode = path.stat().st_ino
-    assert repair(path, lambda row: True) == 0
+    assert repair(path, lambda line: True) == 0
     path.write_bytes(path.read_bytes() + b'{"a": 3}\n{"a"')
-    assert repair(path, lambda row: row["a"] < 3) == 0
+    assert repair(path, lambda line: json.loads(line)["a"] < 3) == 0
     assert (path.read_bytes(), path.stat().st_ino) == (b'{"a": 1}\n{"a": 2}\n', inode)
-    assert repair(path, lambda row: row["a"] > 1) == 0
+    assert repair(path, lambda line: json.loads(line)["a"] > 1) == 0
     assert path.read_bytes() == b'{"a": 2}\n'
 
 

@@ -219,7 +219,7 @@ def test_parameters_and_flops_are_those_of_the_model(prm, engine):
     assert shape_of(engine.model.config.to_dict()).parameters == counted + head
     shape = Shape(parameters=1000, layers=2, width=8)
     assert shape.flops(10, context=5) == 2 * 1000 * 10 + 4 * 2 * 8 * 5 * 10
-    assert flops_of([], Usage(generated=10, calls=1), "nobody/knows", None).generator is None
+    assert flops_of(Usage(generated=10, calls=1), 0.0, "nobody/knows", None).generator is None
 
 
 def test_a_strategy_that_counts_votes_is_exact_at_every_size(swept):

@@ -49,7 +49,7 @@ def run(given: dict[str, Any], output: Output) -> int:
     tracker = load_service(service) if service is not None else None
     if dry:
         settings, solver, store = resolve(strategy, given)
-        found = forecast(settings, solver, solved=sum(1 for _ in store.solved()) if store is not None else 0)
+        found = forecast(settings, solver, solved=store.solved() if store is not None else 0)
         output.result(table=found.show, data=found.to_json)
         return Exit.OK
     progress = Progress()

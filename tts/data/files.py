@@ -16,6 +16,9 @@ from tts.errors import InputError
 ESCAPE = "backslashreplace"
 """Error handler for writing files: half a surrogate pair, which UTF-8 lacks, becomes its JSON escape."""
 
+BLOCK = 1 << 22
+"""Bytes that are read at a time."""
+
 PART = ".part"
 """End of the name of a file that is to replace another one."""
 
@@ -69,13 +72,13 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines that end in a line end, without it; there are none without a file. A crash can tear the last line."""
+    """Yield the lines that are not blank, without their ends. A last line without one was torn by a crash and is left out."""
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with path.open("rb", buffering=BLOCK) as file:
         for line in file:
-            if line.endswith(b"\n"):
-                yield line.strip(BLANK)
+            if line.endswith(b"\n") and (content := line.strip(BLANK)):
+                yield content
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
@@ -87,7 +90,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def repair(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
+def repair(path: Path, keep: Callable[[bytes], bool]) -> int:
     """Reduce a JSONL file to the rows that `keep` accepts, each on a line of its own.
 
     The file is read line by line. A bad end is cut off in place; the file is rewritten only where something before its last
@@ -95,7 +98,7 @@ def repair(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
 
     Args:
         path: The file. Nothing happens if there is none.
-        keep: Is called with each JSON object, in order.
+        keep: Is called with each line that is not blank, in order. A ValueError says that the line is damaged.
 
     Returns:
         The number of damaged lines that were dropped. A torn last line and rows that `keep` refuses do not count.
@@ -107,12 +110,13 @@ def repair(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
         return 0
     damaged, sound, same = 0, 0, True
     copy: IO[bytes] | None = None
-    with path.open("rb") as file, ExitStack() as stack:
+    with path.open("rb", buffering=BLOCK) as file, ExitStack() as stack:
         for line in file:
-            content = line.strip(BLANK)
-            row = parse_row(content)
-            damaged += row is None and bool(content) and line.endswith(b"\n")
-            kept = row is not None and keep(row)
+            content, kept = line.strip(BLANK), False
+            try:
+                kept = bool(content) and keep(content)
+            except (ValueError, RecursionError):
+                damaged += line.endswith(b"\n")
             same = same and kept and line == content + b"\n"
             if same:
                 sound += len(line)
@@ -139,7 +143,7 @@ def without_carriage_returns(path: Path) -> None:
 
 def _copy_start(path: Path, size: int, target: IO[bytes]) -> None:
     with path.open("rb") as file:
-        while size and (block := file.read(min(size, 2**20))):
+        while size and (block := file.read(min(size, BLOCK))):
             target.write(block)
             size -= len(block)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
-from tts.data.files import append_lines, parse_row, part_of, repair, whole_lines, write_whole, writing
+from tts.data.files import BLOCK, ESCAPE, append_lines, part_of, repair, whole_lines, write_whole, writing
 from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.grading.pool import Verdict
@@ -20,6 +20,8 @@ from tts.types import Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,49 +126,57 @@ class Record:
         return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str | bytes) -> Record:
         """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
-        return _records().validate_python(json.loads(line))
+        return _parse(cls, line)
 
     def to_json(self) -> str:
         """The row as one line of JSON."""
-        row = _records().dump_python(self)
+        row = _adapter(Record).dump_python(self)
         del row["usage"]["cached"]
         if not self.tree:
             del row["tree"]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row without its candidates, which are nearly all of its bytes: what counting and comparing needs."""
+
+    id: str
+    problem: str
+    correct: bool | None
+    usage: Usage
+    error: str | None = None
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Outcome:
+        """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
+        return _parse(cls, line)
+
+
 @cache
-def _records() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
-ATTEMPT = {field.name for field in fields(Attempt) if field.default is MISSING}
-"""What every candidate of a row has, also in folders of earlier versions."""
+def _parse(cls: type[T], line: str | bytes) -> T:
+    adapter: TypeAdapter[T] = _adapter(cls)  # type: ignore[arg-type]  # classes can be hashed
+    try:
+        return adapter.validate_json(line)  # twice as fast as json.loads, but it refuses halves of surrogate pairs
+    except ValueError:
+        return adapter.validate_python(json.loads(line))
 
 
 @dataclass(frozen=True, slots=True)
-class SolvedRow:
-    """What a resumed run needs of a row of results.jsonl: the row itself stays in the file."""
+class _Timing:
+    """What resuming needs of a row of timings.jsonl."""
 
     id: str
-    correct: bool | None
-    """Whether the chosen answer is right; None if the problem has no reference answer."""
-    generated: int
-    """Tokens."""
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> SolvedRow | None:
-        """None for a row with an error, and for anything that is not a row of results.jsonl."""
-        match row:
-            case {
-                "id": str(), "problem": str(), "answer": str() | None, "candidates": [_, *_] as attempts, "choice": int(),
-                "correct": bool() | None, "usage": {"generated": int()}, "error": None,
-            }:  # fmt: skip
-                whole = all(isinstance(attempt, dict) and attempt.keys() >= ATTEMPT for attempt in attempts)
-                return cls(row["id"], row["correct"], row["usage"]["generated"]) if whole else None
-        return None
+    cached: int
+    run: dict[str, float]
+    """The run's clock at that moment, in seconds."""
+    generated: int = 0
 
 
 class RunStore:
@@ -248,16 +258,56 @@ class RunStore:
     def _write_run(self, run: dict[str, Any]) -> None:
         write_whole(self.folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
-    def solved(self) -> Iterator[SolvedRow]:
-        """The rows without an error, in brief, in the order in which the problems were solved."""
-        rows = (parse_row(line) for line in whole_lines(self.results))
-        return (found for row in rows if row is not None and (found := SolvedRow.of(row)) is not None)
+    def solved(self) -> int:
+        """Problems that have a row without an error."""
+        return sum(outcome.error is None for outcome in self.outcomes())
 
     def records(self) -> list[Record]:
-        """All complete rows, in the order in which the problems were solved."""
-        return [Record.from_json(line.decode()) for line in whole_lines(self.results)]
+        """All complete rows, in the order in which the problems were solved. Those of a large run fill memory: see `stream`."""
+        return list(self.stream())
 
-    def recover(self) -> tuple[dict[str, SolvedRow], int]:
+    def stream(self) -> Iterator[Record]:
+        """The complete rows, one at a time, in the order in which the problems were solved. Raises InputError at a bad one."""
+        return self._read_rows(Record.from_json)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """The complete rows without their candidates, one at a time. Raises InputError at a bad one."""
+        return self._read_rows(Outcome.from_json)
+
+    def find(self, problem_id: str) -> Record | None:
+        """The row of a problem; None if there is none. Raises InputError if it cannot be read.
+
+        A row begins with its id and has no line breaks inside, so it is found by searching for the bytes that it begins with,
+        which takes half a second for a gigabyte. Rows that other tools have written in another form are found by reading all.
+        """
+        start = b'{"id": ' + json.dumps(problem_id, ensure_ascii=False).encode(errors=ESCAPE) + b","
+        if (place := _line_that_starts(self.results, start)) is not None:
+            with self.results.open("rb") as file:
+                file.seek(place)
+                line = file.readline()
+            return self._read_row(Record.from_json, line) if line.endswith(b"\n") else None
+        for line in whole_lines(self.results):
+            if self._read_row(Outcome.from_json, line).id == problem_id:
+                return self._read_row(Record.from_json, line)
+        return None
+
+    def _read_rows(self, parse: Callable[[bytes], T]) -> Iterator[T]:
+        try:
+            for line in whole_lines(self.results):
+                yield self._read_row(parse, line)
+        except OSError as error:
+            raise InputError(f"cannot read {self.results}: {error.strerror}") from error
+
+    def _read_row(self, parse: Callable[[bytes], T], line: bytes) -> T:
+        try:
+            return parse(line)
+        except (ValueError, RecursionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"{self.results} has a row that cannot be read ({reason}); tts run --resume {self.folder} solves it again"
+            ) from error
+
+    def recover(self) -> tuple[dict[str, Outcome], int]:
         """Prepare to resume: keep one row of each solved problem, and drop all else that results.jsonl and timings.jsonl hold.
 
         Returns:
@@ -267,17 +317,17 @@ class RunStore:
         Raises:
             OSError: A file cannot be read or written; then nothing is lost.
         """
-        kept: dict[str, SolvedRow] = {}
+        kept: dict[str, Outcome] = {}
 
-        def keep(row: dict[str, Any]) -> bool:
-            found = SolvedRow.of(row)
-            if found is None or found.id in kept:
+        def keep(line: bytes) -> bool:
+            row = Outcome.from_json(line)
+            if row.error is not None or row.id in kept:
                 return False
-            kept[found.id] = found
+            kept[row.id] = row
             return True
 
         damaged = repair(self.results, keep)
-        repair(self.timings, _is_timing)
+        repair(self.timings, lambda line: bool(_parse(_Timing, line)))
         return kept, damaged
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
@@ -286,9 +336,8 @@ class RunStore:
         append_lines(self.timings, [json.dumps(timing)])
 
     def timing_rows(self) -> Iterator[dict[str, Any]]:
-        """All complete rows of timings.jsonl, oldest first."""
-        rows = (parse_row(line) for line in whole_lines(self.timings))
-        return (row for row in rows if row is not None and _is_timing(row))
+        """The complete rows of timings.jsonl, oldest first."""
+        return map(json.loads, whole_lines(self.timings))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished. Raises OSError."""
@@ -310,10 +359,14 @@ BEFORE = (LOCK, part_of(Path("run.json")).name)
 """What a run leaves in its folder that was killed before it wrote run.json."""
 
 
-def _is_timing(row: Mapping[str, Any]) -> bool:
-    clock, numbers = row.get("run"), [row.get("cached"), row.get("generated", 0)]
-    return (
-        isinstance(row.get("id"), str)
-        and isinstance(clock, dict)
-        and all(isinstance(number, int | float) for number in [*clock.values(), *numbers])
-    )
+def _line_that_starts(path: Path, start: bytes) -> int | None:
+    """Where in a file the first line is that starts so; None if there is none."""
+    if not path.exists():
+        return None
+    wanted, before, seen = b"\n" + start, b"\n", 0  # as if the file began after a line end
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            if (at := (window := before + block).find(wanted)) >= 0:
+                return seen - len(before) + at + 1
+            seen, before = seen + len(block), window[-len(wanted) + 1 :]
+    return None

@@ -78,16 +78,16 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     )
 
 
-def _read(store: RunStore) -> tuple[dict[str, tuple[str, float]], set[str]]:
-    """For each graded problem, its text and the share of its rows that are right; and the ids of all problems."""
+def _read(store: RunStore) -> tuple[dict[str, tuple[int, float]], set[str]]:
+    """For each graded problem, a hash of its text and the share of its rows that are right; and the ids of all problems."""
     repeat = store.settings.get("repeat", 1)
-    texts: dict[str, str] = {}
+    texts: dict[str, int] = {}
     solved: defaultdict[str, list[float]] = defaultdict(list)
     seen: set[str] = set()
-    for record in store.records():
-        problem = problem_of(record.id, repeat)
+    for row in store.outcomes():
+        problem = problem_of(row.id, repeat)
         seen.add(problem)
-        if record.error is None and record.correct is not None:
-            texts[problem] = record.problem
-            solved[problem].append(float(record.correct))
+        if row.error is None and row.correct is not None:
+            texts[problem] = hash(row.problem)
+            solved[problem].append(float(row.correct))
     return {problem: (texts[problem], sum(times) / len(times)) for problem, times in solved.items()}, seen

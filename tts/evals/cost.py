@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tts.data.store import Record
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.types import Usage
@@ -59,26 +57,24 @@ class Flops:
     """Operations of the reward model; also None without one."""
 
 
-def flops_of(records: Sequence[Record], usage: Usage, policy: str, scorer: str | None) -> Flops:
+def flops_of(usage: Usage, length: float, policy: str, scorer: str | None) -> Flops:
     """Estimate the operations of a run from its usage: prefixes that were not cached, generated tokens, and scored tokens.
 
     A generated token is assumed to attend to a prefix of mean length and to half of a candidate, a scored token to half of a
     prefix and a candidate. Tokens that a reward model found in its own cache are counted, as what it finds depends on timing.
 
     Args:
-        records: Rows of the run, from which the mean length of a candidate is taken.
         usage: Tokens and calls of the whole run.
+        length: Mean number of tokens of a candidate.
         policy: Name or folder of the policy.
         scorer: Name or folder of the reward model; None without one.
     """
-    lengths = [sum(attempt.tokens) for record in records for attempt in record.candidates]
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
     prefix = usage.prompt / usage.calls if usage.calls else 0.0
     generated, read = _shape(policy), _shape(scorer, outputs=2) if scorer else None
     return Flops(
         None if generated is None else generated.flops(usage.prompt - usage.cached, prefix / 2)
-        + generated.flops(usage.generated, prefix + mean / 2),
-        None if read is None else read.flops(usage.scored, (prefix + mean) / 2),
+        + generated.flops(usage.generated, prefix + length / 2),
+        None if read is None else read.flops(usage.scored, (prefix + length) / 2),
     )  # fmt: skip
 
 

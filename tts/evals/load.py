@@ -60,15 +60,11 @@ class SavedRun:
 
 
 def load_run(folder: str | Path) -> SavedRun:
-    """Read a run folder. Raises InputError if it is not a run folder, or if a row cannot be read."""
+    """Read a run folder, with all of its rows. Raises InputError if it is not a run folder, or if a row cannot be read."""
     folder = Path(folder)
     store = open_run(folder)
-    try:
-        records = tuple(store.records())
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{store.results} has a row that cannot be read ({reason}); fix or remove that row") from error
-    return SavedRun(folder, store.settings, read_json(folder / "run.json").get("started", ""), read_summary(folder), records)
+    started = read_json(folder / "run.json").get("started", "")
+    return SavedRun(folder, store.settings, started, read_summary(folder), tuple(store.stream()))
 
 
 def open_run(folder: Path) -> RunStore:

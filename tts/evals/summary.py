@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from tts.data.store import Attempt, Record
+from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
 from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
 from tts.strategies.majority import Majority
@@ -121,8 +123,28 @@ class Summary:
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """The numbers of a graded row that a summary needs, so that rows need not stay in memory."""
+
+    id: str
+    problem: str
+    """Id of the problem, which the rows of its repetitions share."""
+    candidates: int
+    right: bool
+    """Whether the chosen candidate is right."""
+    passed: bool
+    """Whether any candidate is right."""
+    mean: float
+    """Share of right candidates."""
+    majority: float
+    curve: array[float]
+    """For each point of the curve over this row's candidates: the strategy's accuracy and its standard error, the accuracy of
+    majority voting, and pass@k."""
+
+
 def summarize(
-    records: Sequence[Record],
+    records: Iterable[Record],
     strategy: Strategy,
     *,
     name: str,
@@ -132,12 +154,12 @@ def summarize(
     run: str,
     reward: Callable[[Attempt], Reward],
     repeat: int = 1,
-    flops: Flops | None = None,
+    flops: Callable[[Usage, float], Flops] | None = None,
 ) -> Summary:
-    """Summarize the rows of a run.
+    """Summarize the rows of a run. They are read once, and the result does not depend on their order.
 
     Args:
-        records: One row per problem; with `repeat` > 1, all problems once, then in the same order again, `repeat` times.
+        records: One row per problem and repetition. Repetitions have ids that end in #2, #3, ….
         strategy: Strategy of the run.
         name: Name of the strategy.
         benchmark: Name of the benchmark.
@@ -146,39 +168,59 @@ def summarize(
         run: The run folder.
         reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
         repeat: How many times each problem was solved. Default 1.
-        flops: Estimated operations. Default: unknown.
+        flops: Estimates operations from the usage and the mean number of tokens of a candidate. Default: unknown.
     """
-    problem_of = {record.id: i % (len(records) // repeat) for i, record in enumerate(records)}
-    graded = [record for record in records if record.correct is not None]
-    n = max((len(record.candidates) for record in records), default=0)
+    rows: list[_Graded] = []
+    usage, problems, failed, n, attempts, truncated, tokens = Usage(cached=cached), 0, 0, 0, 0, 0, 0
+    for record in records:
+        usage, problems, failed = usage + record.usage, problems + 1, failed + (record.error is not None)
+        n, attempts = max(n, len(record.candidates)), attempts + len(record.candidates)
+        truncated += sum(attempt.finish == "length" for attempt in record.candidates)
+        tokens += sum(sum(attempt.tokens) for attempt in record.candidates)
+        if record.correct is not None:
+            rows.append(_measure(record, strategy, reward, repeat))
+    rows.sort(key=lambda row: row.id)
+    ids = [row.problem for row in rows]
 
-    def over(value: Callable[[Record], float]) -> Estimate | None:
-        values = [value(record) for record in graded]
-        return estimate(values, [problem_of[record.id] for record in graded]) if values else None
-
-    def right(record: Record) -> list[bool]:
-        return [bool(attempt.correct) for attempt in record.candidates]
+    def over(value: Callable[[_Graded], float]) -> Estimate | None:
+        return estimate([value(row) for row in rows], ids) if rows else None
 
     return Summary(
         strategy=name,
         n=n,
         benchmark=benchmark,
-        problems=len(records),
-        graded=len(graded),
-        failed=sum(record.error is not None for record in records),
-        accuracy=over(lambda record: float(bool(record.correct))),
-        pass_at_1=over(lambda record: pass_at_k(right(record), 1)),
-        majority=over(lambda record: _majority_at_k(record, len(record.candidates))),
-        pass_at_n=over(lambda record: float(any(right(record)))),
-        oracle_gap=over(lambda record: float(any(right(record))) - float(bool(record.correct))),
-        flops=flops or Flops(),
-        curve=_curve(graded, strategy, n, reward, problem_of) if isinstance(strategy, Parallel) and n > 1 else (),
-        truncated=sum(attempt.finish == "length" for record in records for attempt in record.candidates),
-        usage=sum((record.usage for record in records), Usage(cached=cached)),
+        problems=problems,
+        graded=len(rows),
+        failed=failed,
+        accuracy=over(lambda row: float(row.right)),
+        pass_at_1=over(lambda row: row.mean),
+        majority=over(lambda row: row.majority),
+        pass_at_n=over(lambda row: float(row.passed)),
+        oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
+        flops=flops(usage, tokens / attempts if attempts else 0.0) if flops else Flops(),
+        curve=_curve([row for row in rows if row.candidates == n], n) if isinstance(strategy, Parallel) and n > 1 else (),
+        truncated=truncated,
+        usage=usage,
         seconds=seconds,
         run=run,
         repeat=repeat,
     )
+
+
+def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int) -> _Graded:
+    right = [bool(attempt.correct) for attempt in record.candidates]
+    majority = _majority_at_k(record, len(right))
+    curve = array("d")
+    if isinstance(strategy, Parallel):
+        for k in _sizes(len(right)):
+            curve.extend((*at_k(strategy, record, k, reward), _majority_at_k(record, k), pass_at_k(right, k)))
+    problem = problem_of(record.id, repeat)
+    return _Graded(record.id, problem, len(right), bool(record.correct), any(right), sum(right) / len(right), majority, curve)
+
+
+def _sizes(n: int) -> list[int]:
+    """The numbers of samples at which a curve up to n has points."""
+    return [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
 
 
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
@@ -215,40 +257,26 @@ def _majority_at_k(record: Record, k: int) -> float:
     return at_k(Majority(), record, k, lambda attempt: Reward(())).value
 
 
-def _curve(
-    graded: Sequence[Record],
-    strategy: Parallel,
-    n: int,
-    reward: Callable[[Attempt], Reward],
-    problem_of: Mapping[str, int],
-) -> tuple[Point, ...]:
-    full = [record for record in graded if len(record.candidates) == n]
-    ks = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
-    if not full:
+def _curve(rows: Sequence[_Graded], n: int) -> tuple[Point, ...]:
+    """The curve over rows that all have n candidates."""
+    if not rows:
         return ()
-    points, problems = [], [problem_of[record.id] for record in full]
-    for k in ks:
-        chosen = [at_k(strategy, record, k, reward) for record in full]
-        points.append(
-            Point(
-                k,
-                estimate([sampled.value for sampled in chosen], problems),
-                estimate([_majority_at_k(record, k) for record in full], problems),
-                estimate([pass_at_k([bool(a.correct) for a in record.candidates], k) for record in full], problems),
-                sum(sampled.error**2 for sampled in chosen) ** 0.5 / len(chosen),
-            )
-        )
+    problems, points = [row.problem for row in rows], []
+    for i, k in enumerate(_sizes(n)):
+        values, errors, majority, passed = ([row.curve[4 * i + place] for row in rows] for place in range(4))
+        error = sum(error**2 for error in errors) ** 0.5 / len(rows)
+        points.append(Point(k, estimate(values, problems), estimate(majority, problems), estimate(passed, problems), error))
     return tuple(points)
 
 
-def estimate(values: Sequence[float], problems: Sequence[int] | None = None) -> Estimate:
+def estimate(values: Sequence[float], problems: Sequence[str] | None = None) -> Estimate:
     """The mean over problems with its interval.
 
-    `values` has at least one entry. If problems were repeated, `problems` has the number of the problem for each value; the
+    `values` has at least one entry. If problems were repeated, `problems` has the id of the problem for each value; the
     values of a problem are averaged first, since repetitions of one problem say nothing about other problems.
     """
     if problems is not None:
-        repetitions: defaultdict[int, list[float]] = defaultdict(list)
+        repetitions: defaultdict[str, list[float]] = defaultdict(list)
         for problem, value in zip(problems, values, strict=True):
             repetitions[problem].append(value)
         values = [sum(members) / len(members) for members in repetitions.values()]

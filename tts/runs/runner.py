@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tts import interrupts
 from tts.data.files import writing
 from tts.data.identity import check_content, content_of, content_of_problems
-from tts.data.store import Attempt, Record, RunStore, SolvedRow, check_creatable
+from tts.data.store import Attempt, Outcome, Record, RunStore, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark
@@ -56,9 +56,9 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     folder: Path | None = None
 
-    def add(self, record: Record | SolvedRow) -> None:
+    def add(self, record: Record | Outcome) -> None:
         self.done += 1
-        self.failed += isinstance(record, Record) and record.error is not None
+        self.failed += record.error is not None
         self.graded += record.correct is not None
         self.right += bool(record.correct)
 
@@ -209,19 +209,19 @@ class Run:
                 await part.close()
 
     async def _solve(self) -> Summary:
-        solved, self.progress.damaged = self.store.recover()
+        progress, start = self.progress, time.perf_counter()
+        solved, progress.damaged = self.store.recover()
+        for outcome in solved.values():
+            progress.add(outcome)
+        progress.resumed = progress.done
         before, cached, spent = Seconds(), dict[str, int](), 0
         for row in self.store.timing_rows():  # also of problems that failed and will be tried again
             before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
             cached[row["id"]] = row["cached"]
-        spent += sum(row.generated for row in solved.values() if row.id not in cached)  # killed before its timing was written
+        spent += sum(row.usage.generated for row in solved.values() if row.id not in cached)  # killed before its timing
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
-        progress, start = self.progress, time.perf_counter()
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
-        for earlier in solved.values():
-            progress.add(earlier)
-        progress.resumed = progress.done
         todo = iter([problem for problem in self.benchmark.problems if problem.id not in solved])
 
         def elapsed() -> Seconds:
@@ -252,23 +252,26 @@ class Run:
                     group.create_task(work(grader))
         except* InputError as errors:
             raise errors.exceptions[0] from None
-        records = {record.id: record for record in self.store.records()}
-        ordered = [records[problem.id] for problem in self.benchmark.problems]
-        found = sum(cached[record.id] for record in ordered if record.id in cached)
-        summary = summarize(
-            ordered,
+        ids = {problem.id for problem in self.benchmark.problems}
+        summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        self.store.write_summary(summary.to_json())
+        return summary
+
+    def summarize(self, *, cached: int, seconds: Seconds) -> Summary:
+        """The summary of the rows in the run folder."""
+        ids = {problem.id for problem in self.benchmark.problems}
+        return summarize(
+            (record for record in self.store.stream() if record.id in ids),
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
             repeat=self.benchmark.repeat,
-            cached=found,
-            seconds=elapsed(),
+            cached=cached,
+            seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
-            flops=self._flops(ordered, found),
+            flops=self._flops,
         )
-        self.store.write_summary(summary.to_json())
-        return summary
 
     def _note_server(self) -> None:
         """Compare what a server says that it runs to what it said in earlier sessions, before its first row is written."""
@@ -279,10 +282,9 @@ class Run:
             _compare(self.store, {"url": str(said)}, self.settings)
             self._server = str(said)
 
-    def _flops(self, records: list[Record], cached: int) -> Flops:
+    def _flops(self, usage: Usage, length: float) -> Flops:
         scorer = self.settings.scorer if self.strategy.uses_scorer and is_reward_model(self.settings.scorer) else None
-        usage = sum((record.usage for record in records), Usage(cached=cached))
-        return flops_of(records, usage, self.settings.model, scorer)
+        return flops_of(usage, length, self.settings.model, scorer)
 
     def reward(self, attempt: Attempt) -> Reward:
         """An attempt's reward as the strategy saw it."""

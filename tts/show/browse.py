@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from tts.data.store import Attempt, Record
 from tts.errors import InputError
-from tts.evals.load import SavedRun, load_run, open_run, read_json, read_summary
+from tts.evals.load import open_run, read_json, read_summary
 from tts.show.style import reward_style
 from tts.trajectory import parse
 from tts.types import REPEATS, Branch, Part
@@ -106,17 +106,16 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
     """
     if candidates is not None and candidates < 1:
         raise InputError(f"--candidates is {candidates}; it should be at least 1")
-    run = load_run(folder)
-    record = _find(run, problem_id)
+    record, settings = find_problem(folder, problem_id), open_run(folder).settings
     parts: list[RenderableType] = [
-        Text.assemble((printable(record.id), "bold"), f"  {run.settings['strategy']}, {folder}"),
+        Text.assemble((printable(record.id), "bold"), f"  {settings['strategy']}, {folder}"),
         Text(printable(record.problem)),
         Text(),
         *_outcome(record),
     ]
     order = ranking(record)[:candidates]
     for i in order:
-        parts += [Text(), _candidate(record, i, run.settings.get("score_over"))]
+        parts += [Text(), _candidate(record, i, settings.get("score_over"))]
     if hidden := len(record.candidates) - len(order):
         parts += [Text(), Text(f"… and {hidden} more; --candidates {len(record.candidates)} shows all", "dim")]
     if record.tree:
@@ -165,7 +164,13 @@ def runs_of(root: Path) -> list[dict[str, Any]]:
 
 def find_problem(folder: Path, problem_id: str) -> Record:
     """The record of a problem of a run. Raises InputError if there is no such run or problem."""
-    return _find(load_run(folder), problem_id)
+    store = open_run(folder)
+    if (record := store.find(problem_id)) is None:
+        ids = [outcome.id for outcome in store.outcomes()]
+        close = get_close_matches(problem_id, ids, n=5) or ids[:5]
+        known = f"some of its {len(ids)} ids: {', '.join(map(printable, close))}" if ids else "it has no problems yet"
+        raise InputError(f"no problem {printable(problem_id)!r} in {folder}; {known}")
+    return record
 
 
 def _folders(root: Path) -> list[Path]:
@@ -194,15 +199,6 @@ def number_of(settings: dict[str, Any], summary: dict[str, Any]) -> int:
     """N of a run: the strategy's option n, or, without one, the number of candidates. A search may return fewer than n."""
     n = settings.get("options", {}).get("n")
     return n if isinstance(n, int) else int(summary["n"])
-
-
-def _find(run: SavedRun, problem_id: str) -> Record:
-    ids = {record.id: record for record in run.records}
-    if problem_id not in ids:
-        close = get_close_matches(problem_id, ids, n=5) or list(ids)[:5]
-        known = f"some of its {len(ids)} ids: {', '.join(map(printable, close))}" if ids else "it has no problems yet"
-        raise InputError(f"no problem {printable(problem_id)!r} in {run.folder}; {known}")
-    return ids[problem_id]
 
 
 def _outcome(record: Record) -> Iterator[Text]:

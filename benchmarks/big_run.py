@@ -1,0 +1,115 @@
+"""Time and memory of the commands that read runs, on a run of a gigabyte: 83,580 problems with 16 candidates each.
+
+The rows of a small run, which is made first, are repeated under ids of their own, so the large run can be read, compared and
+resumed like any other. Every command runs in a process of its own, whose largest resident set is reported.
+
+`python benchmarks/big_run.py`; `--folder PATH` keeps the runs for the next time. Needs 3 GB of disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cyclopts
+
+import tts
+from tts.data.store import RunStore
+
+
+def small_run(folder, candidates):
+    """Make a run of 60 problems, with its data in a file beside it."""
+    from tts.demo import arith
+
+    data = folder / "small.jsonl"
+    with data.open("w") as file:
+        for i, chain in enumerate(arith.take("test", 60)):
+            file.write(json.dumps({"id": f"p-{i}", "problem": chain.prompt, "answer": chain.answer}) + "\n")
+    tts.run("bon", n=candidates, benchmark=str(data), out=folder / "small")
+
+
+def large_run(folder, name, problems, seed):
+    """Repeat the rows of the small run: copy i of problem p is problem 60 i + p. `seed` only makes settings differ."""
+    small = RunStore.open(folder / "small")
+    out, data = folder / name, folder / "large.jsonl"
+    out.mkdir()
+    rows = [line.split(b'"', 4) for line in (small.results).read_bytes().splitlines()]  # {"id": "p-0", …
+    timings = list(small.timing_rows())
+    problem = {row["id"]: row for row in map(json.loads, (folder / "small.jsonl").read_text().splitlines())}
+    if not data.exists():
+        with data.open("w") as file:
+            for i in range(problems):
+                file.write(json.dumps(problem[f"p-{i % 60}"] | {"id": f"p-{i}"}) + "\n")
+    with (out / "results.jsonl").open("wb") as results, (out / "timings.jsonl").open("w") as file:
+        for i in range(problems):
+            row = rows[i % len(rows)]
+            number = int(row[3].removeprefix(b"p-")) + 60 * (i // len(rows))
+            results.write(b'"'.join([*row[:3], b"p-%d" % number, row[4]]) + b"\n")
+            file.write(json.dumps(timings[i % len(rows)] | {"id": f"p-{number}"}) + "\n")
+    settings = json.loads((folder / "small" / "run.json").read_text())
+    settings["settings"] |= {"benchmark": str(data), "seed": seed}
+    settings.pop("content", None)  # that of the small run's data
+    (out / "run.json").write_text(json.dumps(settings))
+
+
+def measured(*command):
+    """Run a command of tts; return its seconds, the largest resident set in MB, and its exit code."""
+    begin = time.perf_counter()
+    process = os.posix_spawn(
+        sys.executable, [sys.executable, "-m", "tts.cli", *map(str, command)], os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )  # fmt: skip
+    _, status, usage = os.wait4(process, 0)
+    return time.perf_counter() - begin, usage.ru_maxrss / 1e3, os.waitstatus_to_exitcode(status)
+
+
+def main(problems: int = 83_580, candidates: int = 16, runs: int = 500, folder: Path | None = None) -> None:
+    """Print a table of commands with their seconds and memory.
+
+    Args:
+        problems: Problems of the large run; a multiple of 60.
+        candidates: Candidates per problem.
+        runs: Runs in the folder that is listed.
+        folder: Where to keep the runs; by default a temporary folder.
+    """
+    keep = folder is not None
+    folder = folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not (folder / "small").exists():
+            small_run(folder, candidates)
+        for i, name in enumerate(("first", "second")):
+            if not (folder / name).exists():
+                large_run(folder, name, problems, i)
+        many = folder / "many"
+        for i in range(runs):
+            if not (many / f"run-{i}").exists():
+                shutil.copytree(folder / "small", many / f"run-{i}")
+        first, second = folder / "first", folder / "second"
+        last = f"p-{problems - 1}"
+        size = (first / "results.jsonl").stat().st_size
+        print(
+            f"results.jsonl: {size / 1e6:,.0f} MB, {problems:,} rows\n\n| command | seconds | MB | exit code |\n|---|---|---|---|"
+        )
+        for command in (
+            ("show", first, "p-1"), ("show", first, last), ("show", first, "p-none"), ("compare", first, second),
+            ("run", "--resume", first), ("report", first, "--out", folder / "report.html"),
+            ("verify", first, "--count", 20), ("runs", many),
+        ):  # fmt: skip
+            seconds, megabytes, code = measured(*command)
+            words = " ".join(str(word.name if isinstance(word, Path) else word) for word in command)
+            print(f"| {words} | {seconds:.1f} | {megabytes:,.0f} | {code} |", flush=True)
+        if (folder / "report.html").exists():
+            print(f"\nreport.html: {(folder / 'report.html').stat().st_size / 1e6:.1f} MB")
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
