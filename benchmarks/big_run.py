@@ -91,11 +91,9 @@ def main(problems: int = 83_580, candidates: int = 16, runs: int = 500, folder: 
             if not (many / f"run-{i}").exists():
                 shutil.copytree(folder / "small", many / f"run-{i}")
         first, second = folder / "first", folder / "second"
+        print(f"results.jsonl: {(first / 'results.jsonl').stat().st_size / 1e6:,.0f} MB, {problems:,} rows\n")
+        print("| command | seconds | MB | exit code |\n|---|---|---|---|")
         last = f"p-{problems - 1}"
-        size = (first / "results.jsonl").stat().st_size
-        print(
-            f"results.jsonl: {size / 1e6:,.0f} MB, {problems:,} rows\n\n| command | seconds | MB | exit code |\n|---|---|---|---|"
-        )
         for command in (
             ("show", first, "p-1"), ("show", first, last), ("show", first, "p-none"), ("compare", first, second),
             ("run", "--resume", first), ("report", first, "--out", folder / "report.html"),

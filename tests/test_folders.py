@@ -389,3 +389,92 @@ def test_only_errors_of_writing_are_taken_for_such():
     for error in (OSError(28, "No space left on device"), ExceptionGroup("", [ValueError(), OSError(28, "No space")])):
         with pytest.raises(tts.InputError, match="cannot write to x: No space"), writing(Path("x"), "make room"):
             raise error
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a file system of so many KiB and returns its folder; called again, it changes the size."""
+    place, mounted = tmp_path / "disk", False
+
+    def resize(kib: int) -> Path:
+        nonlocal mounted
+        place.mkdir(exist_ok=True)
+        options = f"remount,size={kib}k" if mounted else f"size={kib}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"A FULL DISK WAS NOT TESTED: no file system can be mounted here ({done.stderr.strip()})")
+        mounted = True
+        return place
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+LABELLED = {
+    "problem": "1+1?", "text": "<think>\na\n\nb\n</think>\n\n\\boxed{2}", "step_targets": [1, 0, 1], "final_target": 1,
+}  # fmt: skip
+TRACES = [{"problem": f"{i}+1?", "answer": "2", "text": "ä" * 300} for i in range(60)]
+TRAINING = ["--max-steps", "4", "--save-steps", "2", "--batch-size", "2", "--device", "cpu"]
+LABELS = ["--targets", "quality", "--final", "outcome", "--limit", "30", "--n", "1", "--max-tokens", "40"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kib", "command", "result"),
+    [
+        (24, ["run", "--limit", "20", "--n", "2", "--max-tokens", "80"], "results.jsonl"),
+        (24, ["sweep", "--limit", "20", "--n", "1,2", "--max-tokens", "80"], "sweep.csv"),
+        (16, ["score", "t.jsonl"], None),
+        (68, ["label", "t.jsonl", *LABELS], None),
+        (16, ["select", "t.jsonl", "--scorer", "arith-prm"], None),
+        (3000, ["train-prm", "l.jsonl", *TRAINING], "model.safetensors"),  # within the first checkpoint
+        (9000, ["train-prm", "l.jsonl", *TRAINING], "model.safetensors"),  # within the second
+        (12600, ["train-prm", "l.jsonl", *TRAINING], "model.safetensors"),  # within the model
+        (9000, ["sft", "l.jsonl", *TRAINING], "model.safetensors"),
+    ],
+)
+def test_on_a_full_disk_a_command_says_so_in_a_line_and_resumes_when_there_is_room(disk, kib, command, result):
+    Path("l.jsonl").write_text((json.dumps(LABELLED) + "\n") * 8)
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TRACES))
+    place = disk(kib)
+
+    def tts(*words):
+        line = [sys.executable, "-m", "tts.cli", *map(str, words), "--quiet"]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    full = tts(*command, "--out", place / "o")
+    said = [line for line in full.stderr.splitlines() if "cannot write to" in line]
+    assert (full.returncode, len(said), "Traceback" in full.stderr) == (2, 1, False), full.stderr
+    disk(100_000)
+    again = {"run": ["run", "--resume", place / "o"], "sweep": [*command, "--out", place / "o"]}
+    resumed = tts(*again.get(command[0], [*command, "--out", place / "o", "--resume"]))
+    assert resumed.returncode == 0, resumed.stderr
+    assert tts(*command, "--out", "whole").returncode == 0
+    found, expected = (Path(out, result) if result else Path(out) for out in (place / "o", "whole"))
+    assert sorted(found.read_bytes().splitlines()) == sorted(expected.read_bytes().splitlines())
+    assert not list(place.rglob("*.part"))
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_taken_for_a_whole_one(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from tts.train.whole import broken_checkpoints, newest_checkpoint
+
+    for step in (2, 10):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({"a": torch.ones(100), "b": torch.zeros(3, 3)}, folder / "model.safetensors")
+        torch.save({"step": step}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text('{"global_step": 2}')
+    assert newest_checkpoint(tmp_path) == folder
+    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+        whole = (folder / name).read_bytes()
+        for torn in (whole[:-1], whole[: len(whole) // 2], b"", b"\0" * len(whole)):
+            (folder / name).write_bytes(torn)
+            assert newest_checkpoint(tmp_path).name == "checkpoint-2"
+            assert broken_checkpoints(tmp_path) == [folder]
+        (folder / name).write_bytes(whole)
+    (folder / "trainer_state.json").unlink()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-2"

@@ -60,14 +60,15 @@ def part_of(path: Path) -> Path:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines, or nothing: after an error the file is as long as before. Raises OSError."""
+    """Append lines. After an error, such as a full disk, the file ends with the last line that fitted. Raises OSError."""
+    data, written = "".join(line + "\n" for line in lines).encode("utf-8", ESCAPE), 0
     with path.open("ab", buffering=0) as file:
-        before, data = file.tell(), memoryview("".join(line + "\n" for line in lines).encode("utf-8", ESCAPE))
+        before = file.tell()
         try:
-            while data:
-                data = data[file.write(data) :]
+            while written < len(data):
+                written += file.write(memoryview(data)[written:])
         except OSError:
-            file.truncate(before)
+            file.truncate(before + data.rfind(b"\n", 0, written) + 1)
             raise
 
 
