@@ -20,8 +20,8 @@ import numpy as np
 
 import tts
 from tts.engines.transformers import TransformersEngine
+from tts.evals.intervals import Estimate, estimate, estimate_difference
 from tts.evals.load import SavedRun
-from tts.evals.summary import Estimate, estimate
 from tts.scorers.prm import PRM
 
 BUDGET, MAX_TOKENS = 1600, 400
@@ -30,7 +30,7 @@ GRID = {
     "single": {},
     "majority": {"n": [4, 8, 16]},
     "deepconf": {"n": [16], "keep": [0.1, 0.5, 0.9], "window": [8, 32, 128]},
-    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96]},
+    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96], "max_thinking": [300]},
     "weighted": {"n": [4, 8, 16]},
     "adaptive": {"n": [16], "batch": [2, 4, 8], "confidence": [0.9, 0.95, 0.99]},
     "bon": {"n": [4, 8, 16]},
@@ -121,12 +121,12 @@ def main(*, runs: Path = Path("runs/strategies"), only: str = "", tune_only: boo
         options, dev = tuned[name]
         right, usage = correct(tests[name]), tests[name].summary["usage"]
         differences = ["", ""] if name == "bon" else [
-            percent(estimate((right - bon)[part].tolist()), "+") for part in (slice(None), hard)
+            percent(estimate_difference(bon[part], right[part]), "+") for part in (slice(None), hard)
         ]  # fmt: skip
         cells = [
             name, f"`{written(options)}`" if options else "", f"{100 * dev:.1f}",
             *(f"{usage[kind] / len(right):,.0f}" for kind in ("generated", "scored")),
-            percent(estimate(right.tolist())), differences[0], percent(estimate(right[hard].tolist())), differences[1],
+            percent(estimate(right)), differences[0], percent(estimate(right[hard])), differences[1],
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
 

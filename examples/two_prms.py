@@ -14,7 +14,7 @@ import cyclopts
 
 import tts
 from tts import Candidate, Problem, Step
-from tts.evals.summary import estimate
+from tts.evals.intervals import estimate, estimate_difference
 
 
 def main(
@@ -26,7 +26,7 @@ def main(
     chosen = asyncio.run(choices(tts.load_scorer(second), pool))
     one = [float(bool(record.correct)) for record in pool]
     other = [float(bool(record.candidates[i].correct)) for record, i in zip(pool, chosen, strict=True)]
-    difference = estimate([a - b for a, b in zip(one, other, strict=True)])
+    difference = estimate_difference(other, one)
     print(f"{first}: {estimate(one).value:.1%}\n{second}: {estimate(other).value:.1%}")
     print(f"difference: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]")
 

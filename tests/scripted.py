@@ -20,7 +20,7 @@ class ScriptedEngine:
         return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        return tuple(map(ord, problem.prompt + "\x01"))
+        return tuple(map(ord, problem.full_prompt + "\x01"))
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))
@@ -58,4 +58,6 @@ class ScriptedScorer(Scorer):
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         self.seen += len(candidates)
         await asyncio.sleep(0)
-        return [Reward((self.rate(c.text),), self.rate(c.text), tokens=len(c.text)) for c in candidates]
+        return [
+            Reward((self.rate(c.text),) * len(c.part(self.over)), self.rate(c.text), tokens=len(c.text)) for c in candidates
+        ]

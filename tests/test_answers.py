@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
+from tts.data.traces import parse_line
 from tts.grading.pool import Grader
 from tts.types import Candidate, Problem, Step
 
@@ -38,11 +40,64 @@ async def test_equivalent_answers_are_right_and_form_one_group(grader):
         ("<think>\\boxed{3}", None),
         ("The answer is 42.", "42"),
         ("I do not know", None),
-        ("\\boxed{7} and \\boxed{8", "7"),
+        ("\\boxed{7} and \\boxed{8", None),
+        ("The answer is 5: \\boxed{5", None),
+        ("The answer goes into \\boxed{}. It is 5.", "5"),
         ("", None),
     ],
 )
 async def test_the_answer_is_the_last_one_in_the_response(grader, text, answer):
+    assert (await grader.judge(candidates([text])))[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So we get \\boxed{5}. Let me check", "5"),
+        ("The answer is 5", None),
+        ("\\boxed{7} and then \\boxed{8", None),
+        ("\\boxed{7}. The final answer is $4$", "7"),
+        ("<think>It is \\boxed{3}. But", None),
+        ("<think>It is \\boxed{3}.</think>\n\nIt is 3", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("grader_name", ["math", "numeric", "exact"])
+@pytest.mark.parametrize("finish", ["length", "step"])
+async def test_a_response_that_was_cut_off_has_no_answer_unless_it_closed_its_last_box(
+    grader, text, answer, grader_name, finish
+):
+    [verdict] = await grader.judge([Candidate(Problem("p", "?", "5", grader_name), (Step(text, (1,), finish),))])
+    assert (verdict.answer, verdict.group, verdict.correct) == (answer, None if answer is None else 0, answer == "5")
+
+
+async def test_a_trace_that_was_cut_off_has_no_answer_either(grader):
+    run = {"id": 1, "problem": "p", "answer": "5", "candidates": [{"steps": ["It is 5"], "finish": "length"}]}
+    alone = {"id": 1, "problem": "p", "answer": "5", "text": "It is 5"}
+    for row, correct in ((run, False), (alone | {"finish": "length"}, False), (alone, True)):
+        [trace] = parse_line(json.dumps(row), 1, {})
+        assert [verdict.correct for verdict in await grader.judge([trace.candidate])] == [correct]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{1}, \\boxed{2}, \\boxed{3}", "1, 2, 3"),
+        ("\\boxed{(2,2)} \\quad\\text{and}\\quad \\boxed{(6,2)}", "(2,2), (6,2)"),
+        ("$y_1 = \\boxed{5}$ for part (a), and $y_2 = \\boxed{6}$ for part (b)", "5, 6"),
+        ("\\boxed{5}. So, again: \\boxed{5}", "5"),
+        ("\\boxed{1} no, \\boxed{2}", "2"),
+        ("\\boxed{1}, or rather \\boxed{2}", "2"),
+        ("\\boxed{\\frac12} = \\boxed{0.5}", "0.5"),
+        ("\\boxed{3/4}, so $m + n$ is \\boxed{7}", "7"),
+        ("First \\boxed{1}." + " Then we compute something else." * 3 + " It is \\boxed{2}", "2"),
+        ("We have \\boxed{200}. The final answer is $10,455$. I hope it is correct.", "10,455"),
+        ("We have \\boxed{200}. The final answer is what I put in the box.", "200"),
+        ("\\fbox{5}", "5"),
+        ("\\boxed {5}", "5"),
+    ],
+)
+async def test_boxes_next_to_each_other_are_one_answer_unless_the_later_one_corrects_the_other(grader, text, answer):
     assert (await grader.judge(candidates([text])))[0].answer == answer
 
 

@@ -14,8 +14,9 @@ import pytest
 import tts
 from tts.data.store import RunStore
 from tts.evals.benchmarks import PUBLISHED, load_benchmark
-from tts.evals.benchmarks.source import id_of
-from tts.evals.summary import estimate
+from tts.evals.benchmarks.source import BOXED, LETTER, id_of
+from tts.evals.intervals import estimate
+from tts.evals.summary import _over_problems
 
 datasets = pytest.importorskip("datasets")
 
@@ -102,6 +103,17 @@ def test_the_error_offline_explains_local_copies():
     assert "hf download HuggingFaceH4/aime_2024 --repo-type dataset --local-dir DIR, then --data-dir DIR" in done.stdout
 
 
+def test_every_named_benchmark_carries_its_instruction_unless_another_is_given():
+    assert {source.told for name, source in PUBLISHED.items() if name != "gpqa-diamond"} == {BOXED}
+    folder([AIME | {"id": 60, "problem": "Walk.", "answer": "033"}], "train")
+    for given, kept, asked in (
+        (None, BOXED, f"Walk.\n\n{BOXED}"), ("none", "none", "Walk."), ("In words.", "In words.", "Walk.\n\nIn words."),
+    ):  # fmt: skip
+        benchmark = load_benchmark("aime24", data_dir="data", instruction=given)
+        assert (benchmark.instruction, benchmark.problems[0].full_prompt) == (kept, asked)
+        assert benchmark.problems[0].prompt == "Walk."  # what reward models and results.jsonl see
+
+
 def test_a_configuration_of_a_local_copy_is_found():
     rows = [{"question": "main?", "answer": "#### 1"}], [{"question": "socratic?", "answer": "#### 2"}]
     for name, part in zip(("main", "socratic"), rows, strict=True):
@@ -125,9 +137,10 @@ def test_choices_are_shuffled_by_the_seed():
     assert first == again != other
     assert {problem.answer for problem in first} == set("ABCD")
     for problem in first:
-        assert f"\n{problem.answer}) 10^-4 eV\n" in problem.prompt
+        assert f"\n{problem.answer}) 10^-4 eV\n" in f"{problem.prompt}\n"
         assert problem.grader == "letter"
         assert problem.prompt.startswith("Which one?\n\nA) ")
+        assert problem.full_prompt == f"{problem.prompt}\n\n{LETTER}"
 
 
 def test_files_of_your_own_with_fields_of_their_own():
@@ -216,8 +229,8 @@ def test_repetitions_are_rows_of_their_own_with_other_samples(engine):
 
 def test_intervals_are_over_problems_not_repetitions():
     values = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]  # two problems, three times
-    assert estimate(values, [0, 1, 0, 1, 0, 1]) == estimate([2 / 3, 2 / 3])
-    assert estimate(values, [0, 1, 2, 3, 4, 5]) == estimate(values)
+    assert _over_problems(values, [*"ababab"]) == estimate([2 / 3, 2 / 3])
+    assert _over_problems(values, [*"abcdef"]) == estimate(values)
 
 
 def test_an_id_that_a_repetition_would_take_is_refused():

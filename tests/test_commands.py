@@ -225,7 +225,7 @@ def test_run_json_holds_the_settings_that_results_depend_on():
     held = json.loads(Path("r/run.json").read_text())["settings"]
     assert set(held) == {option.name for option in options_of(RunSettings) if option.kept}
     assert not {"concurrency", "out", "resume", "url", "scorer_url"} & set(held)
-    assert held == kept(RunSettings(strategy="majority", options={"n": 2}, limit=2))
+    assert held == kept(RunSettings(strategy="majority", options={"n": 2}, limit=2, instruction="none"))  # arith has none
 
 
 def test_python_and_the_command_line_check_the_same(said):

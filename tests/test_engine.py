@@ -254,9 +254,14 @@ async def test_logprobs_are_the_models_own(engine, problems):
         logprobs = engine.model(ids).logits[0].log_softmax(-1)
     expected = [logprobs[len(prefix) + i - 1, token].item() for i, token in enumerate(step.token_ids)]
     assert step.logprobs == pytest.approx(expected, abs=1e-4)
+    assert step.confidence is None
+    [sure] = (await engine.generate(prefix, 1, Sampling(temperature=0.5, seed=4, confidence=5))).steps
+    assert sure.token_ids == step.token_ids
+    assert sure.confidence == pytest.approx((-logprobs.topk(5).values.mean(-1))[len(prefix) - 1 : -1].tolist(), abs=1e-4)
     generator = Generator(engine, problems[0], Sampling(logprobs=True))
-    [candidate] = await generator.finish(Candidate(problems[0]))
-    assert all(len(step.logprobs) == len(step.token_ids) for step in candidate.steps)
+    [candidate] = await generator.finish(Candidate(problems[0]), confidence=3)
+    for counted in ("logprobs", "confidence"):
+        assert all(len(getattr(step, counted)) == len(step.token_ids) for step in candidate.steps)
 
 
 async def test_greedy_ignores_the_seed(engine, problems):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
+from tts.errors import InputError
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer, derive_seed
 from tts.types import Candidate, Problem, Sampling, Usage
@@ -77,7 +78,7 @@ async def test_equal_texts_are_scored_once_and_have_the_same_reward():
 
 async def test_a_reward_that_is_not_finite_is_an_error():
     metered = MeteredScorer(ScriptedScorer(lambda text: math.nan), usage=Usage(), clock=Clock())
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(InputError, match="not finite"):
         await metered.score(await make().finish(Candidate(PROBLEM)))
 
 

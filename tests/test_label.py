@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,15 +244,17 @@ def test_the_judge_sees_the_problem_the_steps_before_and_the_response():
     assert "Final response:\nthree\n\nIt is \\boxed{4}\n" in second
 
 
-def test_a_judge_that_gives_no_rating_is_asked_again_before_the_trace_is_rejected():
-    tries = []
-
+def test_a_step_that_the_judge_does_not_rate_has_no_quality():
     def say(prompt, seed):
-        tries.append(seed)
-        return "Rating: 8" if len(tries) == 2 else "I would give it 11 of 10. Rating: 11"
+        step = prompt.split("Step to rate:\n")[1].split("\n\nFinal response:")[0]
+        return {
+            "one": "<think>Rating: 10, or not</think>\n\nRating: 8", "two": "I would give it 11 of 10. Rating: 11",
+            "three": "<think>Rating: 3, then", "four": "It is 7/10",
+        }[step]  # fmt: skip
 
-    assert _rate(JudgeQuality(ScriptedEngine(say), Cache(None)), candidate("one")) == [[0.8]]
-    with pytest.raises(InputError, match="no rating from 0 to 10 in 3 attempts"):
+    judge = JudgeQuality(ScriptedEngine(say), Cache(None), think=60)
+    assert _rate(judge, candidate("one\n\ntwo\n\nthree\n\nfour")) == [[0.8, None, None, 0.7]]
+    with pytest.raises(InputError, match="the judge rated no step on its scale of 0-10"):
         _rate(JudgeQuality(ScriptedEngine(lambda prompt, seed: "Yes!"), Cache(None)), candidate("one"))
 
 
@@ -553,11 +556,89 @@ def test_every_rated_completion_of_a_prm800k_row_is_read():
     ]
 
 
+STEPS = ["a", "", "b", " \n", "c\n\nd"]
+
+
+@pytest.mark.parametrize(
+    ("row", "steps", "positions"),
+    [
+        ({"problem": "x", "steps": STEPS, "step_targets": [1, None, 0, None, 0.5]}, (1, 0, 0.5), [1, None, 0, None, 0.5]),
+        ({"problem": "x", "steps": STEPS, "step_targets": [1, 0, 0, 1, None]}, (1, 0, None), [1, None, 0, None, None]),
+        ({"prompt": "x", "completions": STEPS, "labels": [1, 0, 1, 0, 1]}, (1, 1, 1), [1, None, 1, None, 1]),
+        ({"problem": "x", "steps": STEPS, "label": 2}, (1, 0, None), [1, None, 0, None, None]),
+        ({"problem": "x", "steps": STEPS, "label": 1}, (1, None, None), [1, None, None, None, None]),
+        ({"problem": "x", "steps": STEPS, "label": 0}, (0, None, None), [0, None, None, None, None]),
+        ({"problem": "x", "steps": STEPS, "label": -1}, (1, 1, 1), [1, None, 1, None, 1]),
+        (
+            {"modified_question": "x", "modified_process": STEPS, "error_steps": [3, 9], "idx": "p1"},
+            (1, 0, 1),
+            [1, None, 0, None, 1],
+        ),
+        (
+            {"problem": "x", "steps": ["<think>", "a", "", "b</think>", "c"], "step_targets": [None, 1, None, 0, 1]},
+            (1, 0, 1),
+            [None, 1, None, 0, 1],
+        ),
+    ],
+)
+def test_labels_belong_to_positions_in_the_given_list(row, steps, positions):
+    [labelled] = parse_labelled(json.dumps(row), 1, {})
+    assert len(labelled.trace.candidate.trajectory.steps) == 3
+    assert labelled.steps == steps
+    assert labelled.trace.by_position(labelled.steps) == positions
+
+
+def test_positions_in_prm800k_paths_are_those_of_the_path():
+    completions = [{"text": text, "rating": rating} for text, rating in (("a", 1), (" ", 0), ("b", -1), ("c", 1))]
+    steps = [{"completions": [one], "chosen_completion": 0} for one in completions]
+    row = {"question": {"problem": "?"}, "label": {"steps": steps}}
+    [labelled] = parse_labelled(json.dumps(row), 1, {})
+    assert labelled.steps == (1.0, 0.0, 1.0)
+    assert labelled.trace.by_position(labelled.steps) == [1.0, None, 0.0, 1.0]
+
+
+def test_prmbench_rows_have_a_label_for_each_step_of_the_published_list():
+    path = Path(__file__).parents[2] / "shared" / "data" / "prmbench_60.jsonl"
+    if not path.is_file():
+        pytest.skip(f"NOT RUN: there is no {path}")
+    rows = rows_of(path)
+    for row, labelled in zip(rows, read_labelled(path), strict=True):
+        wrong = [i + 1 for i, label in enumerate(labelled.trace.by_position(labelled.steps)) if label == 0]
+        assert wrong == [i for i in row["error_steps"] if i <= len(row["modified_process"])]
+
+
+def test_targets_of_given_steps_are_written_for_their_positions(tmp_path):
+    prompt = "Start with 7.\n1) add 5\n2) multiply by 3\nWhat is the last digit?"
+    steps = [
+        "<think>",
+        "1) 7+5=2",
+        "",
+        "2) 2*3=5",
+        "</think>",
+        "add 5 gives 2",
+        "multiply by 3 gives 5",
+        " ",
+        "It is \\boxed{5}",
+    ]
+    traces = write(tmp_path / "t.jsonl", [{"problem": prompt, "answer": "6", "moves": steps}])
+    out = tmp_path / "out.jsonl"
+    settings = {"quality": "check", "targets": "quality", "final": "none", "fields": {"steps": "moves"}}
+    label_file(LabelSettings(traces=traces, out=out, **settings))
+    [row], [labelled] = rows_of(out), read_labelled(out)
+    assert row["steps"] == steps
+    assert row["step_targets"] == row["terms"]["quality"] == [None, 1, None, 0, None, 1, 0, None, 0]
+    assert labelled.steps == (1, 0, 1, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"problem": "x", "text": "a\n\nb", "step_targets": [1.0]}, "1 labels for 2 steps"),
         ({"prompt": "x", "completions": ["a"], "labels": [1, 0]}, "2 labels for 1 steps"),
+        ({"problem": "x", "steps": ["a", "", "b"], "step_targets": [1, 0]}, "2 labels for 3 steps; .* each of the given steps"),
+        ({"problem": "x", "steps": ["a"], "label": 1}, "'label' is 1; expected the index of a step, from 0, or -1"),
+        ({"problem": "x", "steps": ["a"], "label": "b"}, "'label' is \"b\""),
+        ({"modified_question": "x", "modified_process": ["a"], "error_steps": [0]}, r"'error_steps' is \[0\]"),
         ({"problem": "x", "text": "a", "step_targets": ["1"]}, "expected a number, true, false or null"),
         ({"problem": "x", "text": "a", "step_targets": [float("nan")]}, "NaN is not a JSON number"),
         ({"problem": "x", "text": "a", "step_targets": 3}, "expected a list"),

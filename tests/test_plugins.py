@@ -79,6 +79,9 @@ def test_the_examples_load_and_do_what_they_say():
     engine = load_engine("parrot.py:Parrot", "any", options={"answer": "7"})
     assert engine.text == "It is \\boxed{7}"
     assert get_grader("near.py:near").right("3", "4")
+    worked = get_grader("worked.py:Worked")
+    long, short = (worked.read(text, False) for text in ("It is\n\n\\boxed{a}", "\\boxed{A}"))
+    assert (worked.right(long, "a"), worked.right(short, "a"), worked.same(long, short)) == (True, False, True)
     benchmark = load_benchmark("chains.py:chains", options={"length": "3", "count": 5})
     assert len(benchmark.problems) == 5
     assert benchmark.problems[0].prompt.count("add") == 3

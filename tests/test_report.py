@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from tts.options import configure, kept
 from tts.runs.settings import RunSettings
 from tts.show.browse import list_runs, printable, rated_steps, show_problem, twigs
 from tts.show.report import pareto, write_report
+from tts.show.sample import Sample
 from tts.strategies import get_strategy
 from tts.types import REPEATS, Branch, Reward, Usage
 
@@ -137,6 +139,31 @@ def test_the_numbers_are_the_summarys(runs):
         assert (row["outcome"] == "right", int(row["right"])) == (record.correct, sum(a.correct for a in record.candidates))
     bins = [row for row in table(files / "calibration.csv") if row["run"] == "bon-run"]
     assert sum(int(row["candidates"]) for row in bins) == 48
+
+
+def test_a_report_samples_the_same_problems_of_all_runs_and_says_so(runs):
+    said = []
+    for order in (runs, runs[::-1]):
+        page = write_report(order, Path("r.html"), problems=5, complain=said.append).read_text()
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+        assert [len(data["problems"]), len(data["chunks"])] == [5, 5]
+        assert all(len(entry["results"]) == 2 for entry in data["problems"])
+        assert "5 of the 12 problems" in page
+        assert "do not have the same problems" not in page
+        assert len(table(Path("r_files/problems.csv"))) == 24
+    assert sum("5 of 12 problems" in line for line in said) == 2
+    assert "of the 12 problems" not in write_report(runs, Path("r.html")).read_text()
+
+
+def test_a_report_of_huge_rows_shows_fewer_of_them():
+    sample = Sample(limit=100, characters=1000)
+    records = [replace(sampled(i), candidates=(attempt(["x" * 300]),), choice=0) for i in range(20)]
+    for run in (0, 1):
+        for record in records:
+            sample.add(run, record)
+    assert sample.problems == 20
+    assert [len(entry) for entry in sample.entries] == [2]
+    assert not sample.mixed(2)
 
 
 def test_plots_are_written_or_the_report_says_how_to_get_them(runs, monkeypatch):

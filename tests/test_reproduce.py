@@ -16,6 +16,7 @@ import pytest
 from tts.commands import COMMANDS
 from tts.commands.line import Line
 from tts.errors import InputError
+from tts.evals.intervals import estimate
 from tts.models.checkpoints import locate
 from tts.reproduce.experiments import Plan, reproduce, stages
 from tts.reproduce.report import Range, over_seeds
@@ -140,7 +141,7 @@ def test_an_interrupted_experiment_runs_only_the_unfinished_stages(reproduced):
 
 def test_intervals_are_over_seeds_and_problems():
     rng = np.random.default_rng(0)
-    assert over_seeds(np.ones((3, 50))) == Range(1.0, 1.0, 1.0)
+    assert over_seeds(np.ones((3, 50))) == Range(*estimate([1.0] * 50))
     same_seeds = np.tile(rng.integers(0, 2, 100).astype(float), (3, 1))
     noisy_seeds = same_seeds + np.array([[-0.3], [0.0], [0.3]])
     alike, apart = over_seeds(same_seeds), over_seeds(noisy_seeds)

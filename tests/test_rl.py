@@ -43,11 +43,11 @@ class Scripted(Scorer):
     async def score(self, candidates):
         await asyncio.sleep(0)
         self.seen += candidates
-        return [Reward((self.rate(candidate),), final=0.0) for candidate in candidates]
+        return [Reward((self.rate(c),) * len(c.trajectory.steps), final=0.0) for c in candidates]
 
 
 def trainer_of(settings, scorer):
-    prompts = PolicyPrompts(settings.model, settings.system)
+    prompts = PolicyPrompts(settings.model, **settings.prompting)
     problems, held_out = load_problems(settings, prompts)
     rewards = Rewards(scorer, alpha=settings.alpha, aggregate=settings.aggregate)
     return make_grpo_trainer(settings, prompts, problems, held_out, rewards)
@@ -141,7 +141,8 @@ async def test_an_unreadable_completion_loses_its_r_hat_only(prm, capsys):
     rewards = Rewards(prm)
     found = await rewards([long, short])
     assert [parts.outcome for parts in found] == [1.0, 1.0]
-    assert found[0].prm == 0.0 < found[1].prm
+    assert found[0].prm is None
+    assert found[1].prm > 0
     assert rewards.unread == 1
     assert "longer than" in capsys.readouterr().err
 

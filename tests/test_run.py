@@ -182,6 +182,30 @@ class Fragile(Strategy):
         return Result(await generator.finish(Candidate(problem)))
 
 
+def test_a_run_that_cannot_be_summarized_loses_nothing(engine):
+    mine = """
+from tts.strategies.majority import Majority
+
+class Mine(Majority):
+    counts_votes = False
+
+    def rank(self, rewards, groups):
+        if len(groups) < self.n:
+            raise ZeroDivisionError("too few")
+        return super().rank(rewards, groups)
+"""
+    Path("mine.py").write_text(mine)
+    with pytest.raises(tts.InputError, match=r"kept in r, but cannot .*: ZeroDivisionError: too few.*tts run --resume r"):
+        tts.run("mine.py:Mine", n=4, limit=3, out="r", engine_instance=engine)
+    kept = rows("r")
+    assert len(kept) == 3
+    assert not Path("r/summary.json").exists()
+    Path("mine.py").write_text(mine.replace("< self.n", "< 0"))
+    summary = tts.run(resume="r", engine_instance=engine)
+    assert (summary.graded, rows("r")) == (3, kept)
+    assert summary.curve[-1].strategy == summary.accuracy
+
+
 def test_a_failed_problem_is_a_row_and_is_tried_again_on_resume(loaded):
     summary = tts.run(Fragile(), out="r", limit=12, **loaded)
     failed = [r for r in RunStore.open(Path("r")).records() if r.error]

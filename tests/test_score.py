@@ -87,17 +87,40 @@ def test_a_run_is_scored_as_it_was_written(tmp_path, prm, engine):
         assert row["correct"] == kept[row["id"]].correct
 
 
-def test_steps_given_one_by_one_keep_their_number(tmp_path, prm):
-    path = write(tmp_path / "t.jsonl", {"problem": PROMPT, "steps": ["a\n\nb", "", " c\r\n \r\nd ", "\n"]})
-    _, [row] = score(path, prm=prm)
-    assert len(row["step_rewards"]) == 2
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        (["a", "", "b"], "a\n\n{}\n\nb"),
+        (["a\n\nb", "", " c\r\n \r\nd ", "\n"], "a\nb\n\n{}\n\nc\nd\n\n{}"),
+        (["<think>", "a", " ", "b", "</think>", "c"], "<think>\n{}\na\n\n{}\n\nb\n</think>\n{}\n\nc"),
+        (["<think>\na", "b\n</think>", "", "c"], "<think>\na\n\nb\n</think>\n\n{}\n\nc"),
+        (["<think>", "a"], "<think>\n{}\na"),
+    ],
+)
+@pytest.mark.parametrize("over", ["all", "think", "response"])
+def test_given_steps_keep_their_positions(tmp_path, prm, over, steps, text):
+    """One reward per given step: what the same trace gets as a text, and null where there is nothing to rate."""
+    given, whole = {"problem": PROMPT, "steps": steps}, {"problem": PROMPT, "text": text.replace("{}", "")}
+    part = PRM("arith-prm", over=over)
+    _, [row, other] = score(write(tmp_path / "t.jsonl", given, whole), prm=part)
+    assert len(row["step_rewards"]) == len(steps)
+    known = [reward for reward in row["step_rewards"] if reward is not None]
+    assert known == pytest.approx(other["step_rewards"], abs=1e-6)
+    assert row["total"] == (None if not known else pytest.approx(other["total"], abs=1e-6))
+    thinking = steps.index("</think>") if "</think>" in steps else len(steps) if "<think>" in steps else 0
+    if "<think>\na" in steps:
+        thinking = 2
+    rated = {"all": range(len(steps)), "think": range(thinking), "response": range(thinking, len(steps))}[over]
+    empty = {"", " ", "\n", "<think>", "</think>"}
+    expected = [i in rated and step not in empty for i, step in enumerate(steps)]
+    assert [reward is not None for reward in row["step_rewards"]] == expected
 
 
 def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
     path = write(
         tmp_path / "t.jsonl",
         "nonsense", "[1]", {"problem": 3}, {"problem": "p"}, {"problem": "p", "text": " "}, {"problem": "p", "steps": "a"},
-        {"problem": "p", "steps": ["<think>", "a"]}, {"problem": "p", "text": "a " * 2000},
+        {"problem": "p", "steps": ["<think>a</think>b"]}, {"problem": "p", "text": "a " * 2000},
         {"id": [1], "problem": "p", "text": "a"}, {"problem": "p", "candidates": [{"steps": 1}]},
         {"problem": "p", "text": "a", "score": float("nan")}, "[" * 100_000,
         {"problem": "p", "text": "good"},
@@ -234,3 +257,66 @@ def test_a_person_at_a_terminal_sees_it_go_on(tmp_path):
     assert b"Traceback" not in seen
     assert re.search(rb"[0-9]+ traces .* tokens/s .* left", seen)
     assert b"1500 traces scored: out.jsonl" in seen
+
+
+PLUGIN = """
+from tts import Reward, Scorer
+
+
+class Odd(Scorer):
+    def __init__(self, *, kind: str = "none"):
+        self.kind = kind
+
+    async def score(self, candidates):
+        return [self.one(candidate) for candidate in candidates][: -1 if self.kind == "lost" else None]
+
+    def one(self, candidate):
+        steps = candidate.trajectory.steps
+        if candidate.text == "good":
+            return Reward((0.5,), 0.5)
+        return {
+            "none": Reward((0.5, *[None] * (len(steps) - 1)), final_missing=True), "nan": Reward((float("nan"),) * len(steps)),
+            "few": Reward((0.5,)), "lost": Reward((0.5,) * len(steps)), "whole": Reward((), 0.25),
+        }[self.kind]
+
+
+def maybe(problem, text):
+    return 0.25 if text == "good" else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("nan", "the scorer returned a reward that is not finite"),
+        ("few", "the scorer returned 1 step rewards for a trace with 2 steps to rate; expected one for each"),
+        ("lost", "the scorer returned 0 rewards for 1 candidates"),
+    ],
+)
+def test_rewards_that_cannot_be_used_are_set_aside_with_the_reason(tmp_path, kind, error):
+    (tmp_path / "odd.py").write_text(PLUGIN)
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a\n\nb"}, {"problem": "p", "text": "good"})
+    _, rows = score(path, scorer=f"{tmp_path / 'odd.py'}:Odd", scorer_args={"kind": kind})
+    assert [row["line"] for row in rows] == ([] if kind == "lost" else [2])
+    assert read("out.rejected.jsonl")[0]["error"].startswith(error)
+
+
+def test_verdicts_that_are_missing_are_null_and_counted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "odd.py").write_text(PLUGIN)
+    path = write(tmp_path / "t.jsonl", {"problem": "p", "text": "a\n\nb"}, {"problem": "p", "steps": ["", "good"]})
+    common = (path, "--scorer", f"{tmp_path / 'odd.py'}:Odd", "--out")
+    code, out, err = command(monkeypatch, capsys, "score", *common, "one.jsonl", "--json")
+    assert code == 0
+    counts = json.loads(out)
+    assert (counts["done"], counts["missing_verdicts"], counts["unrated"]) == (2, 2, 0)
+    assert "the scorer gave no verdict 2 times (null), and none at all on 0 traces" in err
+    one, two = read("one.jsonl")
+    assert (one["step_rewards"], one["final"], one["final_missing"], one["total"]) == ([0.5, None], None, True, 1.0)
+    assert (two["step_rewards"], two["total"], "final_missing" in two) == ([None, 0.5], 1.0, False)
+    code, out, _ = command(
+        monkeypatch, capsys, "score", path, "--scorer", f"{tmp_path / 'odd.py'}:maybe", "--json", "--out", "b"
+    )
+    assert (json.loads(out)["unrated"], json.loads(out)["missing_verdicts"]) == (1, 1)
+    assert [(row["step_rewards"], row["final"], row["total"]) for row in read("b")] == [([], None, None), ([], 0.25, 0.25)]
+    _, shown, _ = command(monkeypatch, capsys, "score", path, "--scorer", f"{tmp_path / 'odd.py'}:maybe", "--show")
+    assert "no verdict" in shown

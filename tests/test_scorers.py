@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 import tts
 from tests.scripted import ScriptedEngine
 from tts.demo import MODELS
-from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.scorers import load_scorer
 from tts.scorers.forest import Forest
@@ -110,16 +109,13 @@ def test_a_run_scored_by_logprob_requests_them_from_the_engine(engine):
 class Verdicts(ScriptedEngine):
     """Says Yes with probability `p(prompt)`, else No."""
 
-    def __init__(self, p, critique="well"):
+    def __init__(self, p):
         super().__init__(lambda prompt, seed: "")
-        self.p, self.critique, self.prompts = p, critique, []
+        self.p, self.prompts = p, []
 
     async def generate(self, prefix, n, sampling):
         text = self.decode(prefix)
         self.prompts.append(text)
-        if sampling.stop:
-            said = f"{self.critique} Verdict:"
-            return Generation((Step(said, tuple(map(ord, said)), "step"),), len(prefix))
         p, rng = self.p(text), random.Random(sampling.seed)
         drawn = ["Yes" if rng.random() < p else "No" for _ in range(n)]
         steps = [Step(w, (ord(w[0]),), "length", (math.log(0.5 * (p if w == "Yes" else 1 - p)),)) for w in drawn]
@@ -139,19 +135,6 @@ async def test_a_judge_is_shown_earlier_steps_and_fields_in_a_trace_stay_text():
     first, second = engine.prompts
     assert "Solution so far:\n(nothing)\n\nNext step:\nfirst {step}\n" in first
     assert "Solution so far:\nfirst {step}\n\nNext step:\nsecond {problem} {before}\n" in second
-
-
-async def test_a_critique_is_written_before_the_verdict():
-    engine = Verdicts(lambda prompt: 0.9 if "careful Verdict:" in prompt else 0.1, critique="careful")
-    [reward] = await Judge(engine=engine, critique=50, final=False, draws=64).score([whole("a")])
-    assert reward.steps == pytest.approx((0.9,))
-
-
-async def test_a_judge_that_says_neither_gives_one_half():
-    judge = Judge(engine=TransformersEngine("arith-policy"), draws=2)
-    [reward] = await judge.score([whole("a\n\nb")])
-    assert (reward.steps, reward.final) == ((0.5, 0.5), 0.5)
-    await judge.close()
 
 
 def test_a_template_without_the_step_field_is_refused(tmp_path):

@@ -22,7 +22,9 @@ from tts.options import configure
 from tts.solving.budget import Budget
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
-from tts.strategies.search import share
+from tts.strategies.mcts import MCTS
+from tts.strategies.particle import Particle
+from tts.strategies.search import Node, share
 from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Usage
 
 PROBLEM = Problem("p", "question")
@@ -65,7 +67,7 @@ class DigitScorer(ScriptedScorer):
     async def score(self, candidates):
         self.texts.update(c.text for c in candidates)
         await asyncio.sleep(0)
-        return [Reward((worth(c),), tokens=1) for c in candidates]
+        return [Reward((worth(c),) * len(c.trajectory.steps), tokens=1) for c in candidates]
 
 
 async def solve(name, engine=None, *, scorer=None, seed=0, budget=None, deadline=None, sampling=None, usage=None, **options):
@@ -218,6 +220,47 @@ async def test_mcts_without_exploration_is_greedy():
     assert all(count <= 4 for count in widest.values())
 
 
+def test_the_bonus_of_a_child():
+    # a child of four with 2 visits, whose parent has 9; then one without any
+    assert [MCTS().bonus(2, 9, 4), MCTS().bonus(0, 9, 4)] == pytest.approx([3 / 12, 3 / 4])
+    assert [MCTS(rule="uct").bonus(2, 9, 4), MCTS(rule="uct").bonus(0, 9, 4)] == pytest.approx([1.048147, 1.482304], abs=1e-6)
+
+
+async def test_mcts_can_go_to_the_end_in_one_simulation():
+    one = await solve("mcts", n=4, width=3, simulations=1, to_end=True)
+    assert [branch.round for branch in one.tree].count(4) == 3  # drawn at every depth, and not only rolled out
+    assert one.best.finish == "stop"
+
+
+async def test_an_unvisited_child_begins_at_its_reward_or_at_zero():
+    async def second(**options):
+        """The first step that the second simulation continues."""
+        engine = TreeEngine(digits=3)
+        await solve("mcts", engine, n=1, width=3, simulations=2, c=1.0, **options)
+        return engine.asked[3][0][:1]
+
+    # of the first steps 0, 1 and 2, the last has a visit: 2/9 + 1/6 = 0.39 against 1/9 + 1/3 = 0.44 for step 1, or 1/3 alone
+    assert await second() == "1"
+    assert await second(unvisited="zero") == "2"
+
+
+def nodes(*rewards):
+    return [Node(Candidate(PROBLEM), reward=reward) for reward in rewards]
+
+
+def test_weights_of_particles():
+    plain = nodes(*(Reward((value,)) for value in (0.9, 0.5, 0.2)))
+    assert Particle()._weights(plain) == pytest.approx([9 / 10.25, 1 / 10.25, 0.25 / 10.25])  # odds 9, 1 and 1/4
+    both = nodes(*(Reward((value,), final=value) for value in (0.9, 0.5, 0.2)))  # totals of at most 2
+    assert Particle()._weights(both) == pytest.approx(Particle()._weights(plain))
+    assert Particle(softmax_temperature=0.5)._weights(plain) == pytest.approx([81 / 82.0625, 1 / 82.0625, 0.0625 / 82.0625])
+    odds = Particle(weights="reward", softmax_temperature=0.1)._weights(plain)
+    assert odds[0] / odds[1] == pytest.approx(math.exp(4))
+    logs = nodes(Reward((-3.0,)), Reward((-1.0,)))  # such as log-probabilities: taken as they are
+    assert Particle()._weights(logs)[1] / Particle()._weights(logs)[0] == pytest.approx(math.exp(2))
+    assert Particle()._weights(nodes(Reward((1.0,)), Reward((0.0,)))) == pytest.approx([1.0, 0.0])
+
+
 async def test_particles_follow_their_weights():
     sharp = [worth((await solve("particle", seed=s, n=8, softmax_temperature=0.02)).best) for s in range(20)]
     blunt = [worth((await solve("particle", seed=s, n=8, softmax_temperature=50.0)).best) for s in range(20)]
@@ -244,6 +287,21 @@ async def test_siblings_that_repeat_each_other_are_scored_once(name):
         assert max(scorer.texts.values()) == 1
     if name != "particle":
         assert any(branch.reason == REPEATS for branch in result.tree)
+
+
+async def test_a_repeated_step_has_as_many_places_or_one():
+    class Twice(TreeEngine):
+        """First steps 8, 8, 5, 2; then 9s."""
+
+        def _one(self, prompt, written, sampling, i):
+            step = super()._one(prompt, written, sampling, i)
+            text = ("8852"[i] if not written else "9") + step.text[1:]
+            return replace(step, text=text, token_ids=(*map(ord, text), *step.token_ids[len(text) :]))
+
+    for filtered, expected in ((False, {"8": 4}), (True, {"8": 2, "5": 2})):
+        engine = Twice()
+        await solve("beam", engine, n=4, width=2, filter_duplicates=filtered)
+        assert Counter(prefix[0] for prefix, _, _ in engine.asked if prefix.count("\n\n") == 1) == expected
 
 
 async def test_repeated_siblings_can_be_drawn_once_more():
@@ -330,7 +388,7 @@ async def test_max_tokens_limits_solutions_of_every_strategy():
 async def test_truncated_solutions_are_not_preferred_at_equal_reward():
     class Flat(DigitScorer):
         async def score(self, candidates):
-            return [Reward((0.5,), tokens=1) for _ in candidates]
+            return [Reward((), 0.5, tokens=1) for _ in candidates]
 
     class Ragged(ScriptedEngine):
         def _one(self, prompt, written, sampling, i):

@@ -368,7 +368,7 @@ def test_rows_that_cannot_be_ranked_are_rejected_with_the_reason():
     assert rejected[0] == {"line": 3, "error": rejected[0]["error"], "row": "nonsense"}
     errors = {row["row"][:40]: row["error"] for row in rejected}
     assert errors["[" * 40] == "not valid JSON: nested too deeply"
-    assert rejected[5]["error"] == "'step_rewards' is [\"x\"]; expected a list of numbers"
+    assert rejected[5]["error"] == "'step_rewards' is [\"x\"]; expected a list of numbers, null without a verdict"
     assert rejected[11]["error"] == "the score is inf, which cannot be ranked"
 
 
@@ -518,3 +518,25 @@ def test_histograms_count_every_value_once():
             assert (sum(histogram.pool), sum(histogram.chosen)) == (len(values), 1)
             assert len(histogram.labels()) == len(histogram.pool)
     assert Histogram.of(np.array([0.0, 1.0]), np.array([0])).labels()[0] == "0.00 – 0.10"
+
+
+def test_rows_of_a_judge_rank_by_what_is_known_and_are_set_aside_without_a_verdict():
+    rows = [
+        trace(text="a\n\nb", rewards=[0.2, None], final=0.3),  # 0.5
+        trace(text="c", rewards=[0.4], final=None, final_missing=True),  # 0.8, the step stands for the whole
+        trace(text="d", rewards=[None], final=0.3),  # 0.6, the whole stands for the step
+        trace(text="e", rewards=[None], final=None, final_missing=True),
+    ]
+    selection, chosen = choose(rows)
+    assert [row["text"] for row in chosen] == ["c", "d", "a\n\nb"]
+    assert scores(chosen) == pytest.approx([0.8, 0.6, 0.5])
+    assert selection.set_aside == 1
+    [rejected] = read("out.rejected.jsonl")
+    assert rejected["error"] == "the scorer gave no verdict on what the trace is ranked by"
+
+
+def test_rewards_of_given_steps_are_those_of_their_positions():
+    given = {"problem": "p", "steps": ["<think>", "a", "</think>", "", "b", "c"], "final": None}
+    rows = [given | {"step_rewards": [None, 0.9, None, None, 0.1, 0.3]}, trace(text="x", rewards=[0.5], final=None)]
+    _, chosen = choose(rows, by="response", alpha=0.0)
+    assert scores(chosen) == pytest.approx([0.5, 0.2])

@@ -124,6 +124,27 @@ async def test_steps_and_whole_completions_over_token_ids():
         assert all(isinstance(body["prompt"], list) for path, body, _ in server.requests if path == "/v1/completions")
 
 
+async def test_confidence_is_of_the_likeliest_tokens_that_a_server_reports():
+    def answer(handler, path, body, count):
+        status, headers, data = openai(handler, path, body, count)
+        if path == "/v1/completions":
+            assert body["logprobs"] == 2
+            data = json.loads(data)
+            for choice in data["choices"]:
+                places = [{"a": -1.0, "b": -2.0, "drawn": -7.0}] * len(choice["token_ids"])
+                choice["logprobs"] = {"token_logprobs": [-7.0] * len(places), "top_logprobs": places}
+            data = json.dumps(data)
+        return status, headers, data
+
+    with serving(answer) as server:
+        engine = ServerEngine("arith-policy", url=server.url)
+        [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling(logprobs=True, confidence=2))).steps
+        await engine.close()
+    assert set(step.logprobs) == {-7.0}
+    assert set(step.confidence) == {1.5}
+    assert len(step.confidence) == len(step.token_ids)
+
+
 async def test_a_server_that_takes_only_text_gets_text_with_the_same_tokens():
     with serving(lambda *a: openai(*a, takes_ids=False)) as server:
         assert (await grow(ServerEngine("arith-policy", url=server.url + "/v1"))).text == TEXT

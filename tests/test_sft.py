@@ -59,7 +59,7 @@ async def test_a_trace_is_tokenized_as_the_policy_drew_it(engine, prompts, probl
 
 
 def test_the_prompt_is_that_of_inference_including_the_system_prompt():
-    prompts = PolicyPrompts("arith-policy", "Be brief.")
+    prompts = PolicyPrompts("arith-policy", system="Be brief.")
     problem = Problem("1", "1 + 1 = ?")
     prefix = TransformersEngine("arith-policy", system="Be brief.").encode(problem)
     row = tokenize_trace(prompts, trace("1 + 1 = ?", "2"), end_of_turn(prompts))

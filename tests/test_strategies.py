@@ -15,6 +15,7 @@ from tts.errors import InputError
 from tts.options import configure, options_of
 from tts.show.listing import address
 from tts.solving.clock import Clock
+from tts.solving.confidence import confidence_of, measured
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES
 from tts.strategies.bon import BestOfN
@@ -134,10 +135,33 @@ async def test_budget_forcing_closes_thinking_that_is_too_long():
     assert generator.usage.generated == len(best.token_ids) - forced
 
 
+async def test_budget_forcing_can_begin_the_response_after_a_forced_end():
+    best, _ = await force(Thinking(500), min_thinking=0, max_thinking=100, final="Final Answer:")
+    assert best.text.partition("</think>")[2].startswith("\n\nFinal Answer:")
+    free, _ = await force(Thinking(2), min_thinking=0, final="Final Answer:")
+    assert "Final Answer:" not in free.text
+
+
 async def test_budget_forcing_ends_at_the_token_limit():
-    best, _ = await force(Thinking(500), Sampling(max_tokens=60), max_thinking=100)
+    best, _ = await force(Thinking(500), Sampling(max_tokens=60), min_thinking=0, max_thinking=100)
     assert best.finish == "length"
     assert len(best.token_ids) <= 60
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_options_without_effect_are_refused_before_anything_is_loaded(dry, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    thinking = "--max-thinking is 1024; it should be below --max-tokens, which is 600"
+    for command in ("run", "sweep"):
+        more = ["--dry-run"] if dry else []
+        assert main([command, "--strategy", "budget-forcing", "--max-tokens", "600", "--model", "./nowhere", *more]) == 2
+        assert thinking in capsys.readouterr().err
+    with pytest.raises(InputError, match=thinking):
+        tts.run(BudgetForcing(), max_tokens=600, model="./nowhere")
+    with pytest.raises(InputError, match="--min-thinking is 300; it should be at most --max-thinking, which is 200"):
+        BudgetForcing(min_thinking=300, max_thinking=200)
+    BudgetForcing(min_thinking=200, max_thinking=200).check_sampling(Sampling(max_tokens=201))
+    assert not [*tmp_path.iterdir()]
 
 
 async def test_budget_forcing_does_not_change_a_solution_without_thinking():
@@ -173,17 +197,68 @@ async def test_deepconf_takes_a_vote_among_the_confident_solutions():
     assert result.best.text.endswith("{4}")
     wrong = [score for candidate, score in zip(result.candidates, result.scores, strict=True) if "{9}" in candidate.text]
     assert wrong
-    assert set(wrong) == {0.0}
+    assert max(wrong) < 1e-300
     assert max(result.scores) == pytest.approx(6 * math.exp(-0.1))  # six are equally confident, so all of them vote
 
 
 async def test_deepconf_stops_solutions_of_low_confidence_early():
-    result, generator = await conf(n=24, keep=0.5, warmup=6)
+    result, generator = await conf(n=24, keep=0.5, warmup=6, consensus=2)
     stopped = [candidate for candidate in result.candidates if candidate.finish == "length"]
     assert stopped
     assert all("more" not in candidate.text for candidate in stopped)
     _, whole = await conf(n=24, keep=0.5)
     assert generator.usage.generated < whole.usage.generated
+
+
+class Measured(ScriptedEngine):
+    """Sample i is texts[i], and each of its tokens has confidences[i]."""
+
+    def __init__(self, texts, confidences):
+        self.order = {}
+        super().__init__(lambda prompt, seed: texts[self.order.setdefault(seed, len(self.order)) % len(texts)])
+        self.confidences = confidences
+
+    def _one(self, prompt, written, sampling, i):
+        step = super()._one(prompt, written, sampling, i)
+        assert sampling.confidence == 20
+        value = self.confidences[self.order[sampling.seed + i] % len(self.confidences)]
+        return replace(step, logprobs=(-0.1,) * len(step.token_ids), confidence=(value,) * len(step.token_ids))
+
+
+async def measure(texts, confidences, **options):
+    generator = Generator(Measured(texts, confidences), PROBLEM, Sampling())
+    result = await DeepConf(**options).solve(PROBLEM, generator, ScriptedScorer(lambda _: 0.0))
+    await generator.grader.close()
+    return result
+
+
+async def test_deepconf_weighs_votes_by_the_confidence_over_the_likeliest_tokens():
+    texts = [boxed(1), boxed(1), boxed(2), "no answer"]
+    result = await measure(texts, [1.0, 2.0, 5.0, 9.0], n=4, keep=1.0)
+    assert list(result.scores) == pytest.approx([3.0, 3.0, 5.0, 0.0])
+    # of the three answers, the 0.5 quantile is 2, and the 0.9 quantile is 4.4
+    assert list((await measure(texts, [1.0, 2.0, 5.0, 9.0], n=4, keep=0.5)).scores) == pytest.approx([2.0, 2.0, 5.0, 0.0])
+    assert list((await measure(texts, [1.0, 2.0, 5.0, 9.0], n=4, keep=0.1)).scores) == pytest.approx([0.0, 0.0, 5.0, 0.0])
+
+
+async def test_deepconf_ends_when_the_leading_answer_has_its_share():
+    texts, confidences = [boxed(1), boxed(1), boxed(2), boxed(1), boxed(1), boxed(1)], [3.0, 3.0, 1.0, 3.0, 3.0, 3.0]
+    options = {"n": 6, "warmup": 3, "batch": 1, "keep": 1.0}
+    for consensus, samples in ((0.85, 3), (0.9, 4), (0.95, 6), (2.0, 6)):  # shares 6/7, 9/10, 12/13, 15/16
+        assert len((await measure(texts, confidences, consensus=consensus, **options)).candidates) == samples
+    # 0.9 of the warm-up is kept: its 0.1 quantile is 1.4, and the vote for 2 does not count
+    assert len((await measure(texts, confidences, **options | {"keep": 0.9})).candidates) == 3
+
+
+def test_confidence_of_a_solution():
+    assert confidence_of([-5.0, -1.0, -2.0], 2) == pytest.approx(1.5)
+    assert confidence_of([-1.0], 20) == 1.0
+    tokens = [4.0, 2.0, 6.0, 8.0]  # its groups of two have 3, 4 and 7
+    for kind, expected in (("lowest", 3.0), ("bottom", 3.0), ("tail", 7.0), ("mean", 5.0)):
+        assert measured(tokens, kind, 2) == pytest.approx(expected)
+    assert measured(range(20, 0, -1), "bottom", 1) == pytest.approx(1.5)  # the mean of the two lowest of twenty
+    for kind in ("lowest", "bottom", "tail", "mean"):
+        assert measured(tokens, kind, 2048) == pytest.approx(5.0)
 
 
 async def test_revise_has_the_previous_attempt_in_its_prompt():

@@ -20,10 +20,11 @@ import tts
 from tts.cli import main
 from tts.errors import InputError
 from tts.evals.cost import Shape, flops_of, shape_of
-from tts.evals.summary import at_k, estimate
+from tts.evals.intervals import estimate, estimate_difference
+from tts.evals.summary import at_k
 from tts.strategies.majority import Majority
 from tts.strategies.weighted import Weighted
-from tts.types import Reward, Usage
+from tts.types import Preference, Reward, Usage
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,12 @@ def test_smaller_n_are_means_over_all_subsets_of_the_pool(swept):
     records = [record for folder in row.runs for record in tts.load_run(folder).records]
 
     def best(record, subset):
-        top = max(record.candidates[i].score for i in subset)
-        return mean(bool(record.candidates[i].correct) for i in subset if record.candidates[i].score == top)
+        candidates = record.candidates
+        chosen = max(Preference.of(candidates[i].finish, candidates[i].score, i) for i in subset)
+        return bool(candidates[-chosen.place].correct)
 
     brute = mean(mean(best(record, pair) for pair in combinations(range(8), 2)) for record in records)
-    assert row.accuracy.value == pytest.approx(brute, abs=1e-3)  # a truncated candidate loses a tie
+    assert row.accuracy.value == pytest.approx(brute)
 
 
 def test_weighted_votes_are_sampled_with_their_error_where_there_are_too_many_subsets(swept):
@@ -89,6 +91,36 @@ def test_weighted_votes_are_sampled_with_their_error_where_there_are_too_many_su
             values.append(record.candidates[subset[scores.index(max(scores))]].correct)
         exact.append(mean(values))
     assert row.accuracy.value == pytest.approx(mean(exact), abs=4 * row.error)
+
+
+def test_sizes_and_strategies_have_paired_differences(swept):
+    found = {(first, second): (difference, problems) for first, second, difference, problems in swept.differences}
+    assert len(found) == (4 * 3 + 2) + (3 + 3 * 6)  # between sizes, of pass@N too; between 3 strategies at 1, 4 at 2, 4 and 8
+    for ((one, n), (other, m)), (difference, problems) in found.items():
+        assert (one == other) != (n == m)
+        assert difference.value == pytest.approx(value(swept, other, m).accuracy.value - value(swept, one, n).accuracy.value)
+        assert difference.low < difference.value < difference.high
+        assert problems == 8
+    by_problem = []
+    for name in ("bon", "beam"):
+        runs = [tts.load_run(folder).records for folder in value(swept, name, 8).runs]
+        rows = [record for run in runs for record in run]
+        by_problem.append({one.id: mean(r.correct for r in rows if r.id == one.id) for one in runs[0]})
+    bon, beam = ([values[problem] for problem in by_problem[0]] for values in by_problem)
+    assert found[("beam", 8), ("bon", 8)][0] == estimate_difference(beam, bon)
+
+
+def test_strategies_whose_scorer_compares_candidates_are_run_for_each_size(engine, tmp_path):
+    options = {"limit": 3, "max_tokens": 200, "scorer": "agreement", "engine_instance": engine}
+    swept = tts.sweep(["bon", "majority"], [1, 2, 4], out=tmp_path / "s", **options)
+    runs = {value(swept, "bon", n).runs for n in (1, 2, 4)}
+    assert len(runs) == 3
+    assert {len(record.candidates) for record in tts.load_run(value(swept, "bon", 2).runs[0]).records} == {2}
+    assert value(swept, "majority", 2).runs == value(swept, "majority", 4).runs
+    run = tts.run("bon", n=4, out=tmp_path / "r", **options)
+    assert [point.k for point in run.curve] == [1, 4]
+    assert run.curve[-1].strategy == run.accuracy == value(swept, "bon", 4).accuracy
+    assert "compares candidates" in run.to_json()["omitted"]
 
 
 def test_sizes_that_a_strategy_cannot_have_are_skipped_with_the_reason(swept):
@@ -112,6 +144,11 @@ def test_the_numbers_are_kept_as_json_and_csv(swept, tmp_path):
     folder = tmp_path.__class__(swept.folder)
     kept = json.loads((folder / "sweep.json").read_text())
     rows = list(csv.DictReader(io.StringIO((folder / "sweep.csv").read_text())))
+    differences = list(csv.DictReader(io.StringIO((folder / "differences.csv").read_text())))
+    assert len(differences) == len(kept["differences"]) == len(swept.differences)
+    for difference, one, other in zip(swept.differences, kept["differences"], differences, strict=True):
+        assert one == json.loads(json.dumps(difference.to_json()))
+        assert (other["strategy"], int(other["n"]), float(other["low"])) == (*difference.second, difference.difference.low)
     assert len(rows) == len(kept["rows"]) == len(swept.rows)
     for row, one, other in zip(swept.rows, kept["rows"], rows, strict=True):
         assert (one["strategy"], one["n"], one["accuracy"]) == (row.strategy, row.n, row.accuracy.value)
@@ -149,7 +186,9 @@ def test_a_comparison_pairs_problems(swept):
     assert (found.only_second, found.only_first) == (differences.count(1), differences.count(-1))
     assert found.settings["strategy"] == ("bon", "beam")
     same = tts.compare(bon, bon)
-    assert (same.difference, same.settings) == ((0, 0, 0), {})
+    assert (same.difference.value, same.p, same.settings) == (0, 1, {})
+    assert same.difference.low < 0 < same.difference.high
+    assert found.to_json()["verdict"] == found.verdict
 
 
 def test_each_problem_that_is_not_compared_counts_once(swept, tmp_path):

@@ -37,9 +37,14 @@ def right(text):
     return [int(number) < P * 10**6 for number in re.findall(r"(\d+)\n\n", text)]
 
 
+def right_steps(candidate):
+    """Whether each step is right; the last one, which only ends the text, is."""
+    return [step == "end" or right(f"{step}\n\n")[0] for step in candidate.trajectory.steps]
+
+
 class Oracle(Scorer):
     async def score(self, candidates):
-        return [Reward(tuple(map(float, right(candidate.text))), tokens=1) for candidate in candidates]
+        return [Reward(tuple(map(float, right_steps(candidate))), tokens=1) for candidate in candidates]
 
 
 async def success(name, steps, **options):
@@ -168,7 +173,7 @@ class Rewarding(Scorer):
     """1 for the right answer, else 0."""
 
     async def score(self, candidates):
-        return [Reward((float("{0}" in candidate.text),), tokens=1) for candidate in candidates]
+        return [Reward((), float("{0}" in candidate.text), tokens=1) for candidate in candidates]
 
 
 async def answered(name, engine, scorer, trials, **options):

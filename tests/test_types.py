@@ -56,3 +56,50 @@ def test_an_inconsistent_result_is_refused(arguments):
 
 def test_usage_adds_up():
     assert Usage(1, 2, 3, 4, 5) + Usage(10, 20, 30, 40, 50) == Usage(11, 22, 33, 44, 55)
+
+
+@pytest.mark.parametrize(
+    ("reward", "total"),
+    [
+        (Reward((0.2, None, 0.6), 0.5), 0.4 + 0.5),  # the mean of what is known
+        (Reward((0.2, None, 0.6), how="min"), 0.2),
+        (Reward((0.2, None, 0.6), how="prod"), 0.12),
+        (Reward((0.2, 0.6, None), how="last"), 0.6),
+        (Reward((0.2, 0.6), final_missing=True, alpha=0.5), 0.4 + 0.5 * 0.4),  # the mean stands for the final reward
+        (Reward((0.2, 0.6), final_missing=True, how="final"), 0.4),
+        (Reward((0.2, 0.6), final_missing=True, how="min"), 0.2 + 0.4),
+        (Reward((None, None), 0.5), 0.5 + 0.5),  # and the trace as one step for its steps
+        (Reward((None,), 0.5, alpha=0), 0.5),
+        (Reward((), 0.5), 0.5),
+        (Reward((), -3.0, alpha=-1), 3.0),
+    ],
+)
+def test_a_total_is_made_of_what_is_known(reward, total):
+    assert reward.rated
+    assert reward.total == pytest.approx(total)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        Reward(()), Reward((None, None)), Reward((None,), final_missing=True), Reward((), final_missing=True),
+        Reward((0.5,), how="final"), Reward((), 0.5, alpha=0),
+    ],
+)  # fmt: skip
+def test_a_reward_without_a_verdict_is_not_rated(reward):
+    assert not reward.rated
+    assert reward.total == 0
+
+
+def test_missing_verdicts_are_counted():
+    assert [Reward(*given).missing for given in [((0.5, None), 0.5), ((None, None),), ((0.5,), None)]] == [1, 2, 0]
+    assert Reward((None,), final_missing=True).missing == 2
+
+
+def test_a_candidate_without_a_verdict_ranks_below_rated_ones_however_low():
+    rewards = [Reward((), final_missing=True), Reward((), -5.0), Reward((), -3.0)]
+    texts = [candidate(text) for text in "abc"]
+    assert Result(texts, rewards).choice == 2
+    assert Result(texts, rewards[:1] * 3).choice == 0
+    assert Result([*texts[:1], candidate("b", "length"), candidate("c", "length")], rewards).choice == 0
+    assert Result(texts, rewards, scores=[9, 1, 2]).choice == 2

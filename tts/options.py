@@ -27,6 +27,9 @@ from tts.errors import InputError
 from tts.helptexts import texts_of_arguments, texts_under_fields
 from tts.types import Count as Count
 
+LONG = 80
+"""Characters of a value in a message."""
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -270,9 +273,9 @@ def check_resumable(what: Any, begun: Mapping[str, Any], settings: Any) -> None:
             name = next(name for name in (*was, *asked) if was.get(name) != asked.get(name))
             flag = f"{o.flag} {name}" if o.cli else flag_of(name)
             was, asked = was.get(name), asked.get(name)
+        was, asked = _where_they_differ(_shown(was), _shown(asked))
         raise InputError(
-            f"{what} was started with {flag} {_shown(was)}, not {_shown(asked)};"
-            f" resume it without changing that, or choose another --out"
+            f"{what} was started with {flag} {was}, not {asked}; resume it without changing that, or choose another --out"
         )
 
 
@@ -357,6 +360,19 @@ def _with_article(words: str) -> str:
     if words.split(",")[0] in _NAMES.values() and not words.startswith(("text", "name=value")):
         return f"a {words}"
     return f"{words}, as in dtype=bfloat16" if words == "name=value" else words
+
+
+def _where_they_differ(a: str, b: str) -> tuple[str, str]:
+    """Two texts, cut to where they begin to differ if they are long."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = max(0, same - LONG // 3)
+
+    def cut(text: str) -> str:
+        return (
+            text if len(text) <= LONG else f"{'…' * bool(start)}{text[start : start + LONG]}{'…' * (start + LONG < len(text))}"
+        )
+
+    return cut(a), cut(b)
 
 
 def _shown(value: Any) -> str:

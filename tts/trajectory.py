@@ -1,4 +1,8 @@
-"""Completions as thinking and response steps, the form in which a trajectory-aware reward model rates them."""
+"""Completions as thinking and response steps, the form in which a trajectory-aware reward model rates them.
+
+Models mark their thinking with different tags. TAGS has all that are recognised, and only this module looks for them: whatever
+the tags were, a parsed trajectory is the same.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,34 @@ from typing import NamedTuple
 BOUNDARY = "\n\n"
 """String that ends a step, in the thinking and the response alike: a blank line (arXiv 2506.18896)."""
 
-OPEN, CLOSE = "<think>", "</think>"
-"""Tags around the thinking."""
+
+class Tags(NamedTuple):
+    """The tags around a thinking part."""
+
+    open: str
+    close: str
+
+
+TAGS = (
+    Tags("<think>", "</think>"),  # DeepSeek-R1, Qwen3 and most others
+    Tags("[THINK]", "[/THINK]"),  # Magistral
+    Tags("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts
+    Tags("<thinking>", "</thinking>"),
+    Tags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Tags("<thought>", "</thought>"),  # EXAONE Deep
+    Tags("◁think▷", "◁/think▷"),  # Kimi
+    Tags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+)
+"""The pairs of tags that mark thinking. The first is the normal form, in which `tts` writes thinking itself."""
+
+OPEN, CLOSE = TAGS[0]
+
+WRAPPERS = ("<|begin_of_solution|>", "<|end_of_solution|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
+"""Tags that some of these models write around the response; they are not part of it."""
 
 
 class Trajectory(NamedTuple):
-    """The steps of a completion: stripped, not empty, and without the `<think>` tags."""
+    """The steps of a completion: stripped, not empty, and without tags."""
 
     thinking: tuple[str, ...]
     response: tuple[str, ...]
@@ -23,16 +49,56 @@ class Trajectory(NamedTuple):
         return (*self.thinking, *self.response)
 
 
+def tags_in(text: str) -> Tags | None:
+    """The tags that mark the thinking of `text`: the pair whose tag comes first. None if there is no tag."""
+    first, end = None, len(text)
+    for tags in TAGS:
+        for tag in tags:
+            if (at := text.find(tag, 0, end)) >= 0:  # searching only before what was found keeps this fast for long texts
+                first, end = tags, at
+    return first
+
+
+def is_thinking(text: str) -> bool:
+    """Whether `text` has opened its thinking and not closed it, so that more thinking would follow."""
+    tags = tags_in(text)
+    return tags is not None and tags.close not in text
+
+
+def response_of(text: str) -> str:
+    """What follows the thinking: all of `text` if it has no thinking, nothing if it does not close it."""
+    return split(text)[1]
+
+
+def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
+    """`text` with other tags around its thinking, by default those of the normal form."""
+    own = tags_in(text)
+    if own is None or own == tags:
+        return text
+    thinking, closed, response = text.partition(own.close)
+    return f"{thinking.replace(own.open, tags.open, 1)}{tags.close if closed else ''}{response}"
+
+
 def parse(text: str) -> Trajectory:
-    """Split a completion into thinking and response steps.
+    """The thinking steps and the response steps of a completion, as `split` tells them apart."""
+    thinking, response = split(text)
+    return Trajectory(steps(thinking), steps(response))
+
+
+def split(text: str) -> tuple[str, str]:
+    """The thinking and the response of a completion, each as it was written, without tags.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
-    completion that opens its thinking but does not close it has no response; one without either tag has only a response.
+    completion that opens its thinking but does not close it has no response; one without either tag has only a response. The
+    same holds for the other TAGS.
     """
-    thinking, closed, response = text.partition(CLOSE)
-    if not closed and OPEN not in text:
-        thinking, response = "", text
-    return Trajectory(steps(thinking.replace(OPEN, "", 1)), steps(response))
+    thinking, response = "", text
+    if (tags := tags_in(text)) is not None:
+        thinking, _, response = text.partition(tags.close)
+        thinking = thinking.replace(tags.open, "", 1)
+    for tag in WRAPPERS:
+        response = response.replace(tag, "")
+    return thinking, response
 
 
 def steps(text: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -34,6 +34,9 @@ Fate = Literal["kept", "returned", "pruned"]
 REPEATS = "repeats a sibling"
 """Why a branch was pruned that has the same tokens as an earlier child of its parent."""
 
+NO_INSTRUCTION = "none"
+"""What --instruction is where a problem is to be asked without one."""
+
 CERTAIN = 1e-9
 """How close to 0 or 1 a probability may come in a logit."""
 
@@ -44,20 +47,40 @@ class Problem:
 
     id: str
     prompt: str
+    """The question alone: what reward models read, and what results.jsonl keeps."""
     answer: str | None = None
     grader: str = "math"
     """How answers are compared: a name of `tts.grading.rules`, or a function of your own as file.py:function."""
+    instruction: str = ""
+    """How the policy is to answer, such as "put your final answer within \\boxed{}"; empty for no instruction."""
+
+    @property
+    def full_prompt(self) -> str:
+        """What the policy is asked, before a chat template: the question, and the instruction after a blank line."""
+        return f"{self.prompt}\n\n{self.instruction}" if self.instruction else self.prompt
+
+    def instructed(self, instruction: str | None) -> Problem:
+        """The problem under another instruction, as --instruction names it: a text, NO_INSTRUCTION, or None for its own."""
+        if instruction is None:
+            return self
+        return replace(self, instruction="" if instruction == NO_INSTRUCTION else instruction)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Generated tokens up to a pause. `text` is what `token_ids` decode to, special tokens left out."""
+    """Generated tokens up to a pause. `text` is what `token_ids` decode to, as `Engine.decode` does it."""
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
     logprobs: tuple[float, ...] | None = None
     """Of each token under the model itself, before temperature and truncation; where `Sampling.logprobs` asked for it."""
+    top: tuple[Mapping[str, float], ...] | None = field(default=None, compare=False)
+    """For each token, log-probabilities of the likeliest tokens in its place, by their text; where `Sampling.top` asked for it
+    and the engine reports them."""
+    confidence: tuple[float, ...] | None = field(default=None, compare=False)
+    """For each token, minus the mean log-probability of the likeliest tokens in its place (DeepConf, arXiv 2508.15260): it is
+    high where the model leaves no alternatives. Where `Sampling.confidence` asked for it and the engine reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +121,11 @@ class Candidate:
         """The same text as thinking steps and response steps, which is what a reward model rates."""
         return parse(self.text)
 
+    def part(self, over: Part) -> tuple[str, ...]:
+        """The steps of a part of the trajectory."""
+        thinking, response = self.trajectory
+        return (*(thinking if over != "response" else ()), *(response if over != "think" else ()))
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -112,6 +140,15 @@ class Sampling:
     """Strings that end a step. The text keeps them."""
     seed: int = 0
     logprobs: bool = False
+    top: int = 0
+    """How many of the likeliest tokens to report at each position, by an engine that can."""
+    confidence: int = 0
+    """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
+
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
+        return max(self.top, self.confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +182,19 @@ class Engine(Protocol):
     """Tokens that prefix and continuation may have together; None where that is not known."""
     served: str | None = None
     """What a server says that it runs; None where there is no server, or it has not been asked yet."""
+    exact: bool = False
+    """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
         return True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        """The prompt's token ids, chat template applied."""
+        """Token ids of `problem.full_prompt`, chat template applied."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids. Special tokens are left out, unless they mark the thinking (`tts.trajectory.TAGS`)."""
         ...
 
     def tokenize(self, text: str) -> tuple[int, ...]:
@@ -181,10 +220,11 @@ class Reward:
     """What a reward model says of one candidate (arXiv 2506.18896).
 
     `steps` has one reward, in [0, 1] for most models, for every thinking step and then every response step of
-    `candidate.trajectory`; `final` rates the trajectory as a whole, where the model can.
+    `candidate.trajectory`, or is empty where single steps are not rated; `final` rates the trajectory as a whole, where the
+    model can. A step is None where the model gave no verdict on it: an unknown reward is not a number.
     """
 
-    steps: tuple[float, ...]
+    steps: tuple[float | None, ...]
     final: float | None = None
     tokens: int = 0
     """Tokens that the reward model read."""
@@ -192,40 +232,90 @@ class Reward:
     """Weight of `final` in `total`."""
     how: Aggregate = "mean"
     """How `total` aggregates the steps."""
+    final_missing: bool = False
+    """Whether the model was asked for `final` and gave no verdict; False where it gives none to any trace."""
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """The rewards of the steps that have a verdict."""
+        return tuple(step for step in self.steps if step is not None)
+
+    @property
+    def missing(self) -> int:
+        """Verdicts that the model was asked for and did not give."""
+        return self.steps.count(None) + self.final_missing
+
+    @property
+    def rated(self) -> bool:
+        """Whether anything that `total` is made of is known. A candidate that is not rated ranks below those that are."""
+        steps, final = self._parts
+        return (bool(steps) and self.how != "final") or (final is not None and counts_final(self.alpha, self.how))
 
     def aggregate(self, how: Aggregate) -> float:
-        """The step rewards as one number; 0 when there are none. `sum-logit` needs rewards in [0, 1], else ValueError."""
-        if not self.steps or how == "final":
-            return 0.0
-        match how:
-            case "mean":
-                return sum(self.steps) / len(self.steps)
-            case "min":
-                return min(self.steps)
-            case "prod":
-                return math.prod(self.steps)
-            case "last":
-                return self.steps[-1]
-            case "sum-logit":
-                if not all(0 <= step <= 1 for step in self.steps):
-                    raise ValueError(
-                        f"sum-logit needs step rewards between 0 and 1, got {min(self.steps)} to {max(self.steps)}"
-                    )
-                clipped = (min(max(step, CERTAIN), 1 - CERTAIN) for step in self.steps)
-                return sum(math.log(step / (1 - step)) for step in clipped)
+        """The known step rewards as one number; 0 when there are none. `sum-logit` needs them in [0, 1], else ValueError."""
+        return _aggregate(self.known, how)
 
     @cached_property
     def total(self) -> float:
-        """r_hat: the aggregated step rewards + alpha * final; where `final` is the aggregate, the final reward alone."""
+        """r_hat: the aggregated step rewards + alpha * final; where `final` is the aggregate, the final reward alone.
+
+        It is made of what is known. If all steps are without a verdict, the trace counts as one step, rated by `final`; if
+        `final` is, by the mean of the steps. It is 0 for a reward that is not `rated`.
+        """
+        steps, final = self._parts
         weight = 1.0 if self.how == "final" else self.alpha
-        return self.aggregate(self.how) + weight * (self.final or 0.0)
+        return _aggregate(steps, self.how) + weight * (final or 0.0)
+
+    @property
+    def share(self) -> float | None:
+        """`total` as a share of the largest value possible, if it is made of probabilities.
+
+        None for log-probabilities, lengths, implicit rewards and sums of logits, of which 0 is not the smallest value and none
+        the largest; 0 for a reward that is not `rated`.
+        """
+        steps, final = self._parts
+        weight = 1.0 if self.how == "final" else max(0.0, self.alpha)
+        most = (bool(steps) and self.how != "final") + (weight if final is not None else 0.0)
+        if self.how == "sum-logit" or not 0 <= self.total <= most:
+            return None
+        return self.total / most if most else 0.0
+
+    @property
+    def _parts(self) -> tuple[tuple[float, ...], float | None]:
+        """The step rewards and the final reward; one stands for the other where that was asked for and is not known."""
+        steps, final = self.known, self.final
+        if steps and self.final_missing:
+            final = sum(steps) / len(steps)
+        elif self.steps and not steps and final is not None:
+            steps = (final,)
+        return steps, final
+
+
+def _aggregate(steps: Sequence[float], how: Aggregate) -> float:
+    if not steps or how == "final":
+        return 0.0
+    match how:
+        case "mean":
+            return sum(steps) / len(steps)
+        case "min":
+            return min(steps)
+        case "prod":
+            return math.prod(steps)
+        case "last":
+            return steps[-1]
+        case "sum-logit":
+            if not all(0 <= step <= 1 for step in steps):
+                raise ValueError(f"sum-logit needs step rewards between 0 and 1, got {min(steps)} to {max(steps)}")
+            clipped = (min(max(step, CERTAIN), 1 - CERTAIN) for step in steps)
+            return sum(math.log(step / (1 - step)) for step in clipped)
 
 
 class Scorer(Protocol):
     """A process reward model, or anything else that rates candidates.
 
     A class of your own subclasses this and defines `score`; its fields, or the keyword parameters of its `__init__`, are its
-    options (--scorer-arg name=value). Parameters named `model` and `system` get the run's policy and system prompt.
+    options (--scorer-arg name=value). Parameters named `model`, `system`, `prompt_template` and `chat_template_args` get those
+    of the run's policy.
     """
 
     by_step: bool = True
@@ -234,11 +324,13 @@ class Scorer(Protocol):
     """Whether a candidate's reward depends on the other candidates in the same call, equal ones included."""
     logprobs: bool = False
     """Whether it reads `Step.logprobs`, which the engine then reports."""
+    exact: bool = False
+    """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        """One reward per candidate, in order; higher is better."""
+        """One reward per candidate, in order; higher is better. Its steps are those of the part `over`, or none at all."""
         ...
 
     async def close(self) -> None:
@@ -331,7 +423,9 @@ class Result:
                 f"a Result pairs every candidate with a score and, where there are any, a reward;"
                 f" got {len(self.candidates)} candidates, {len(self.rewards)} rewards, {len(scores)} scores"
             )
-        choice = max(range(len(scores)), key=lambda i: Preference.of(self.candidates[i].finish, scores[i], i))
+        rated = [reward.rated for reward in self.rewards] or [True] * len(scores)
+        finishes = [candidate.finish for candidate in self.candidates]
+        choice = max(range(len(scores)), key=lambda i: Preference.of(finishes[i], scores[i], i, rated=rated[i]))
         for name, value in (("scores", scores), ("choice", choice)):
             object.__setattr__(self, name, value)  # the one way to fill in fields of a frozen dataclass
 
@@ -349,6 +443,14 @@ class Strategy(ABC):
     @abstractmethod
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         """Spend the compute; return every candidate."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if options have no effect, or no sense, with a run's sampling. Called before anything is loaded."""
+        return
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        """Raise InputError if the strategy cannot use a scorer's rewards. Called before the first problem is solved."""
+        return
 
     async def solve_after_pilot(self, problem: Problem, generator: Generator, scorer: Scorer, pilot: Result) -> Result:
         """Solve a problem for which `pilot` holds independent samples with their rewards; compute-optimal calls this.

@@ -195,10 +195,11 @@ def test_vllm_has_its_batch_sizes_for_offline_work(inside):
 def test_logprobs(loop, inside, embedded):
     async def work():
         prefix = inside.encode(PROBLEMS[0])
-        sampling = Sampling(temperature=0, max_tokens=30, logprobs=True)
+        sampling = Sampling(temperature=0, max_tokens=30, logprobs=True, confidence=5)
         [theirs] = (await inside.generate(prefix, 1, sampling)).steps
         [ours] = (await embedded.generate(prefix, 1, sampling)).steps
         assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-3)
+        assert theirs.confidence == pytest.approx(ours.confidence, abs=1e-2)
 
     loop.run(work())
 

@@ -42,6 +42,8 @@ COMMANDS = {
     "runs": Command("tts.commands.look:RunsCommand", "tts.commands.look:runs", LOOK),
     "show": Command("tts.commands.look:ShowCommand", "tts.commands.look:show", LOOK),
     "compare": Command("tts.commands.look:CompareCommand", "tts.commands.look:compare", LOOK),
+    "verify": Command("tts.commands.verify:VerifyCommand", "tts.commands.verify:verify", LOOK),
+    "difficulty": Command("tts.commands.look:DifficultyCommand", "tts.commands.look:difficulty", LOOK),
     "report": Command("tts.commands.look:ReportCommand", "tts.commands.look:report", LOOK),
     "label": Command("tts.train.settings:LabelSettings", "tts.train.label.labeller:label", TRAIN),
     "train-prm": Command("tts.train.settings:TrainPRMSettings", "tts.train.prm.training:train", TRAIN),

@@ -1,4 +1,4 @@
-"""`tts runs`, `show`, `compare` and `report`: what finished runs hold."""
+"""`tts runs`, `show`, `compare`, `difficulty` and `report`: what finished runs hold."""
 
 from __future__ import annotations
 
@@ -84,6 +84,30 @@ def compare(settings: CompareCommand, output: Output) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DifficultyCommand(Settings):
+    """Fit the difficulty bins of compute-optimal to runs over development problems. Prints its options."""
+
+    topic: ClassVar[str] = "Runs"
+
+    pool: Path = option(positional=True)
+    """Run folder of independent samples with rewards, such as one of bon; its strategy is one to choose from."""
+    runs: list[Path] = option(positional=True)
+    """Run folders of other strategies over the same problems, of about the same cost."""
+    pilot: Count = 4
+    """Samples from which the difficulty is estimated."""
+
+
+def difficulty(settings: DifficultyCommand, output: Output) -> int:
+    """The command."""
+    from tts.evals.difficulty import fit_difficulty
+    from tts.show.tables import show_difficulty
+
+    found = fit_difficulty(settings.pool, *settings.runs, pilot=settings.pilot)
+    output.result(table=lambda: show_difficulty(found), data=found.to_json, brief=found.options)
+    return Exit.OK
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportCommand(Settings):
     """Write one HTML file of runs: accuracy over N and over cost, calibration, and every trace with its rewards."""
 
@@ -95,6 +119,8 @@ class ReportCommand(Settings):
     """HTML file to write; plots and tables go into a folder beside it."""
     title: str | None = option(None, shown="the strategies and the benchmark")
     """Title of the report."""
+    problems: Count = 1000
+    """Problems shown with all of their candidates, at most; of more, a random sample is shown."""
 
 
 def report(settings: ReportCommand, output: Output) -> int:
@@ -103,6 +129,6 @@ def report(settings: ReportCommand, output: Output) -> int:
 
     out = settings.out
     with on_interrupt(lambda: f"interrupted before {out} was written; nothing is lost, give the same command again"):
-        written = write_report(settings.runs, out, title=settings.title, complain=warn)
+        written = write_report(settings.runs, out, title=settings.title, problems=settings.problems, complain=warn)
     output.result(table=lambda: str(written), data=lambda: {"report": str(written)}, brief=written)
     return Exit.OK

@@ -4,6 +4,11 @@ tts label       {"problem": …, "text": …, "step_targets": [0.8, …], "final
 TRL             {"prompt": …, "completions": ["step", …], "labels": [true, …]}
 Math-Shepherd   {"input": "problem Step 1: … ки\\nStep 2: … ки", "label": "problem Step 1: … +\\nStep 2: … -"}
 PRM800K         {"question": {"problem": …}, "label": {"steps": [{"completions": [{"text": …, "rating": 1}], …}]}}
+ProcessBench    {"problem": …, "steps": ["step", …], "label": 3}
+PRMBench        {"modified_question": …, "modified_process": ["step", …], "error_steps": [5, 6]}
+
+Labels belong to positions in the list of steps that a row gives. A step in which there is nothing to rate, such as a blank one,
+keeps its position, and its label is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ class LabelledTrace:
 
     trace: Trace
     steps: tuple[float | None, ...]
-    """One target per thinking step, then one per response step; None for a step without a label, which is not trained on."""
+    """One target per thinking step, then one per response step; None for a step without a label, which is not trained on.
+    `trace.by_position` returns one per given step."""
     final: float | None = None
     """Target for the trace as a whole; None without a label."""
 
@@ -61,16 +67,21 @@ def parse_labelled(line: str, number: int, names: Mapping[str, str]) -> list[Lab
         [trace] = parse_line(line, number, names)
         steps = row.get("step_targets")
         targets = _targets(steps, "step_targets") if steps is not None else (None,) * len(trace.candidate.trajectory.steps)
-        return [_checked(LabelledTrace(trace, targets, _target(row.get("final_target"), "final_target")))]
+        return [_labelled(trace, targets, _target(row.get("final_target"), "final_target"))]
     if "completions" in row and "labels" in row:
         return [_of_steps(row.get("prompt"), row["completions"], _targets(row["labels"], "labels"), row, number)]
     if isinstance(row.get("input"), str) and isinstance(row.get("label"), str):
         return [_math_shepherd(row, number)]
     if isinstance(row.get("question"), dict) and isinstance(row.get("label"), dict):
         return _prm800k(row, number)
+    if "error_steps" in row and "modified_process" in row:
+        return [_prmbench(row, number)]
+    if "label" in row and "steps" in row:
+        return [_process_bench(row, number)]
     raise BadRowError(
         "the line has no targets; expected the columns of `tts label` (step_targets, final_target), TRL (prompt, completions,"
-        " labels), Math-Shepherd (input, label) or PRM800K (question, label)"
+        " labels), Math-Shepherd (input, label), PRM800K (question, label), ProcessBench (problem, steps, label) or PRMBench"
+        " (modified_question, modified_process, error_steps)"
     )
 
 
@@ -88,11 +99,14 @@ def trl_row(labelled: LabelledTrace, threshold: float = 0.5) -> dict[str, Any]:
     }
 
 
-def _checked(labelled: LabelledTrace) -> LabelledTrace:
-    steps, targets = len(labelled.trace.candidate.trajectory.steps), len(labelled.steps)
-    if steps != targets:
-        raise BadRowError(f"{targets} labels for {steps} steps; expected one for every thinking step and every response step")
-    return labelled
+def _labelled(trace: Trace, targets: Sequence[float | None], final: float | None = None) -> LabelledTrace:
+    """The trace with targets for each given step, or for each step of its trajectory. Raises BadRowError for another number."""
+    expected, of = len(trace.candidate.trajectory.steps), "every thinking step and every response step"
+    if trace.given is not None:
+        expected, of = trace.given.count, "each of the given steps"
+    if len(targets) != expected:
+        raise BadRowError(f"{len(targets)} labels for {expected} steps; expected one for {of}")
+    return LabelledTrace(trace, tuple(trace.by_step(targets)), final)
 
 
 def _target(value: Any, name: str) -> float | None:
@@ -110,17 +124,14 @@ def _targets(values: Any, name: str) -> tuple[float | None, ...]:
 
 
 def _of_steps(problem: Any, steps: Any, targets: Sequence[float | None], row: Mapping[str, Any], number: int) -> LabelledTrace:
-    """A trace from steps and labels, without blank steps."""
+    """A trace from steps, and a label for each of them."""
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         raise BadRowError(f"the steps are {json.dumps(steps)[:40]}; expected a list of strings")
     if len(steps) != len(targets):
         raise BadRowError(f"{len(targets)} labels for {len(steps)} steps; expected one for every step")
-    kept = [(step, target) for step, target in zip(steps, targets, strict=True) if step.strip()]
-    beside = {name: row[name] for name in ("id", "answer") if name in row}
-    line = json.dumps({"problem": problem, "steps": [step for step, _ in kept], **beside})
-    [trace] = parse_line(line, number, {})
-    trace = Trace(trace.candidate, {**trace.row, **{name: row[name] for name in ("correct",) if name in row}})
-    return _checked(LabelledTrace(trace, tuple(target for _, target in kept)))
+    beside = {name: row[name] for name in ("id", "answer", "correct") if name in row}
+    [trace] = parse_line(json.dumps({"problem": problem, "steps": steps, **beside}), number, {})
+    return _labelled(trace, targets)
 
 
 def _math_shepherd(row: dict[str, Any], number: int) -> LabelledTrace:
@@ -169,3 +180,25 @@ def _prm800k(row: dict[str, Any], number: int) -> list[LabelledTrace]:
     if path:
         found.insert(0, (path, labels))
     return [_of_steps(problem, texts, targets, row, number) for texts, targets in found]
+
+
+def _process_bench(row: dict[str, Any], number: int) -> LabelledTrace:
+    """Steps before the first wrong one, which `label` counts from 0, are right; later ones have no label. -1: all are right."""
+    steps, first = row["steps"], row["label"]
+    if not isinstance(steps, list) or isinstance(first, bool) or not isinstance(first, int) or not -1 <= first < len(steps):
+        raise BadRowError(f"'label' is {json.dumps(first)[:40]}; expected the index of a step, from 0, or -1 if all are right")
+    right = len(steps) if first < 0 else first
+    targets = [1.0 if i < right else 0.0 if i == right else None for i in range(len(steps))]
+    return _of_steps(row.get("problem"), steps, targets, {**row, "correct": row.get("final_answer_correct")}, number)
+
+
+def _prmbench(row: dict[str, Any], number: int) -> LabelledTrace:
+    """Steps that `error_steps` counts, from 1, are wrong; all others are right.
+
+    The published file also has numbers beyond the last step, which count nothing.
+    """
+    steps, wrong = row["modified_process"], row["error_steps"]
+    if not isinstance(steps, list) or not isinstance(wrong, list) or not all(isinstance(i, int) and i >= 1 for i in wrong):
+        raise BadRowError(f"'error_steps' is {json.dumps(wrong)[:40]}; expected a list of numbers of steps, from 1")
+    targets = [float(i not in wrong) for i in range(1, len(steps) + 1)]
+    return _of_steps(row.get("modified_question"), steps, targets, {"id": row.get("idx")}, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from tts.data.files import BLOCK, ESCAPE, append_lines, part_of, repair, whole_l
 from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.grading.pool import Verdict
-from tts.types import Branch, Finish, Problem, Result, Reward, Usage
+from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -35,8 +36,9 @@ class Attempt:
     finish: Finish
     score: float
     """The strategy's score, by which it chose."""
-    rewards: tuple[float, ...] | None
-    """One reward per thinking step, then one per response step, of the part that was scored; None without a reward model."""
+    rewards: tuple[float | None, ...] | None
+    """One reward per thinking step, then one per response step, of the part that was scored, None for a step without a verdict;
+    None without a reward model."""
     final: float | None
     """Reward of the whole trace; None if the reward model gives none."""
     answer: str | None
@@ -45,11 +47,17 @@ class Attempt:
     """Equal for equivalent answers to the same problem; None without an answer."""
     correct: bool | None
     """Whether the answer is right; None if the problem has no reference answer."""
+    final_missing: bool = False
+    """Whether the reward model was asked for `final` and gave no verdict."""
 
     @property
     def text(self) -> str:
         """The whole candidate."""
         return "".join(self.steps)
+
+    def reward(self, alpha: float = 1.0, how: Aggregate = "mean") -> Reward:
+        """The reward with a run's alpha and aggregate; without a reward model, one that is not rated."""
+        return Reward(self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing)
 
 
 def _read_branch(value: Any) -> Any:
@@ -89,6 +97,8 @@ class Record:
     """Type and message of the exception; None if the problem was solved."""
     tree: tuple[SavedBranch, ...] = ()
     """Search tree; empty for strategies that do not search."""
+    instruction: str = ""
+    """What the policy was told besides the problem; empty for nothing."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -102,6 +112,7 @@ class Record:
                 score=score,
                 rewards=reward.steps if reward else None,
                 final=reward.final if reward else None,
+                final_missing=reward is not None and reward.final_missing,
                 answer=verdict.answer,
                 group=verdict.group,
                 correct=verdict.correct,
@@ -117,25 +128,32 @@ class Record:
             verdicts[result.choice].correct,
             replace(usage, cached=0),
             tree=tuple(result.tree),
+            instruction=problem.instruction,
         )
 
     @classmethod
     def failed(cls, problem: Problem, error: Exception, usage: Usage) -> Record:
         """The row of a problem that raised an exception."""
         message = f"{type(error).__name__}: {error}".strip()
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, replace(usage, cached=0), message)
+        usage = replace(usage, cached=0)
+        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message, instruction=problem.instruction)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
         """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
         return _parse(cls, line)
 
+    def to_line(self) -> bytes:
+        """The row as it stands in results.jsonl, without the line end."""
+        return self.to_json().encode(errors=ESCAPE)
+
     def to_json(self) -> str:
         """The row as one line of JSON."""
         row = _adapter(Record).dump_python(self)
         del row["usage"]["cached"]
-        if not self.tree:
-            del row["tree"]
+        for name in ("tree", "instruction"):
+            if not row[name]:
+                del row[name]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
@@ -150,9 +168,11 @@ class Outcome:
     error: str | None = None
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> Outcome:
-        """Parse a line of results.jsonl. Raises ValueError if it is not a row."""
-        return _parse(cls, line)
+    def from_json(cls, line: bytes) -> Outcome:
+        """Parse a line of results.jsonl, but for its candidates. Raises ValueError if it is not a row."""
+        # in a JSON text, quotes are escaped, so these bytes are not part of one; a row in another form is parsed as a whole
+        begin, end = line.find(b', "candidates": ['), line.rfind(b'], "choice": ')
+        return _parse(cls, line[:begin] + line[end + 1 :] if 0 < begin < end else line)
 
 
 @cache
@@ -251,6 +271,11 @@ class RunStore:
             ) from error
         return run
 
+    @property
+    def numbered(self) -> bool:
+        """Whether problems without an id have their number as one, as in folders of early versions."""
+        return "content" not in self.read_run()
+
     def note(self, **facts: Any) -> None:
         """Replace facts in run.json. Raises OSError."""
         self._write_run({**self.read_run(), **facts})
@@ -274,22 +299,34 @@ class RunStore:
         """The complete rows without their candidates, one at a time. Raises InputError at a bad one."""
         return self._read_rows(Outcome.from_json)
 
+    def lines(self) -> Iterator[tuple[bytes, Record]]:
+        """The complete rows as they stand in the file, without line ends, and parsed. Raises InputError at a bad one."""
+        return self._read_rows(lambda line: (line, Record.from_json(line)))
+
     def find(self, problem_id: str) -> Record | None:
         """The row of a problem; None if there is none. Raises InputError if it cannot be read.
 
-        A row begins with its id and has no line breaks inside, so it is found by searching for the bytes that it begins with,
-        which takes half a second for a gigabyte. Rows that other tools have written in another form are found by reading all.
+        A row begins with its id and has no line breaks inside, so it is found by the bytes that it begins with: at the place
+        that its timing names, or by a search through the file (half a second for a gigabyte). Rows in another form, which
+        another tool has written, are found by reading all of them.
         """
         start = b'{"id": ' + json.dumps(problem_id, ensure_ascii=False).encode(errors=ESCAPE) + b","
-        if (place := _line_that_starts(self.results, start)) is not None:
-            with self.results.open("rb") as file:
-                file.seek(place)
-                line = file.readline()
-            return self._read_row(Record.from_json, line) if line.endswith(b"\n") else None
+        for place in self._places(start):
+            line = _line_at(self.results, place)
+            if line.startswith(start) and line.endswith(b"\n"):
+                return self._read_row(Record.from_json, line)
         for line in whole_lines(self.results):
             if self._read_row(Outcome.from_json, line).id == problem_id:
                 return self._read_row(Record.from_json, line)
         return None
+
+    def _places(self, start: bytes) -> Iterator[int]:
+        """Where in results.jsonl the row may begin."""
+        if (timing := _search(self.timings, start)) is not None:
+            with suppress(ValueError, LookupError, TypeError):  # torn, or a run without places
+                yield int(json.loads(_line_at(self.timings, timing))["at"])
+        if (place := _search(self.results, start)) is not None:
+            yield place
 
     def _read_rows(self, parse: Callable[[bytes], T]) -> Iterator[T]:
         try:
@@ -331,7 +368,11 @@ class RunStore:
         return kept, damaged
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing to timings.jsonl. Raises OSError."""
+        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl.
+
+        Raises OSError; then neither file ends in half a row.
+        """
+        timing = {**timing, "at": self.results.stat().st_size if self.results.exists() else 0}
         append_lines(self.results, [record.to_json()])
         append_lines(self.timings, [json.dumps(timing)])
 
@@ -359,7 +400,14 @@ BEFORE = (LOCK, part_of(Path("run.json")).name)
 """What a run leaves in its folder that was killed before it wrote run.json."""
 
 
-def _line_that_starts(path: Path, start: bytes) -> int | None:
+def _line_at(path: Path, place: int) -> bytes:
+    """The rest of the line from a place in the file, with its line end."""
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.readline()
+
+
+def _search(path: Path, start: bytes) -> int | None:
     """Where in a file the first line is that starts so; None if there is none."""
     if not path.exists():
         return None

@@ -42,6 +42,10 @@ class Tally:
     """Lines and traces set aside in this session."""
     resumed: int = 0
     """Rows written in earlier sessions."""
+    missing: int = 0
+    """Verdicts that the scorer was asked for in this session and did not give."""
+    unrated: int = 0
+    """Traces of this session without any verdict."""
     tokens: int = 0
     bytes: int = 0
     """Bytes of the input that have been processed."""

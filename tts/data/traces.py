@@ -4,6 +4,7 @@
     {"problem": "1 + 1 = ?", "thinking": "one and one", "response": "It is \\\\boxed{2}"}
     {"problem": "1 + 1 = ?", "steps": ["one and one", "It is \\\\boxed{2}"]}
 
+Where `steps` are given, values of steps (rewards, labels) have one entry for each of them, null where there is nothing to rate.
 Other fields are kept. A row of a run's results.jsonl stands for one trace per candidate.
 """
 
@@ -11,19 +12,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tts.errors import InputError
 from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
-from tts.types import Candidate, Problem, Step
+from tts.types import Candidate, Finish, Part, Problem, Step
 
-FIELDS = ("id", "problem", "answer", "text", "thinking", "response", "steps")
+T = TypeVar("T")
+
+FIELDS = ("id", "problem", "instruction", "answer", "text", "thinking", "response", "steps")
 """The fields of a trace, each of which may have another name in a file (`--field`)."""
 
 EXPECTED = 'expected {"problem": …} with "text", with "thinking" and "response", or with "steps"'
+
+
+@dataclass(frozen=True)
+class Given:
+    """The places of a trajectory's steps in the list of steps that a row gave. The others hold nothing: blanks, a lone tag."""
+
+    count: int
+    """Steps in the list."""
+    places: tuple[int, ...]
+    """For each step of the trajectory, its index in the list, from 0."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +45,44 @@ class Trace:
 
     candidate: Candidate
     row: Mapping[str, Any] = field(default_factory=dict)
+    given: Given | None = None
+    """None for a trace that was given as text."""
 
     @property
     def id(self) -> str:
         return self.candidate.problem.id
+
+    def instructed(self, instruction: str | None) -> Trace:
+        """The trace under another instruction than its own, where one is given (`Problem.instructed`)."""
+        problem = self.candidate.problem.instructed(instruction)
+        return replace(self, candidate=replace(self.candidate, problem=problem))
+
+    def by_position(self, values: Sequence[T | None], over: Part = "all") -> list[T | None]:
+        """Values of steps as rows hold them: where steps were given, one for each, in their order.
+
+        Args:
+            values: One for each step of the part `over` of the trajectory.
+            over: The part that has values.
+
+        Returns:
+            One value per given step, None where there is nothing to rate or it is not in that part; `values` themselves for a
+            trace that was given as text.
+        """
+        if self.given is None:
+            return list(values)
+        places = self.given.places
+        places = places[len(places) - len(values) :] if over == "response" else places[: len(values)]
+        found = dict(zip(places, values, strict=True))
+        return [found.get(i) for i in range(self.given.count)]
+
+    def by_step(self, values: Sequence[T]) -> list[T]:
+        """The opposite of `by_position`: of values for each given step, those of the trajectory's steps.
+
+        Values of any other number are returned as they are: for the caller, who knows what they should be, to check.
+        """
+        if self.given is None or len(values) != self.given.count:
+            return list(values)
+        return [values[place] for place in self.given.places]
 
 
 class BadRowError(ValueError):
@@ -88,11 +135,24 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
     if isinstance(identifier, bool | dict | list):
         raise BadRowError(f"the id is {json.dumps(identifier)[:40]}; expected a string or a number")
     identifier = str(number if identifier is None else identifier)
-    problem = Problem(identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None)
+    instruction = values["instruction"] if names.get("problem") != "instruction" else None
+    problem = Problem(
+        identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None,
+        instruction=instruction if isinstance(instruction, str) else "",
+    )  # fmt: skip
     if isinstance(row.get("candidates"), list):
         return _of_run(problem, row)
-    text = _text(values, names)
-    return [Trace(Candidate(problem, (Step(text, (), "stop"),)), row)]
+    given = None
+    if values["steps"] is not None:
+        text, given = _joined(values["steps"], names.get("steps", "steps"))
+    else:
+        text = _text(values, names)
+    return [Trace(Candidate(problem, (Step(text, (), _finish(row)),)), row, given)]
+
+
+def _finish(row: Mapping[str, Any]) -> Finish:
+    """How a trace ended, as its row says: complete, unless it was cut off."""
+    return "length" if row.get("finish") == "length" else "stop"
 
 
 def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
@@ -102,7 +162,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
         steps = attempt.get("steps") if isinstance(attempt, dict) else None
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
             raise BadRowError(f"candidate {i} has no list of strings under 'steps'")
-        own = Problem(f"{problem.id}/{i}", problem.prompt, problem.answer)
+        own = replace(problem, id=f"{problem.id}/{i}")
         fields = {
             "id": own.id,
             "problem": problem.prompt,
@@ -110,10 +170,12 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
             "text": "".join(steps),
             "correct": attempt.get("correct"),
         }
+        fields |= {"instruction": problem.instruction} if problem.instruction else {}
         fields |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
             fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses
-        traces.append(Trace(Candidate(own, (Step("".join(steps), (), "stop"),)), fields))
+            fields |= {"final_missing": True} if attempt.get("final_missing") else {}
+        traces.append(Trace(Candidate(own, (Step("".join(steps), (), _finish(attempt)),)), fields))
     return traces
 
 
@@ -121,9 +183,7 @@ def _text(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
     for name in ("text", "thinking", "response"):
         if values[name] is not None and not isinstance(values[name], str):
             raise BadRowError(f"{names.get(name, name)!r} is {json.dumps(values[name])[:40]}; expected a string")
-    text, thinking, response, steps = (values[name] for name in ("text", "thinking", "response", "steps"))
-    if steps is not None:
-        return _joined(steps, names.get("steps", "steps"))
+    text, thinking, response = (values[name] for name in ("text", "thinking", "response"))
     if thinking is not None:
         text = f"{OPEN}\n{thinking}\n{CLOSE}\n\n{response or ''}"
     elif response is not None:
@@ -135,15 +195,19 @@ def _text(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return str(text)
 
 
-def _joined(steps: Any, name: str) -> str:
-    """Steps as one text that is parsed into the same steps again; a blank line within a step becomes a line end."""
+def _joined(steps: Any, name: str) -> tuple[str, Given]:
+    """Steps as one text that is parsed into the same steps again, and their places; a blank line within a step becomes a line
+    end."""
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         raise BadRowError(f"{name!r} is {json.dumps(steps)[:40]}; expected a list of strings")
-    kept = [re.sub(r"\n[ \t]*(?:\n[ \t]*)+", "\n", step.replace("\r\n", "\n").strip()) for step in steps if step.strip()]
-    text = BOUNDARY.join(kept)
-    trajectory = parse(text)
-    if not kept:
+    kept = [re.sub(r"\n[ \t]*(?:\n[ \t]*)+", "\n", step.replace("\r\n", "\n").strip()) for step in steps]
+    text = BOUNDARY.join(filter(None, kept))
+    counts = [len(parse(step).steps) for step in kept]
+    if not any(counts):
         raise BadRowError("the trace is empty")
-    if len(trajectory.thinking) + len(trajectory.response) != len(kept):
-        raise BadRowError(f"the {OPEN} or {CLOSE} tags in {name!r} would change its steps; give the trace as 'text' instead")
-    return text
+    if max(counts) > 1 or sum(counts) != len(parse(text).steps):
+        raise BadRowError(
+            f"the thinking tags in {name!r} would change its steps; split a step at the tag within it, or give the trace as"
+            " 'text' instead"
+        )
+    return text, Given(len(steps), tuple(i for i, count in enumerate(counts) if count))

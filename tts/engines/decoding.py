@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -42,6 +43,9 @@ class Sample:
     """Maximum number of tokens to generate."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each token, the likeliest tokens in its place and their log-probabilities."""
     finish: Finish = "length"
 
     def push(self, token: int, ends: set[int]) -> bool:
@@ -247,11 +251,8 @@ class DecodeLoop:
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
-        if any(row.sampling.logprobs for row in rows):
-            chosen = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
-            for row, logprob in zip(rows, chosen, strict=True):
-                if row.sampling.logprobs:
-                    row.logprobs.append(logprob)
+        if any(row.sampling.logprobs or row.sampling.likeliest for row in rows):
+            note_logprobs(rows, logits.log_softmax(-1), tokens)
         self._push(tokens.tolist())
 
     def _push(self, tokens: list[int]) -> None:
@@ -286,6 +287,24 @@ class DecodeLoop:
             self.rows[target] = rows[source]
         del self.rows[len(stay) :]
         self.cache.move(moves, length)
+
+
+def note_logprobs(rows: Sequence[Sample], logprobs: Tensor, tokens: Tensor) -> None:
+    """Append to each row, as it asked, the log-probability of its token, the highest ones, and minus the mean of these.
+
+    `logprobs` is [rows, vocabulary], `tokens` [rows].
+    """
+    chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+    counts = {count for row in rows if (count := row.sampling.confidence)}
+    means = {k: logprobs.topk(min(k, logprobs.shape[1]), -1).values.mean(-1).neg().tolist() for k in counts}
+    for i, row in enumerate(rows):
+        if row.sampling.logprobs:
+            row.logprobs.append(chosen[i])
+        if row.sampling.confidence:
+            row.confidence.append(means[row.sampling.confidence][i])
+        if row.sampling.top:
+            likeliest = logprobs[i].topk(min(row.sampling.top, logprobs.shape[1]))
+            row.top.append(list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)))
 
 
 def _explained(error: Exception, rows: int) -> Exception:

@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
-from tts.models.prompts import Prompter
+from tts.models.prompts import Prompter, check_chat_args
+from tts.solving.confidence import confidence_of
+from tts.trajectory import CLOSE, OPEN
 from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
 
 EXTRAS: dict[str, dict[str, Any]] = {
@@ -17,6 +19,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "sglang": {"no_stop_trim": True},
 }
 """Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
+
+
+MANY, FEW = 20, 5
+"""Likeliest tokens per position that vLLM and SGLang report, and that the API allows elsewhere."""
 
 
 class _Served(NamedTuple):
@@ -39,6 +45,8 @@ class ServerEngine(Engine):
         model: The server's name for the model. If it is also a bundled name, a folder or a hub id, its tokenizer is used.
         url: The server's address, such as http://127.0.0.1:8000.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template; with the chat API, its `chat_template_kwargs`.
         api: completions continues exact token ids, so that strategies can search step by step; chat gives only whole
             completions; auto (default) is completions, or chat if the server has no /v1/completions or no tokenizer is found.
         tokenizer: The model whose tokenizer is used, if it is not `model`.
@@ -57,6 +65,8 @@ class ServerEngine(Engine):
         *,
         url: str,
         system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         api: Literal["auto", "completions", "chat"] = "auto",
         tokenizer: str | None = None,
         **client: Any,
@@ -64,18 +74,26 @@ class ServerEngine(Engine):
         if api not in ("auto", "completions", "chat"):
             raise InputError(f"--engine-arg api is {api!r}; expected auto, completions or chat")
         key = key_from_environment()
-        self.model, self.system = model, system
+        if prompt_template is not None and api == "chat":
+            raise InputError(
+                "--prompt-template needs /v1/completions: behind the chat API, the server applies its own chat template; omit"
+                " --engine-arg api=chat, or --prompt-template"
+            )
+        self.model, self.system, self.chat_args = model, system, check_chat_args(chat_template_args)
         self.client = JsonClient(url, key=key, **client)
-        self.prompter = None if api == "chat" else _find_prompter(tokenizer or model, system, needed=api == "completions")
+        self.prompter: Prompter | None = None
+        if api != "chat":
+            needed = api == "completions" or prompt_template is not None
+            self.prompter = _find_prompter(tokenizer or model, system, prompt_template, self.chat_args, needed=needed)
         self.chat = self.prompter is None
-        self._may_chat = api == "auto"
+        self._may_chat = api == "auto" and prompt_template is None
         self._problems: dict[tuple[int, ...], str] = {}
         self._served: _Served | None = None
         self._takes_ids = True
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
-        ids = self.prompter.encode(problem) if self.prompter else tuple(map(ord, problem.prompt))
-        self._problems[ids] = problem.prompt
+        ids = self.prompter.encode(problem) if self.prompter else tuple(map(ord, problem.full_prompt))
+        self._problems[ids] = problem.full_prompt
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -107,6 +125,8 @@ class ServerEngine(Engine):
             if self.prompter is not None:
                 self.prompter.check_stops(sampling.stop)
             body["stop"] = list(sampling.stop)
+        if served.extras and self.prompter is not None and not self.prompter.skips_special:
+            body["skip_special_tokens"] = False
         if not self.chat:
             try:
                 return await self._complete(tuple(prefix), body | served.extras, sampling)
@@ -117,8 +137,9 @@ class ServerEngine(Engine):
         return await self._converse(tuple(prefix), body, sampling)
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
-        if sampling.logprobs:
-            body["logprobs"] = 1
+        if sampling.logprobs or sampling.likeliest:
+            served = await self._identify()
+            body["logprobs"] = max(1, min(sampling.likeliest, MANY if served.extras else FEW))
         if self._takes_ids:
             try:
                 answer = await self.client.post("/v1/completions", {**body, "prompt": list(prefix)})
@@ -140,30 +161,42 @@ class ServerEngine(Engine):
         assert self.prompter is not None
         if tokens is None:  # a server that returns only text, which is tokenised here
             tokens = self.prompter.tokenizer.encode(text, add_special_tokens=False)
-            if self.decode(tokens) != text:
+            if (self.decode(tokens) if self.prompter.skips_special else self._spelt_out(tokens)) != text:
                 raise ServerError("the tokenizer does not reproduce the server's text; is it that of the model served?")
-        logprobs = None
+        logprobs = top = confidence = None
         if sampling.logprobs and choice.get("logprobs"):
             logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
-        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs)
+        places = (choice.get("logprobs") or {}).get("top_logprobs") or () if sampling.likeliest else ()
+        if sampling.top:
+            top = tuple(place or {} for place in places) or None
+        if sampling.confidence and places and all(isinstance(place, dict) and place for place in places):
+            confidence = tuple(confidence_of(map(float, place.values()), sampling.confidence) for place in places)
+        return Step(self.decode(tokens), tuple(tokens), _finish(choice, sampling), logprobs, top, confidence)
 
     def _as_text(self, prefix: tuple[int, ...]) -> str:
         """Return the prefix as text, for a server that takes only text. Raises ServerError if that would change its tokens."""
         assert self.prompter is not None
-        tokenizer = self.prompter.tokenizer
-        text = str(tokenizer.decode(list(prefix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if tuple(tokenizer.encode(text, add_special_tokens=False)) != prefix:
+        text = self._spelt_out(prefix)
+        if tuple(self.prompter.tokenizer.encode(text, add_special_tokens=False)) != prefix:
             raise ServerError("the server takes only text, and this prefix cannot be converted to text and back unchanged")
         return text
+
+    def _spelt_out(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, with all special tokens."""
+        assert self.prompter is not None
+        decode: Any = self.prompter.tokenizer.decode
+        return str(decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     async def _converse(self, prefix: tuple[int, ...], body: dict[str, Any], sampling: Sampling) -> Generation:
         if sampling.stop or prefix not in self._problems:
             raise InputError(
-                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, which"
-                " needs /v1/completions"
+                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
+                " ends them, which needs /v1/completions"
             )
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._problems[prefix]})
+        if self.chat_args:
+            body["chat_template_kwargs"] = self.chat_args
         answer = await self.client.post("/v1/chat/completions", {**body, "messages": messages})
         steps = []
         for choice in _choices(answer, body["n"]):
@@ -171,7 +204,7 @@ class ServerEngine(Engine):
             if not isinstance(message, dict):
                 raise ServerError(f"{self.client.url} returned a choice without message; is it an OpenAI-compatible server?")
             thinking = message.get("reasoning_content") or message.get("reasoning")
-            text = (f"<think>\n{thinking}\n</think>\n\n" if thinking else "") + (message.get("content") or "")
+            text = (f"{OPEN}\n{thinking}\n{CLOSE}\n\n" if thinking else "") + (message.get("content") or "")
             steps.append(Step(text, (), "length" if choice.get("finish_reason") == "length" else "stop"))
         return _with_usage(answer, tuple(steps), len(prefix))
 
@@ -202,13 +235,14 @@ class ServerEngine(Engine):
         await self.client.close()
 
 
-def _find_prompter(model: str, system: str | None, *, needed: bool) -> Prompter | None:
+def _find_prompter(model: str, *prompting: Any, needed: bool) -> Prompter | None:
     try:
-        return Prompter(model, system)
-    except InputError:
+        checkpoints.load_tokenizer(model)
+    except InputError as error:
         if needed:
-            raise
+            raise InputError(f"{error}; name a model with the same tokenizer by --engine-arg tokenizer=NAME") from error
         return None  # a name that only the server knows
+    return Prompter(model, *prompting)
 
 
 def _folder(model: str) -> str:

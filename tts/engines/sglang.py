@@ -9,6 +9,7 @@ from tts.engines.http import JsonClient, key_from_environment
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 
@@ -22,6 +23,8 @@ class SGLangEngine(Prompter, Engine):
         model: A bundled model's name, a folder or a hub id. Its tokenizer and its context are used also with `url`.
         url: The address of a running server. By default the engine runs in this process.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template.
         adapter: A LoRA adapter, a folder or a hub id, for the engine in this process.
         **arguments: Arguments of sglang.Engine, such as `tp_size` or `dtype`; with `url`, those of
             `tts.engines.http.JsonClient`.
@@ -33,10 +36,18 @@ class SGLangEngine(Prompter, Engine):
     requires, address = "sglang", "optional"
 
     def __init__(
-        self, model: str, *, url: str | None = None, system: str | None = None, adapter: str | None = None, **arguments: Any
+        self,
+        model: str,
+        *,
+        url: str | None = None,
+        system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        **arguments: Any,
     ) -> None:
         config = checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, system, prompt_template, chat_template_args)
         context = arguments.get("context_length") or checkpoints.context_length(config) or self.tokenizer.model_max_length
         self.context: int = int(context) - 1  # SGLang keeps one position free
         self.client: JsonClient | None = None
@@ -65,9 +76,11 @@ class SGLangEngine(Prompter, Engine):
             "max_new_tokens": min(sampling.max_tokens, room),
             "stop": list(sampling.stop),
             "no_stop_trim": True,
-            "skip_special_tokens": True,
+            "skip_special_tokens": self.skips_special,
         }
-        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs, **self.lora}
+        request = {"sampling_params": parameters, "return_logprob": sampling.logprobs or sampling.likeliest > 0, **self.lora}
+        if sampling.likeliest:
+            request["top_logprobs_num"] = sampling.likeliest
         if n == 1:
             outputs = [first := await self._ask({"input_ids": list(prefix), **request})]
         else:  # as SGLang does for `n` itself; a request of our own shows how much of the prefix was cached
@@ -75,17 +88,22 @@ class SGLangEngine(Prompter, Engine):
             first = await self._ask({"input_ids": list(prefix), **request, "sampling_params": prefill})
             outputs = await self._ask({"input_ids": [list(prefix)] * n, **request})
         cached = first["meta_info"].get("cached_tokens", 0)
-        return Generation(tuple(self._step(output) for output in outputs), len(prefix), min(cached, len(prefix)))
+        return Generation(tuple(self._step(output, sampling) for output in outputs), len(prefix), min(cached, len(prefix)))
 
     async def _ask(self, request: dict[str, Any]) -> Any:
         return await (self.client.post("/generate", request) if self.client else self.engine.async_generate(**request))
 
-    def _step(self, output: dict[str, Any]) -> Step:
+    def _step(self, output: dict[str, Any], sampling: Sampling) -> Step:
         tokens, meta = tuple(output["output_ids"]), output["meta_info"]
-        logprobs = None
+        logprobs = top = confidence = None
         if "output_token_logprobs" in meta:
             logprobs = tuple(float(entry[0]) for entry in meta["output_token_logprobs"])
-        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs)
+        if places := meta.get("output_top_logprobs"):
+            if sampling.top:
+                top = tuple(self.spelled((entry[1], entry[0]) for entry in at or ()) for at in places)
+            if count := sampling.confidence:
+                confidence = tuple(confidence_of((float(entry[0]) for entry in at), count) for at in places)
+        return Step(self.decode(tokens), tokens, _finish(meta["finish_reason"]), logprobs, top, confidence)
 
     async def close(self) -> None:
         if self.client is not None:

@@ -30,6 +30,8 @@ class TransformersEngine(Prompter, Engine):
     Args:
         model: A bundled model's name, a folder or a hub id.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template.
         adapter: A LoRA adapter, a folder or a hub id, to merge into the weights.
         device: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
         dtype: auto (that of the checkpoint), float32, bfloat16 or float16.
@@ -46,6 +48,8 @@ class TransformersEngine(Prompter, Engine):
         model: str,
         *,
         system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         adapter: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -55,7 +59,7 @@ class TransformersEngine(Prompter, Engine):
         checkpoints.check_number("--engine-arg max_rows", max_rows, 1, whole=True)
         checkpoints.check_number("--engine-arg cache_gib", cache_gib, 0)
         config = checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, system, prompt_template, chat_template_args)
         if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
             raise InputError(_unfit(model, config))
         # eager attention, whose sums do not depend on batch size or padding as those of sdpa's CPU kernel do
@@ -64,6 +68,7 @@ class TransformersEngine(Prompter, Engine):
         )
         if adapter is not None:
             self.model = checkpoints.merge_adapter(self.model, adapter)
+        self.exact = checkpoints.is_exact(self.model)
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
@@ -88,7 +93,9 @@ class TransformersEngine(Prompter, Engine):
         self.loop.close()
 
     def _step(self, sample: Sample) -> Step:
-        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, tuple(sample.logprobs) or None)
+        logprobs, confidence = tuple(sample.logprobs) or None, tuple(sample.confidence) or None
+        top = tuple(self.spelled(likeliest) for likeliest in sample.top) or None
+        return Step(self.decode(sample.tokens), tuple(sample.tokens), sample.finish, logprobs, top, confidence)
 
 
 def _unfit(model: str, config: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
+from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -25,6 +26,8 @@ class VLLMEngine(Prompter, Engine):
     Args:
         model: A bundled model's name, a folder or a hub id.
         system: The system prompt, if any.
+        prompt_template: The whole prompt in place of a chat template, as `Prompter` takes it.
+        chat_template_args: Arguments of the chat template.
         adapter: A LoRA adapter, a folder or a hub id.
         **arguments: Arguments of vLLM's AsyncEngineArgs, such as `tensor_parallel_size` or `dtype`.
 
@@ -34,9 +37,18 @@ class VLLMEngine(Prompter, Engine):
 
     requires = "vllm"
 
-    def __init__(self, model: str, *, system: str | None = None, adapter: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        **arguments: Any,
+    ) -> None:
         checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, system, prompt_template, chat_template_args)
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
@@ -67,9 +79,10 @@ class VLLMEngine(Prompter, Engine):
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=sampling.likeliest if sampling.logprobs or sampling.likeliest else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=bool(sampling.stop),
+            skip_special_tokens=self.skips_special,
         )
         stream = self.llm.generate(
             TokensPrompt(prompt_token_ids=list(prefix)), parameters, f"tts-{next(self._number)}", lora_request=self.lora
@@ -79,14 +92,20 @@ class VLLMEngine(Prompter, Engine):
         async for output in stream:  # vLLM may return the samples together or one by one
             outputs |= {completion.index: completion for completion in output.outputs}
             cached = max(cached, output.num_cached_tokens or 0)
-        return Generation(tuple(self._step(outputs[i]) for i in range(n)), len(prefix), cached)
+        return Generation(tuple(self._step(outputs[i], sampling) for i in range(n)), len(prefix), cached)
 
-    def _step(self, completion: Any) -> Step:
+    def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens = tuple(completion.token_ids)
-        logprobs = None
+        logprobs = top = confidence = None
         if completion.logprobs:
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
-        return Step(self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs)
+            if sampling.top:
+                top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in completion.logprobs)
+            if count := sampling.confidence:  # vLLM adds the drawn token
+                confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in completion.logprobs)
+        return Step(
+            self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top, confidence
+        )  # fmt: skip
 
     async def close(self) -> None:
         self.llm.shutdown()

@@ -10,15 +10,15 @@ from typing import Any
 from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
+from tts.evals.intervals import Estimate, estimate, estimate_difference, paired_p
 from tts.evals.load import open_run
-from tts.evals.summary import Estimate, estimate
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Accuracies over the problems that both runs graded, and their paired difference.
 
-    Intervals are 95 % bootstrap intervals over problems. A problem that was solved several times counts with its mean.
+    Intervals are 95 % intervals over problems. A problem that was solved several times counts with its mean.
     """
 
     runs: tuple[str, str]
@@ -31,6 +31,8 @@ class Comparison:
     """Accuracy of the second run."""
     difference: Estimate
     """Accuracy of the second run minus that of the first."""
+    p: float
+    """p-value of no difference; with one sample per problem, that of McNemar's exact test."""
     only_first: int
     """Problems that the first run solved more often than the second."""
     only_second: int
@@ -40,9 +42,16 @@ class Comparison:
     settings: dict[str, tuple[Any, Any]]
     """Settings that differ, with their values in both runs."""
 
+    @property
+    def verdict(self) -> str:
+        """Which run is better, if the difference is significant at 5 %."""
+        if self.p >= 0.05:
+            return "the difference may be chance"
+        return "the second is better" if self.difference.value > 0 else "the first is better"
+
     def to_json(self) -> dict[str, Any]:
         """The object that `tts compare --json` prints."""
-        return asdict(self)
+        return {**asdict(self), "verdict": self.verdict}
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
@@ -66,7 +75,8 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         problems=len(common),
         first=estimate(a),
         second=estimate(b),
-        difference=estimate([y - x for x, y in zip(a, b, strict=True)]),
+        difference=estimate_difference(a, b),
+        p=paired_p(a, b),
         only_first=sum(x > y for x, y in zip(a, b, strict=True)),
         only_second=sum(y > x for x, y in zip(a, b, strict=True)),
         left_out=len(seen | other_seen) - len(common),

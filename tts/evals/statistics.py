@@ -1,21 +1,19 @@
-"""Estimates of accuracy from n graded candidates per problem: at n, at every smaller k, and with intervals."""
+"""Estimates of accuracy from n graded candidates of a problem, at n and at every smaller k."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from itertools import combinations, groupby
-from math import comb
+from itertools import combinations
+from math import comb, fsum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_BLOCK = 2_000_000
-"""Maximum number of indices in one block of resamples, which limits memory."""
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -31,69 +29,101 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
 def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
     """Expected correctness of the candidate with the highest key among k of the n, over all subsets, in closed form.
 
-    Among candidates with equal keys, each is equally likely to be chosen. `keys` and `correct` have one entry per candidate.
+    Of candidates with equal keys, the earlier one is chosen. `keys` and `correct` have one entry per candidate.
     """
+    return best_curve(keys, correct, [k])[0]
+
+
+def best_curve(keys: Sequence[Any], correct: Sequence[bool], sizes: Sequence[int]) -> list[float]:
+    """`best_of_k` for several k."""
     n = len(keys)
-    order = sorted(range(n), key=lambda i: keys[i], reverse=True)
-    expected, left = 0.0, n
-    for _, tied in groupby(order, key=lambda i: keys[i]):
-        members = list(tied)
-        chance = (comb(left, k) - comb(left - len(members), k)) / comb(n, k)
-        expected += chance * sum(correct[i] for i in members) / len(members)
-        left -= len(members)
-    return expected
+    order = sorted(range(n), key=lambda i: keys[i], reverse=True)  # stable: at equal keys, the earlier one first
+    ranks = [rank for rank, i in enumerate(order) if correct[i]]
+    chances = [_chances(n, k) for k in sizes]
+    return [fsum(chance[rank] for rank in ranks[: bisect_left(ranks, len(chance))]) for chance in chances]
 
 
-def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], k: int) -> float:
+@lru_cache(maxsize=256)
+def _chances(n: int, k: int) -> list[float]:
+    """The share of the subsets of size k that choose the candidate of each rank: C(n - 1 - rank, k - 1) / C(n, k)."""
+    rank = np.arange(n - k)
+    chances: list[float] = np.cumprod(np.concatenate([[k / n], (n - k - rank) / (n - 1 - rank)])).tolist()
+    return chances  # by ratios, as the binomials may be too large for a float
+
+
+def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], finished: Sequence[bool], k: int) -> float:
     """Expected correctness of the most frequent group among k of the n candidates, over all subsets, exactly.
 
-    Equivalent answers have the same group; a candidate of group None has no vote. Among equally frequent groups, each is
-    equally likely to be chosen. Subsets are counted with a generating function: for each number of votes t, those in which a
-    group has t votes, some other groups have as many, and none has more.
+    Equivalent answers have the same group; a candidate of group None has no vote. The chosen candidate is finished if any is,
+    has the most votes among those, and is the earliest with as many. For large n, this takes long: 0.1 s for 256.
     """
-    sizes = Counter(group for group in groups if group is not None)
-    right = {group: flag for group, flag in zip(groups, correct, strict=True) if group is not None}
-    return _majority_of_k(tuple(sorted((size, right[group]) for group, size in sizes.items())), len(groups), k)
+    return majority_curve(groups, correct, finished, [k])[0]
 
 
-@lru_cache(maxsize=4096)
-def _majority_of_k(votes: tuple[tuple[int, bool], ...], n: int, k: int) -> float:
-    """The same for groups given as (size, whether it is right); cached, as many problems have the same votes."""
-    sizes = [size for size, _ in votes]
-    if k == n:  # one subset
-        most = [right for size, right in votes if size == max(sizes)]
-        return sum(most) / len(most) if most else 0.0
-    silent = n - sum(sizes)
-    expected = 0.0
-    for t in range(1, min(k, max(sizes, default=0)) + 1):
-        # ways[v, j]: choices of v candidates in which no group has more than t votes, and j of the groups have exactly t
-        start = np.zeros((k + 1, k // t + 1))
-        start[: silent + 1, 0] = [comb(silent, v) for v in range(min(silent, k) + 1)]
-        before = [start]
-        for size in sizes:
-            before.append(_with_group(before[-1], size, t))
-        after = [np.eye(1, k // t + 1) * np.eye(k + 1, 1)]
-        for size in reversed(sizes):
-            after.append(_with_group(after[-1], size, t))
-        for i, (size, right) in enumerate(votes):
-            if right and size >= t:
-                rest = k - t + 1
-                pairs = before[i][:rest].T @ after[len(sizes) - 1 - i][:rest][::-1]  # [ties before, ties after]
-                ties = np.add.outer(np.arange(len(pairs)), np.arange(len(pairs)))
-                expected += comb(size, t) * float((pairs / (ties + 1)).sum())
-    return expected / comb(n, k)
+def majority_curve(
+    groups: Sequence[int | None], correct: Sequence[bool], finished: Sequence[bool], sizes: Sequence[int]
+) -> list[float]:
+    """`majority_of_k` for several k, which takes as long as for the largest alone."""
+    return list(_majority_curve(tuple(groups), tuple(correct), tuple(finished), tuple(sizes)))
 
 
-def _with_group(ways: NDArray[np.float64], size: int, t: int) -> NDArray[np.float64]:
-    """`ways` after adding a group of `size` candidates, which may have up to t votes."""
-    votes, ties = ways.shape
-    grown = np.zeros_like(ways)
-    for v in range(min(size, t, votes - 1) + 1):
-        if v < t:
-            grown[v:] += comb(size, v) * ways[: votes - v]
-        else:
-            grown[v:, 1:] += comb(size, v) * ways[: votes - v, : ties - 1]
+@lru_cache(maxsize=4096)  # on easy problems, candidates agree
+def _majority_curve(
+    groups: tuple[int | None, ...], correct: tuple[bool, ...], finished: tuple[bool, ...], sizes: tuple[int, ...]
+) -> tuple[float, ...]:
+    voters = list(zip(groups, correct, finished, strict=True))
+    cut = [(group, right, True) for group, right, done in voters if not done]
+    ways = [a + b for a, b in zip(_ways_to_be_right(voters, sizes), _ways_to_be_right(cut, sizes), strict=True)]
+    return tuple(way / comb(len(voters), k) for way, k in zip(ways, sizes, strict=True))
+
+
+def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], sizes: Sequence[int]) -> list[float]:
+    """For each of the sizes, the number of subsets whose choice is right and finished. A voter is (group, right, finished).
+
+    Subsets are counted for each number of votes t and each candidate i of a group with right ones: those in which i is chosen
+    with t votes. Of every other group with finished members, they have fewer than t candidates, or t with no finished one
+    before i, or only unfinished ones. The coefficients of a product of generating functions, one per group, count them.
+    """
+    choose, size = _binomials(len(voters)), Counter(group for group, _, _ in voters if group is not None)
+    places: dict[int, list[int]] = {}  # of finished members
+    for i, (group, _, done) in enumerate(voters):
+        if group is not None and done:
+            places.setdefault(group, []).append(i)
+    ways, largest = [0.0] * len(sizes), min(max(sizes), len(voters))
+    for chosen, members in places.items():
+        right = np.array([voters[i][1] for i in members])
+        if not right.any():
+            continue
+        mates = size[chosen] - 1 - np.arange(len(members))  # who may vote beside i: unfinished ones, and those after i
+        for t in range(1, min(largest, size[chosen]) + 1):
+            rivals = [group for group in places if group != chosen and size[group] >= t]
+            others = len(voters) - size[chosen] - sum(size[group] for group in rivals)
+            counts = np.tile(choose[others, : largest - t + 1], (len(members), 1))  # by i and number of candidates
+            for group in rivals:
+                counts = _with_rival(counts, places[group], size[group], t, members, choose)
+            found = (right * choose[mates, t - 1]) @ counts  # by number of candidates beside those with the t votes
+            for place, k in enumerate(sizes):
+                if t <= k <= len(voters):
+                    ways[place] += float(found[k - t])
+    return ways
+
+
+def _with_rival(
+    counts: NDArray[np.float64], places: list[int], size: int, t: int, members: list[int], choose: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`counts` after adding a group with finished candidates at `places`, none of which is preferred to those at `members`."""
+    unfinished, later = size - len(places), len(places) - np.searchsorted(places, members)
+    grown, width = counts.copy(), counts.shape[1]
+    for votes in range(1, min(width - 1, max(t, unfinished), size) + 1):
+        allowed = choose[size if votes < t else unfinished + later if votes == t else unfinished, votes]
+        grown[:, votes:] += np.reshape(allowed, (-1, 1)) * counts[:, : width - votes]
     return grown
+
+
+@lru_cache(maxsize=4)
+def _binomials(n: int) -> NDArray[np.float64]:
+    """C(m, v) for all m and v up to n [m, v]."""
+    return np.array([[float(comb(m, v)) for v in range(n + 1)] for m in range(n + 1)])
 
 
 class Sampled(NamedTuple):
@@ -127,36 +157,3 @@ def _subsets(n: int, k: int, seed: int, draws: int) -> list[list[int]]:
         return [list(subset) for subset in combinations(range(n), k)]
     rng = np.random.default_rng([seed, k])
     return [sorted(rng.choice(n, k, replace=False).tolist()) for _ in range(draws)]
-
-
-def interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over problems.
-
-    Args:
-        values: One value per problem; for a paired comparison, the differences.
-        seed: Seed of the resamples. Default 0.
-        draws: Number of resamples. Default 10,000.
-        level: Coverage that the interval should have. Default 0.95.
-
-    Returns:
-        The lower and the upper end; NaN without values.
-    """
-    if not values:
-        return (float("nan"), float("nan"))
-    data = np.asarray(values, dtype=float)
-    means = np.concatenate([data[resample].mean(1) for resample in _resamples(len(data), seed, draws)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _resamples(count: int, seed: int, draws: int) -> Iterable[NDArray[np.int64]]:
-    """Yield resamples as arrays of indices [draws, count], in blocks; the same for all means of a run."""
-    if count * draws <= _BLOCK:
-        return (_resample(count, seed, draws),)
-    rng, rows = np.random.default_rng(seed), max(1, _BLOCK // count)
-    return (rng.integers(0, count, (min(rows, draws - i), count)) for i in range(0, draws, rows))
-
-
-@lru_cache(maxsize=1)
-def _resample(count: int, seed: int, draws: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, count, (draws, count))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import fsum
 from typing import Any, NamedTuple
 
 from tts.data.store import Attempt, Record
 from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
-from tts.evals.statistics import Sampled, best_of_k, choice_at_k, interval, majority_of_k, pass_at_k
+from tts.evals.intervals import Estimate, estimate
+from tts.evals.statistics import Sampled, best_curve, choice_at_k, majority_curve, pass_at_k
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
-from tts.types import Reward, Strategy, Usage
+from tts.types import Preference, Reward, Strategy, Usage
+
+COUNTED = 128
+"""Largest number of candidates whose votes are counted over all subsets; of more candidates, subsets are drawn."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,6 @@ class Seconds:
     """Time in which at least one request for rewards was open."""
     waiting: float = 0.0
     """Time that requests spent in the engine's queue or between retries at a busy server, summed over requests."""
-
-
-class Estimate(NamedTuple):
-    """A mean over problems with its 95 % bootstrap interval over problems."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Point(NamedTuple):
@@ -78,6 +75,8 @@ class Summary:
     """Share of problems for which at least one candidate is right."""
     curve: tuple[Point, ...]
     """Accuracy at k = 1, 2, 4, … up to n; empty for strategies that do not only sample and rank."""
+    omitted: str
+    """Why the curve has no points between 1 and n; empty if it has."""
     truncated: int
     """Candidates that were cut off before their end, by a limit on tokens or time or by the strategy."""
     usage: Usage
@@ -92,6 +91,10 @@ class Summary:
     """pass@N minus accuracy: the most that a better choice among the same candidates could gain."""
     repeat: int = 1
     """How many times each problem was solved."""
+    missing: int = 0
+    """Verdicts on candidates, their steps or as a whole, that the scorer was asked for and did not give."""
+    unrated: int = 0
+    """Candidates that were scored and have no verdict at all; they rank below the others."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -116,7 +119,10 @@ class Summary:
             "flops": asdict(self.flops),
             "curve": [{"n": p.k, "accuracy": p.strategy.value, "ci": [p.strategy.low, p.strategy.high],
                        "majority": p.majority.value, "pass": p.passed.value} for p in self.curve],
+            "omitted": self.omitted,
             "truncated": self.truncated,
+            "missing_verdicts": self.missing,
+            "unrated": self.unrated,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -153,6 +159,7 @@ def summarize(
     seconds: Seconds,
     run: str,
     reward: Callable[[Attempt], Reward],
+    compares: bool = False,
     repeat: int = 1,
     flops: Callable[[Usage, float], Flops] | None = None,
 ) -> Summary:
@@ -167,117 +174,143 @@ def summarize(
         seconds: Wall time.
         run: The run folder.
         reward: Returns the reward of an attempt as the strategy saw it, with the run's alpha and aggregate.
+        compares: Whether the scorer compares candidates with each other, so that rewards are those of all n. Default False.
         repeat: How many times each problem was solved. Default 1.
         flops: Estimates operations from the usage and the mean number of tokens of a candidate. Default: unknown.
     """
+    ranks, fixed = isinstance(strategy, Parallel), compares and strategy.uses_scorer
     rows: list[_Graded] = []
-    usage, problems, failed, n, attempts, truncated, tokens = Usage(cached=cached), 0, 0, 0, 0, 0, 0
+    usage, counts = Usage(cached=cached), Counter[str]()
+    n = 0
     for record in records:
-        usage, problems, failed = usage + record.usage, problems + 1, failed + (record.error is not None)
-        n, attempts = max(n, len(record.candidates)), attempts + len(record.candidates)
-        truncated += sum(attempt.finish == "length" for attempt in record.candidates)
-        tokens += sum(sum(attempt.tokens) for attempt in record.candidates)
+        attempts = record.candidates
+        rewards = [reward(attempt) for attempt in attempts]
+        usage, n = usage + record.usage, max(n, len(attempts))
+        counts.update(
+            problems=1,
+            failed=record.error is not None,
+            attempts=len(attempts),
+            tokens=sum(sum(attempt.tokens) for attempt in attempts),
+            truncated=sum(attempt.finish == "length" for attempt in attempts),
+            missing=sum(r.missing for r in rewards),
+            unrated=sum(attempt.rewards is not None and not r.rated for attempt, r in zip(attempts, rewards, strict=True)),
+        )
         if record.correct is not None:
-            rows.append(_measure(record, strategy, reward, repeat))
+            rows.append(_measure(record, strategy, rewards, repeat, fixed))
     rows.sort(key=lambda row: row.id)
     ids = [row.problem for row in rows]
 
     def over(value: Callable[[_Graded], float]) -> Estimate | None:
-        return estimate([value(row) for row in rows], ids) if rows else None
+        return _over_problems([value(row) for row in rows], ids) if rows else None
 
     return Summary(
         strategy=name,
         n=n,
         benchmark=benchmark,
-        problems=problems,
+        problems=counts["problems"],
         graded=len(rows),
-        failed=failed,
+        failed=counts["failed"],
         accuracy=over(lambda row: float(row.right)),
         pass_at_1=over(lambda row: row.mean),
         majority=over(lambda row: row.majority),
         pass_at_n=over(lambda row: float(row.passed)),
         oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
-        flops=flops(usage, tokens / attempts if attempts else 0.0) if flops else Flops(),
-        curve=_curve([row for row in rows if row.candidates == n], n) if isinstance(strategy, Parallel) and n > 1 else (),
-        truncated=truncated,
+        flops=flops(usage, counts["tokens"] / max(1, counts["attempts"])) if flops else Flops(),
+        curve=_curve([row for row in rows if row.candidates == n], _sizes(n, fixed)) if ranks and n > 1 else (),
+        omitted=OMITTED if ranks and fixed and n > 2 else "",
+        truncated=counts["truncated"],
         usage=usage,
         seconds=seconds,
         run=run,
         repeat=repeat,
+        missing=counts["missing"],
+        unrated=counts["unrated"],
     )
 
 
-def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int) -> _Graded:
-    right = [bool(attempt.correct) for attempt in record.candidates]
-    majority = _majority_at_k(record, len(right))
+OMITTED = "the scorer compares candidates with each other, so their rewards among fewer candidates would be others"
+
+
+def _measure(record: Record, strategy: Strategy, rewards: Sequence[Reward], repeat: int, fixed: bool) -> _Graded:
+    right, n = [bool(attempt.correct) for attempt in record.candidates], len(record.candidates)
+    sizes = _sizes(n, fixed) if isinstance(strategy, Parallel) else [n]
+    voted = _at_sizes(Majority(), record, sizes, [])
     curve = array("d")
     if isinstance(strategy, Parallel):
-        for k in _sizes(len(right)):
-            curve.extend((*at_k(strategy, record, k, reward), _majority_at_k(record, k), pass_at_k(right, k)))
+        chosen = voted if type(strategy) is Majority else _at_sizes(strategy, record, sizes, rewards)
+        for k, choice, vote in zip(sizes, chosen, voted, strict=True):
+            curve.extend((*choice, vote.value, pass_at_k(right, k)))
     problem = problem_of(record.id, repeat)
-    return _Graded(record.id, problem, len(right), bool(record.correct), any(right), sum(right) / len(right), majority, curve)
+    return _Graded(record.id, problem, n, bool(record.correct), any(right), sum(right) / n, voted[-1].value, curve)
 
 
-def _sizes(n: int) -> list[int]:
-    """The numbers of samples at which a curve up to n has points."""
-    return [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+def _sizes(n: int, fixed: bool) -> list[int]:
+    """The sizes of the curve's subsets. Among rewards that are `fixed` for n candidates, only a single one can be chosen."""
+    return [1, n] if fixed and n > 1 else [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
 
 
 def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt], Reward]) -> Sampled:
     """Expected correctness of the strategy's choice among k of a record's candidates, over all subsets of that size.
 
-    It is computed in closed form if the score of a candidate depends on that candidate alone, or is the number of votes for its
-    answer (see `Parallel`). Otherwise it is a mean over subsets: all of them, or 64 if there are more.
+    The choice follows `Preference`, as that of a run does; at k = n, the two are the same. Otherwise, the mean over all subsets
+    is computed in closed form if the score of a candidate depends on that candidate alone, and counted if it is the number of
+    votes for its answer (see `Parallel`) and there are at most 128 candidates. In other cases it is a mean over subsets: all of
+    them, or 64 if there are more.
 
     Args:
         strategy: Strategy that ranks the candidates.
         record: Row of a graded problem.
         k: Size of the subsets, at most the number of candidates.
-        reward: Returns the reward of an attempt as the strategy saw it.
+        reward: Returns the reward of an attempt as the strategy saw it. It must not depend on the other candidates if k < n.
     """
-    correct = [bool(attempt.correct) for attempt in record.candidates]
-    finished = [attempt.finish == "stop" for attempt in record.candidates]
-    rewards = [reward(attempt) for attempt in record.candidates] if strategy.uses_scorer else []
-    groups = [attempt.group for attempt in record.candidates]
-    if not strategy.uses_answers:  # each score depends on its own candidate alone
-        scores = strategy.rank(rewards, [])
-        return Sampled(best_of_k(list(zip(scores, finished, strict=True)), correct, k))
-    if strategy.counts_votes and k < len(groups):
-        return Sampled(majority_of_k(groups, correct, k))
+    return _at_sizes(strategy, record, [k], [reward(attempt) for attempt in record.candidates])[0]
 
-    def choose(subset: list[int]) -> int:
+
+def _at_sizes(strategy: Parallel, record: Record, sizes: Sequence[int], rewards: Sequence[Reward]) -> list[Sampled]:
+    """`at_k` for several sizes. The last one may be the number of candidates, the others are smaller."""
+    attempts, n = record.candidates, len(record.candidates)
+    correct = [bool(attempt.correct) for attempt in attempts]
+    groups = [attempt.group for attempt in attempts]
+    rewards = rewards if strategy.uses_scorer else []
+
+    def prefer(subset: Sequence[int]) -> list[Preference]:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
-        return max(zip(scores, subset, strict=True), key=lambda pair: (pair[0], finished[pair[1]], -pair[1]))[1]
+        return [
+            Preference.of(attempts[i].finish, score, i, rated=not rewards or rewards[i].rated)
+            for i, score in zip(subset, scores, strict=True)
+        ]
 
-    return choice_at_k(choose, correct, k, seed=0)
+    def choose(subset: Sequence[int]) -> int:
+        return -max(prefer(subset)).place
+
+    if sizes[-1] == n:
+        whole = prefer(range(n))
+        smaller = _at_sizes(strategy, record, sizes[:-1], rewards) if len(sizes) > 1 else []
+        return [*smaller, Sampled(float(correct[-max(whole).place]))]
+    if not strategy.uses_answers:  # each score depends on its own candidate alone
+        return [Sampled(value) for value in best_curve(prefer(range(n)), correct, sizes)]
+    if strategy.counts_votes and n <= COUNTED:
+        finished = [attempt.finish == "stop" for attempt in attempts]
+        return [Sampled(value) for value in majority_curve(groups, correct, finished, sizes)]
+    return [choice_at_k(choose, correct, k, seed=0) for k in sizes]
 
 
-def _majority_at_k(record: Record, k: int) -> float:
-    """Expected correctness of the most frequent answer among k of a record's candidates: the baseline of every run."""
-    return at_k(Majority(), record, k, lambda attempt: Reward(())).value
-
-
-def _curve(rows: Sequence[_Graded], n: int) -> tuple[Point, ...]:
-    """The curve over rows that all have n candidates."""
+def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:
+    """The curve over rows that all have as many candidates as the last size."""
     if not rows:
         return ()
     problems, points = [row.problem for row in rows], []
-    for i, k in enumerate(_sizes(n)):
-        values, errors, majority, passed = ([row.curve[4 * i + place] for row in rows] for place in range(4))
-        error = sum(error**2 for error in errors) ** 0.5 / len(rows)
-        points.append(Point(k, estimate(values, problems), estimate(majority, problems), estimate(passed, problems), error))
+    for i, k in enumerate(sizes):
+        values, errors, *baselines = ([row.curve[4 * i + place] for row in rows] for place in range(4))
+        error = fsum(error**2 for error in errors) ** 0.5 / len(rows)
+        chosen, majority, passed = (_over_problems(each, problems) for each in (values, *baselines))
+        points.append(Point(k, chosen, majority, passed, error))
     return tuple(points)
 
 
-def estimate(values: Sequence[float], problems: Sequence[str] | None = None) -> Estimate:
-    """The mean over problems with its interval.
-
-    `values` has at least one entry. If problems were repeated, `problems` has the id of the problem for each value; the
-    values of a problem are averaged first, since repetitions of one problem say nothing about other problems.
-    """
-    if problems is not None:
-        repetitions: defaultdict[str, list[float]] = defaultdict(list)
-        for problem, value in zip(problems, values, strict=True):
-            repetitions[problem].append(value)
-        values = [sum(members) / len(members) for members in repetitions.values()]
-    return Estimate(sum(values) / len(values), *interval(values))
+def _over_problems(values: Sequence[float], problems: Sequence[str]) -> Estimate:
+    """The estimate over problems from one value per row; repetitions of one problem say nothing about other problems."""
+    repetitions: defaultdict[str, list[float]] = defaultdict(list)
+    for problem, value in zip(problems, values, strict=True):
+        repetitions[problem].append(value)
+    return estimate([fsum(members) / len(members) for members in repetitions.values()])

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tts import interrupts
+from tts.grading.boxes import UNCLOSED, boxed
+from tts.grading.rules import get_grader
+from tts.trajectory import split, steps
 from tts.types import Candidate
 
 SECONDS = 5.0
@@ -26,7 +29,6 @@ WORKERS = 2
 MAX_CHARACTERS = 10_000
 """Maximum length of an answer, and of the end of a response that is searched for one, in characters."""
 INTEGER = re.compile(r"-?[0-9]{1,30}")
-BRACE = re.compile(r"\\boxed\{|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,10 @@ class Verdict:
     """The answer of one candidate, and whether it is right."""
 
     answer: str | None
-    """The last boxed expression of the response, or else the answer that the grader reads from it; None without an answer."""
+    """The last boxed expression of the response, or else the answer that the grader reads from it; None without an answer.
+
+    A response that was cut off has an answer only if its last box is closed.
+    """
     group: int | None
     """Number that candidates with equivalent answers share; None without an answer."""
     correct: bool | None
@@ -42,7 +47,7 @@ class Verdict:
 
 
 class _Text(NamedTuple):
-    """The part of a response that is graded. Responses with the same boxed expression are graded once."""
+    """What is graded of a response. Responses with the same boxed expression are graded once."""
 
     text: str
     boxed: bool
@@ -68,7 +73,8 @@ class Grader:
         if not candidates:
             return []
         problem = candidates[0].problem
-        texts = [_graded(candidate) for candidate in candidates]
+        whole = get_grader(problem.grader).whole
+        texts = [_graded(candidate, whole) for candidate in candidates]
         distinct = [text for text in dict.fromkeys(texts) if text is not None]
         verdicts = _as_integers(distinct, problem.answer) if problem.grader == "math" else None
         if verdicts is None:
@@ -94,7 +100,7 @@ class _Worker:
 
     async def judge(self, grader: str, gold: str | None, texts: list[_Text]) -> dict[_Text, Verdict]:
         verdicts: dict[_Text, Verdict] = {}
-        firsts: list[str] = []
+        firsts: list[_Text] = []  # of each group the text that started it
         try:
             while todo := texts[len(verdicts) :]:
                 await self._send({"grader": grader, "gold": gold, "texts": todo, "firsts": firsts})
@@ -107,7 +113,7 @@ class _Worker:
                         raise RuntimeError(f"the grader {grader} failed on {text.text[-60:]!r}: {result['error']}")
                     answer, group, correct = result
                     if group == len(firsts):
-                        firsts.append(answer)
+                        firsts.append(text)
                     verdicts[text] = Verdict(answer, group, None if gold is None else correct)
         except BaseException:  # interrupted: an unread result would be taken for the next request's
             await self.close()
@@ -158,24 +164,21 @@ class _Worker:
         return None
 
 
-def boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}` with its braces matched; None without one. Takes one pass over the text."""
-    opened: list[re.Match[str]] = []
-    last: tuple[int, int] | None = None
-    for brace in BRACE.finditer(text):
-        if brace[0] != "}":
-            opened.append(brace)
-        elif opened and (box := opened.pop())[0] != "{" and (last is None or box.end() > last[0]):
-            last = box.end(), brace.start()
-    return None if last is None else text[slice(*last)].strip()
+def _graded(candidate: Candidate, whole: bool) -> _Text | None:
+    """What is graded of a candidate's response; None without an answer.
 
-
-def _graded(candidate: Candidate) -> _Text | None:
-    """The part of the response that is graded; None without one. An expression in the thinking is not an answer."""
-    response = "\n\n".join(candidate.trajectory.response)
-    if (answer := boxed(response)) is not None:
-        return _Text(answer, True) if 0 < len(answer) <= MAX_CHARACTERS else None
-    return _Text(response[-MAX_CHARACTERS:], False) if response else None
+    An expression in the thinking is not an answer, nor is what a response that was cut off ends in.
+    """
+    _, response = split(candidate.text)
+    finished = candidate.finish == "stop"
+    box = boxed(response, finished)
+    if not response.strip() or box == UNCLOSED or (box is None and not finished):
+        return None
+    if whole:
+        return _Text(response, False)
+    if box is not None:
+        return _Text(box, True) if len(box) <= MAX_CHARACTERS else None
+    return _Text("\n\n".join(steps(response))[-MAX_CHARACTERS:], False)
 
 
 def _nothing(gold: str | None) -> Verdict:

@@ -1,18 +1,22 @@
 """Graders: how an answer is read from a response, and which answers are equivalent.
 
-A grader is one of `math`, `letter`, `numeric` and `exact`, or a function `(answer: str, reference: str) -> bool` of your
-own, given as file.py:function or package.module:function.
+A grader is one of `math`, `letter`, `numeric` and `exact`, or your own, given as file.py:name or package.module:name: a
+function `(answer, reference) -> bool`, or a class with a method `right` like it. Either may take the whole response as a third
+parameter. A class may also define `same(answer, other) -> bool`, for votes, and `read(response) -> str | None`.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from tts.grading import algebra, letters
+from tts.grading.boxes import boxed
+from tts.grading.numerals import unseparated
 from tts.plugins import Registry
 
 TOLERANCE = 1e-6
@@ -21,17 +25,22 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """A grader. Its functions process untrusted text, so they are called in a process that can be killed."""
+    """A grader. Its functions process untrusted text, so they are called in a process that can be killed.
 
-    read: Callable[[str, bool], str | None]
+    An answer may be any object, for example a parsed expression. Its `str()` is what people see.
+    """
+
+    read: Callable[[str, bool], Any]
     """Reads the answer from a text, which is the content of a box (True) or a response without one (False); None without an
     answer."""
-    right: Callable[[str, str], bool]
+    right: Callable[[Any, str], bool]
     """Whether an answer (first argument) agrees with the reference (second)."""
-    same: Callable[[str, str], bool]
+    same: Callable[[Any, Any], bool]
     """Whether two answers are equivalent, so that they count as votes for the same answer."""
     about: str = ""
     """What it does, in a line."""
+    whole: bool = False
+    """Whether `read` is given the whole response, as the model wrote it, even if there is a box (then False)."""
 
 
 def get_grader(name: str) -> Rules:
@@ -39,119 +48,15 @@ def get_grader(name: str) -> Rules:
     return GRADERS.get(name)
 
 
-# math: math-verify decides; for it 1/2, 0.5 and \frac12 are equal, sets have no order, and units do not count
-
-
-def _last_expression(text: str, boxed: bool) -> str | None:
-    if not boxed:
-        from math_verify import parse
-
-        found = parse(text, parsing_timeout=None)
-        text = str(found[-1]) if found else ""
-    return text or None
-
-
-_RATIONAL = re.compile(
-    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]{1,30})\}\{(?P<bottom>[1-9][0-9]{0,29})\}"
-    r"|(?P<a>[0-9]{1,30})(?: ?/ ?(?P<b>[1-9][0-9]{0,29}))?)"
-)
-_BOUNDED = re.compile(r"(\\\{|[(\[])(?!.*,\d{3}(?!\d))([-0-9/, ]+)(\\\}|[)\]])")  # {1,000} is left to the parser
-
-
-@lru_cache(maxsize=4096)
-def _parsed(answer: str) -> list[Any]:
-    """The answer as math-verify parses it; empty if it cannot."""
-    from math_verify import parse
-
-    value = _read_simple(answer.strip())
-    return [value, answer] if value is not None else list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
-
-
-def _read_simple(answer: str) -> Any:
-    """The value of an integer, a fraction, or a set or interval of them, without the parser, which takes 10 ms; else None."""
-    from latex2sympy2_extended.sets import FiniteSet
-    from sympy import Interval, Rational
-
-    if ratio := _RATIONAL.fullmatch(answer):
-        top, bottom = ratio["top"] or ratio["a"], ratio["bottom"] or ratio["b"] or "1"
-        return Rational(int(ratio["sign"] + top), int(bottom))
-    if bounded := _BOUNDED.fullmatch(answer):
-        left, inside, right = bounded.groups()
-        parts = [_read_simple(part.strip()) for part in inside.split(",")]
-        if None in parts:
-            return None
-        if left == "\\{" and right == "\\}":
-            return FiniteSet(*parts)
-        if left in "([" and right in ")]" and len(parts) == 2 and parts[0] < parts[1]:
-            return Interval(*parts, left == "(", right == ")")
-    return None
-
-
-@lru_cache(maxsize=65536)
-def _equivalent(answer: str, reference: str) -> bool:
-    from math_verify import verify
-
-    if answer.strip() == reference.strip():
-        return True
-    x, y = _parsed(answer), _parsed(reference)
-    if x and y and "%" not in answer + reference and (quick := _compare(x[0], y[0])) is not None:
-        return quick
-    return bool(verify(y, x, timeout_seconds=None))
-
-
-def _compare(x: Any, y: Any) -> bool | None:
-    """Whether two values are equal, if that can be told without computer algebra, which takes 100 times as long; else None."""
-    from sympy import Expr, FiniteSet, Interval, Rational
-
-    def exact(value: Any) -> bool:
-        parts = (value.start, value.end) if isinstance(value, Interval) else value.args or (value,)
-        return all(isinstance(part, Rational) or part.is_infinite for part in parts)
-
-    if any(isinstance(x, kind) and isinstance(y, kind) for kind in (Rational, FiniteSet, Interval)) and exact(x) and exact(y):
-        return bool(x == y)
-    if isinstance(x, Expr) and isinstance(y, Expr) and x.is_number and y.is_number:
-        try:
-            a, b = complex(x), complex(y)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        if abs(a - b) > 1e-4 * max(1.0, abs(a), abs(b)):
-            return False
-    return None
-
-
-# letter: the letter of a choice, as in \boxed{B}, "the answer is B", "(B)", or a line that only has B
-
-_IN_BOX = re.compile(r"(?:\\\w+\{|[\s($*{])*([A-Za-z])(?![A-Za-z])")
-_STATED = re.compile(
-    r"\b(?:[Aa]nswer|ANSWER|(?:correct|right|best) (?:option|choice))(?:\s+is)?[\s:*$(]*(?:\\\w+\{)?"
-    r"([A-J])\b(?!')(?!(?<=I)\s+[a-z])"  # "the answer is I think …" does not name the choice I
-)
-_IN_PARENTHESES = re.compile(r"\(([A-J])\)")
-_ALONE = re.compile(r"^[ *$]*([A-J])[ *$.]*$", re.MULTILINE)
-
-
-def _letter(text: str, boxed: bool) -> str | None:
-    """The letter in a box; in a response without one, the last letter called the answer, else in parentheses, else alone."""
-    if boxed:
-        found = _IN_BOX.match(text)
-        return found[1].upper() if found else None
-    letters = _STATED.findall(text) or _IN_PARENTHESES.findall(text) or _ALONE.findall(text)
-    return letters[-1] if letters else None
-
-
-def _same_letter(answer: str, reference: str) -> bool:
-    return answer == _letter(reference, True)
-
-
 # numeric: numbers within a tolerance; thousands separators, percent signs and units are ignored
 
-_SEPARATOR = re.compile(r"\{,\}|\\[,!;]|(?<=\d),(?=\d{3}(?!\d))")
+_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?: ?/ ?(\d+\.?\d*))?")
 
 
 def _numbers(text: str) -> list[re.Match[str]]:
-    return list(_NUMBER.finditer(_FRACTION.sub(r"\1/\2", _SEPARATOR.sub("", text))))
+    return list(_NUMBER.finditer(_FRACTION.sub(r"\1/\2", _COMMA.sub("", unseparated(text)))))
 
 
 def _number_text(text: str, boxed: bool) -> str | None:
@@ -187,27 +92,65 @@ def _same_text(answer: str, reference: str) -> bool:
     return answer.split() == reference.split()
 
 
+class _Attempt(NamedTuple):
+    """An answer with the response that it was read from."""
+
+    answer: str
+    response: str
+
+    def __str__(self) -> str:
+        return self.answer
+
+
 def _accept(found: Any) -> Rules | None:
-    """Rules, or a function (answer, reference) -> bool, which is given what is boxed or else the last line."""
+    """Rules, a function (answer, reference[, response]) -> bool, or a class that has such a function as its method `right`."""
     if isinstance(found, Rules):
         return found
-    if not callable(found) or isinstance(found, type):
+    own = found() if isinstance(found, type) and hasattr(found, "right") else found
+    right = getattr(own, "right", own)
+    if isinstance(own, type) or not callable(right):
         return None
-    return Rules(_last_line, found, operator.eq, (found.__doc__ or "").strip().partition("\n")[0].rstrip("."))
+    same, read = getattr(own, "same", operator.eq), getattr(own, "read", None)
+    about = (found.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    takes_response = _takes_response(right)
+    if read is None and not takes_response:
+        return Rules(_last_line, right, same, about)
+
+    def attempt(response: str, _: bool) -> _Attempt | None:
+        box = boxed(response)
+        answer = read(response) if read is not None else _last_line(response, False) if box is None else box
+        return None if answer is None else _Attempt(str(answer), response)
+
+    def is_right(attempt: _Attempt, reference: str) -> bool:
+        return bool(right(attempt.answer, reference, *([attempt.response] if takes_response else [])))
+
+    return Rules(attempt, is_right, lambda a, b: bool(same(a.answer, b.answer)), about, whole=True)
+
+
+def _takes_response(function: Callable[..., Any]) -> bool:
+    """Whether a function has a third parameter without a default."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return False
+    return len(parameters) > 2 and parameters[2].default is inspect.Parameter.empty and parameters[2].kind in _POSITIONAL
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 GRADERS: Registry[Rules] = Registry(
     "grader",
     {
         "math": Rules(
-            _last_expression, _equivalent, _equivalent, "math-verify: 1/2, 0.5 and \\frac12 are the same; sets in any order"
+            algebra.read, algebra.right, algebra.same, "math-verify: 1/2, 0.5 and \\frac12 are the same; sets in any order"
         ),
-        "letter": Rules(_letter, _same_letter, operator.eq, "the letter of a choice, boxed or stated"),
+        "letter": Rules(letters.read, letters.right, operator.eq, "the letter of a choice, boxed or stated"),
         "numeric": Rules(
             _number_text, _close, _close, f"numbers within a relative tolerance of {TOLERANCE:g}; units are dropped"
         ),
         "exact": Rules(_last_line, _same_text, _same_text, "the same text, but for white space"),
     },
     accept=_accept,
-    expected="a function (answer, reference) -> bool, or Rules",
+    expected="a function (answer, reference) -> bool, or a class that defines right(answer, reference)",
 )

@@ -25,17 +25,26 @@ MEMORY = 4 * 1024**3
 def loaded(name: str) -> Rules:
     """The grader, after one use: what it imports on first use must not count towards the time limit of an answer."""
     rules = get_grader(name)
-    if name in GRADERS.builtin:
-        rules.same("\\frac12", "0.5")
+    if (answer := _probe(name)) is not None:
+        rules.right(answer, "\\frac12")
     return rules
+
+
+@lru_cache(maxsize=8)
+def _probe(name: str) -> Any:
+    """An answer to compare others with; None for a grader that is not built in, which may expect anything."""
+    return get_grader(name).read("0.5", True) if name in GRADERS.builtin else None
 
 
 def judge(request: dict[str, Any]) -> Iterator[Any]:
     """Yield [answer, group number, whether it is right] for each text, or {"error": …} if a custom grader fails.
 
-    `firsts` in the request has the first answer of each group so far; an answer that is equivalent to none starts a new group.
+    `firsts` in the request has the text that started each group so far; an answer that is equivalent to none of theirs starts a
+    new group.
     """
-    rules, gold, firsts = loaded(request["grader"]), request["gold"], list(request["firsts"])
+    rules, gold = loaded(request["grader"]), request["gold"]
+    firsts = [rules.read(*text) for text in request["firsts"]]
+    probe = _probe(request["grader"])
     for text, boxed in request["texts"]:
         try:
             answer = rules.read(text, boxed)
@@ -43,14 +52,15 @@ def judge(request: dict[str, Any]) -> Iterator[Any]:
                 yield [None, None, False]
                 continue
             # an answer that hangs in comparisons should do so here, where the parent knows which answer it is
-            right = rules.right(answer, gold) if gold is not None else rules.same(answer, "0")
+            right = rules.right(answer, gold) if gold is not None else rules.same(answer, answer if probe is None else probe)
             number = next((i for i, first in enumerate(firsts) if rules.same(answer, first)), len(firsts))
+            shown = str(answer)
         except Exception as error:
             yield [None, None, False] if request["grader"] in GRADERS.builtin else {"error": f"{type(error).__name__}: {error}"}
             continue
         if number == len(firsts):
             firsts.append(answer)
-        yield [answer, number, bool(right)]
+        yield [shown, number, bool(right)]
 
 
 def main() -> None:

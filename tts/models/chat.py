@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from tts.errors import InputError
@@ -59,21 +59,27 @@ _PLACE = "\ue000{}\ue001"  # private-use characters stand in for a message, so t
 _PLACED = re.compile("\ue000(\\d+)\ue001")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool) -> list[Fragment]:
+def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool, **arguments: Any) -> list[Fragment]:
     """Put a conversation into the model's chat template.
 
     Args:
         tokenizer: The model's tokenizer.
         turns: The messages.
         open_turn: Whether to end where the assistant's next message begins.
+        **arguments: Arguments of the template, such as enable_thinking.
 
     Raises:
-        InputError: The tokenizer has no chat template.
+        InputError: The tokenizer has no chat template, or the template refuses the messages or an argument.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template, which encoding a conversation needs")
     messages = [{"role": turn.role, "content": _PLACE.format(i)} for i, turn in enumerate(turns)]
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, **arguments))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"the chat template of {tokenizer.name_or_path} failed: {error}") from error
     fragments: list[Fragment] = []
     for i, literal_or_index in enumerate(_PLACED.split(rendered)):
         if i % 2 == 0:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tts.demo import MODELS
 from tts.errors import InputError
 from tts.models.hashes import hash_of_files
+from tts.trajectory import TAGS
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +132,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """Return a function from token ids to their text, without special tokens and with white space unchanged.
+    """Return a function from token ids to text, with white space unchanged and without special tokens other than `kept_tags`.
 
     It calls the Rust tokenizer directly unless the model's tokenizer class overrides decoding. That is several times as fast
     for short texts, and every step of every sample is decoded.
@@ -139,10 +140,30 @@ def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
     from transformers import PreTrainedTokenizerFast as Fast
 
     kind = type(tokenizer)
+    decode: Any = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     if isinstance(tokenizer, Fast) and (kind.decode, kind._decode) == (Fast.decode, Fast._decode):
-        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
-    decode: Any = tokenizer.decode
-    return partial(decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decode = tokenizer.backend_tokenizer.decode
+    without_special = partial(decode, skip_special_tokens=True)
+    kept = kept_tags(tokenizer)
+    if not kept:
+        return without_special
+
+    def with_tags(token_ids: list[int]) -> str:
+        parts, start = [], 0
+        for end, token in enumerate(token_ids):
+            if token in kept:
+                parts += [without_special(token_ids[start:end]), kept[token]]
+                start = end + 1
+        return "".join([*parts, without_special(token_ids[start:])])
+
+    return with_tags
+
+
+def kept_tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the special tokens that stay in decoded text, by id: thinking tags, which tell thinking from a response."""
+    added = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    tags = {tag for pair in TAGS for tag in pair}
+    return {token: content for token, content in added.items() if content.strip() in tags}
 
 
 def load_weights(
@@ -186,6 +207,13 @@ def load_weights(
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise InputError(f"the weights of {name!r} lack {len(missing)} of the tensors that {cls.__name__} needs: {shown}")
     return model.eval()
+
+
+def is_exact(model: torch.nn.Module) -> bool:
+    """Return whether the model's arithmetic can be the same to the last bit whatever it computes together: fp32 on the CPU."""
+    import torch
+
+    return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
 
 
 def locate_adapter(name: str) -> str:

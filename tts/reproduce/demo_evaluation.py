@@ -13,8 +13,9 @@ import cyclopts
 
 import tts
 from tts.data.store import Attempt, Record, RunStore
+from tts.evals.intervals import Estimate, estimate, estimate_difference
 from tts.evals.statistics import pass_at_k
-from tts.evals.summary import at_k, estimate
+from tts.evals.summary import at_k
 from tts.strategies.bon import BestOfN
 from tts.strategies.majority import Majority
 from tts.types import Reward
@@ -66,7 +67,7 @@ def evaluate(
     print(f"{len(full)} problems of {benchmark}, seed {seed}, temperature 1, 95 % intervals over problems\n")
     print("| % | N = 1 | 2 | 4 | 8 | 16 |\n|---|---|---|---|---|---|")
     for name, values in rows:
-        print(f"| {name} | " + " | ".join(_percent(v) for v in values) + " |")
+        print(f"| {name} | " + " | ".join(_percent(estimate(v)) for v in values) + " |")
     print("\n| difference in points | |\n|---|---|")
     top, weak = best(full, N), best(response, N)
     for name, a, b in (
@@ -84,7 +85,7 @@ def evaluate(
     print("\n| best-of-16 by | " + " | ".join(AGGREGATES) + " |\n|---|" + "---|" * len(AGGREGATES))
     print(
         "| trajectory-aware PRM | "
-        + " | ".join(_percent([at_k(BestOfN(), r, N, f).value for r in full]) for f in AGGREGATES.values())
+        + " | ".join(_percent(estimate([at_k(BestOfN(), r, N, f).value for r in full])) for f in AGGREGATES.values())
         + " |"
     )
 
@@ -108,11 +109,11 @@ AGGREGATES: dict[str, Callable[[Attempt], Reward]] = {
 
 
 def _difference(a: list[float], b: list[float]) -> str:
-    return _percent([x - y for x, y in zip(a, b, strict=True)], "+")
+    return _percent(estimate_difference(b, a), "+")
 
 
-def _percent(values: list[float], sign: str = "") -> str:
-    mean, low, high = (100 * part for part in estimate(values))
+def _percent(found: Estimate, sign: str = "") -> str:
+    mean, low, high = (100 * part for part in found)
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 

@@ -20,7 +20,6 @@ from tts.demo import arith
 from tts.demo.tokenizer import build_tokenizer
 from tts.models.checkpoints import load_tokenizer, locate
 from tts.scorers import formats
-from tts.scorers.prm import part_of
 from tts.solving.generator import derive_seed
 from tts.trajectory import BOUNDARY, parse
 from tts.types import Part, Problem, Sampling
@@ -215,7 +214,7 @@ def _read_labelled(
     for line in traces.read_text().splitlines():
         row = json.loads(line)
         chain, trajectory = chains[row["chain"]], parse(row["text"])
-        steps = part_of(trajectory, over)
+        steps = {"all": trajectory.steps, "think": trajectory.thinking, "response": trajectory.response}[over]
         if not steps:
             continue
         labels = arith.check(chain, trajectory)[-len(steps) :]  # the response comes last

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts.data.store import Record, RunStore
+from tts.evals.intervals import estimate_over_seeds
 from tts.evals.statistics import best_of_k, majority_of_k, pass_at_k
 from tts.reproduce.experiments import ARMS, PRMS
 
@@ -45,15 +46,9 @@ class Range(NamedTuple):
         )
 
 
-def over_seeds(values: Values, draws: int = 10_000) -> Range:
-    """Return the mean with a bootstrap interval, for which seeds and problems are both resampled with replacement."""
-    rng = np.random.default_rng(0)
-    seeds, problems = values.shape
-    means = [
-        values[np.ix_(rng.integers(0, seeds, seeds), rng.integers(0, problems, problems))].mean() for _ in range(draws)
-    ]  # fmt: skip
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Range(float(values.mean()), float(low), float(high))
+def over_seeds(values: Values, minus: Values | None = None) -> Range:
+    """Return the mean over seeds and problems, or the mean of `values - minus`, with its interval."""
+    return Range(*estimate_over_seeds(values, minus))
 
 
 def write_report(work: Path, out: Path, plan: Plan, seeds: int, stages: Sequence[Stage], *, dev: bool) -> Path:
@@ -93,14 +88,16 @@ class Measurements:
 
         def value(seed: int, record: Record) -> float:
             rewards = [self.rewards[prm][seed][f"{record.id}/{i}"] for i in range(len(record.candidates))]
-            keys = [final if alpha is None else steps + alpha * final for steps, final in rewards]
-            return best_of_k(keys, _correct(record), k)
+            totals = [final if alpha is None else steps + alpha * final for steps, final in rewards]
+            return best_of_k([*zip(_finished(record), totals, strict=True)], _correct(record), k)
 
         return self._of_pools(value)
 
     def majority(self, k: int) -> Values:
         """Return the accuracy of majority voting over k solutions."""
-        return self._of_pools(lambda _, record: majority_of_k([c.group for c in record.candidates], _correct(record), k))
+        return self._of_pools(
+            lambda _, record: majority_of_k([c.group for c in record.candidates], _correct(record), _finished(record), k)
+        )
 
     def passed(self, k: int) -> Values:
         """Return pass@k, the probability that at least one of k solutions is correct."""
@@ -145,6 +142,10 @@ def _correct(record: Record) -> list[bool]:
     return [bool(candidate.correct) for candidate in record.candidates]
 
 
+def _finished(record: Record) -> list[bool]:
+    return [candidate.finish == "stop" for candidate in record.candidates]
+
+
 def _rewards_by_id(file: Path) -> dict[str, tuple[float, float]]:
     """Return the mean step reward and the final reward of each candidate."""
     rows = map(json.loads, file.read_text().splitlines())
@@ -170,20 +171,16 @@ def _tables(found: Measurements, plan: Plan) -> dict[str, Any]:
     n, chosen, without_prm = found.sizes[-1], arms["trajectory"], betas[0.0]
 
     def minus(a: list[Values], b: list[Values]) -> list[str]:
-        return [over_seeds(x - y).signed() for x, y in zip(a[1:], b[1:], strict=True)]
+        return [over_seeds(x, y).signed() for x, y in zip(a[1:], b[1:], strict=True)]
 
     gains = [
-        (f"1. best-of-{n}: trajectory-aware PRM over majority", over_seeds(trajectory[-1] - majority[-1])),
-        (f"1. best-of-{n}: trajectory-aware PRM over response-only PRM", over_seeds(trajectory[-1] - response[-1])),
+        (f"1. best-of-{n}: trajectory-aware PRM over majority", over_seeds(trajectory[-1], majority[-1])),
+        (f"1. best-of-{n}: trajectory-aware PRM over response-only PRM", over_seeds(trajectory[-1], response[-1])),
         *(
-            (f"2. SFT on the trajectory-aware PRM's {plan.top} over {ARMS[arm]}", over_seeds(chosen - arms[arm]))
+            (f"2. SFT on the trajectory-aware PRM's {plan.top} over {ARMS[arm]}", over_seeds(chosen, arms[arm]))
             for arm in ("random", "response", "all")
         ),
-        *(
-            (f"3. GRPO with beta = {beta:g} over beta = 0", over_seeds(betas[beta] - without_prm))
-            for beta in plan.betas
-            if beta
-        ),
+        *((f"3. GRPO with beta = {beta:g} over beta = 0", over_seeds(betas[beta], without_prm)) for beta in plan.betas if beta),
     ]
     combined = [found.best_of("prm-combined", k) for k in found.sizes]
     return {
@@ -201,11 +198,17 @@ def _tables(found: Measurements, plan: Plan) -> dict[str, Any]:
         ],
         "base": over_seeds(found.passed(1)),
         "arms": [
-            (ARMS[arm], f"{100 * found.right_share(arm):.1f}", over_seeds(values), over_seeds(chosen - values).signed())
+            (
+                ARMS[arm],
+                f"{100 * found.right_share(arm):.1f}",
+                over_seeds(values),
+                "" if values is chosen else over_seeds(chosen, values).signed(),
+            )
             for arm, values in arms.items()
         ],
         "betas": [
-            (f"{beta:g}", over_seeds(values), over_seeds(values - without_prm).signed()) for beta, values in betas.items()
+            (f"{beta:g}", over_seeds(values), over_seeds(values, without_prm).signed() if beta else "")
+            for beta, values in betas.items()
         ],
         "drawn": [f"{count:,}" for count in drawn],
         "learning": [(f"{beta:g}", *(f"{100 * value:.1f}" for value in curve)) for beta, curve in learning.items()],

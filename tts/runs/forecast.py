@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tts.models.templates import fill
 from tts.runs.settings import RunSettings
 from tts.types import Strategy
 
@@ -32,6 +33,8 @@ class Forecast:
     """Wall-clock time, by the speed of that run."""
     source: str | None
     """The earlier run."""
+    prompt: str
+    """What the policy will be asked first, before a chat template."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,12 +52,16 @@ class Forecast:
         else:
             time = "" if self.seconds is None else f", about {_duration(self.seconds)}"
             lines.append(f"about {self.tokens:,} tokens{time}, judging by {self.source}")
-        return "\n".join([*lines, "nothing was loaded or written"])
+        lines += ["nothing was loaded or written", "", "the first prompt, before a chat template:", self.prompt]
+        return "\n".join(lines)
 
 
 def forecast(settings: RunSettings, solver: Strategy, *, solved: int = 0) -> Forecast:
     """Forecast a run. `solved` problems are done already. Raises InputError where the problems cannot be read."""
-    problems = len(settings.load_benchmark(seed=settings.seed, repeat=settings.repeat).problems) - solved
+    benchmark = settings.load_benchmark(
+        seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, instruction=settings.instruction
+    )
+    problems, first = len(benchmark.problems) - solved, benchmark.problems[0]
     samples = int(settings.options.get("n", 1))
     each = min(samples * settings.max_tokens, settings.budget or samples * settings.max_tokens)
     most = min(problems * each, settings.run_budget or problems * each)
@@ -66,10 +73,13 @@ def forecast(settings: RunSettings, solver: Strategy, *, solved: int = 0) -> For
         tokens, source = min(most, round(problems * samples * per_candidate)), str(folder)
         if summary["usage"]["generated"]:
             seconds = summary["seconds"]["total"] * tokens / summary["usage"]["generated"]
+    prompt = first.full_prompt
+    if settings.prompt_template is not None:
+        prompt = fill(settings.prompt_template, problem=first.prompt, instruction=first.instruction)
     scorer = settings.scorer if solver.uses_scorer else None
     return Forecast(
         settings.strategy, settings.benchmark, problems, samples, settings.model, settings.engine, scorer, most, tokens,
-        seconds, source,
+        seconds, source, prompt,
     )  # fmt: skip
 
 

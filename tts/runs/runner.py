@@ -32,7 +32,7 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
-from tts.types import Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
+from tts.types import NO_INSTRUCTION, Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
 
 T = TypeVar("T")
 
@@ -107,26 +107,29 @@ def prepare(
         if store is not None:
             store.lock()
             stack.callback(store.close)
-        legacy = store is not None and "content" not in store.read_run()  # its ids were made in another way
-        benchmark = chosen.load_benchmark(seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, numbered=legacy)
+        benchmark = chosen.load_benchmark(
+            seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, instruction=chosen.instruction,
+            numbered=store is not None and store.numbered,
+        )  # fmt: skip
+        chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
         folder = chosen.out or _default_folder(chosen)
         progress.stage = "looking at data and models"
-        content = {**content_of(chosen), "benchmark": content_of_problems(benchmark.problems)}
+        content = content_of_run(chosen, benchmark)
         if store is not None:
             _compare(store, content, chosen)
         else:
             check_creatable(folder)
-        progress.stage = f"loading {chosen.model}"
-        engine = engine_instance or chosen.load_engine()
-        progress.stage = f"loading {chosen.scorer}"
-        scorer = scorer_instance or (
-            chosen.load_scorer(policy=chosen.model, system=chosen.system) if solver.uses_scorer else _NoScorer()
-        )
+        engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
+        solver.check_scorer(scorer)
         if store is None:
-            store = RunStore.create(folder, kept(chosen), {**_facts(), "content": content})
+            store = RunStore.create(folder, kept(chosen), {**facts(), "content": content})
         stack.pop_all()
-    loaded = [part for part, given in ((engine, engine_instance), (scorer, scorer_instance)) if part is not given]
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def content_of_run(settings: RunSettings, benchmark: Benchmark) -> dict[str, str]:
+    """Fingerprints of all that a run's rows depend on besides its settings."""
+    return {**content_of(settings), "benchmark": content_of_problems(benchmark.problems)}
 
 
 def _compare(store: RunStore, content: dict[str, str], settings: RunSettings) -> None:
@@ -134,6 +137,39 @@ def _compare(store: RunStore, content: dict[str, str], settings: RunSettings) ->
     if changes := check_content(store.folder, store.read_run(), content, accept=settings.accept_changes):
         with writing(store.folder, "make room, then resume again"):
             store.note(**changes)
+
+
+def load_run_of(
+    settings: RunSettings,
+    store: RunStore,
+    *,
+    progress: Progress,
+    engine_instance: Engine | None = None,
+    scorer_instance: Scorer | None = None,
+) -> Run:
+    """The run of a folder with what it needs loaded, to look at it or to redraw rows; nothing is written. Raises InputError."""
+    _check_instances(engine_instance, scorer_instance)
+    solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
+    benchmark = settings.load_benchmark(
+        seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, numbered=store.numbered
+    )
+    engine, scorer, loaded = _load(settings, solver, engine_instance, scorer_instance, progress)
+    return Run(settings, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _load(
+    settings: RunSettings, solver: Strategy, engine: Engine | None, scorer: Scorer | None, progress: Progress
+) -> tuple[Engine, Scorer, list[Engine | Scorer]]:
+    """Engine and scorer, unless they are given, and those of the two that were loaded here."""
+    loaded: list[Engine | Scorer] = []
+    if engine is None:
+        progress.stage = f"loading {settings.model}"
+        loaded.append(engine := settings.load_engine())
+    if scorer is None:
+        progress.stage = f"loading {settings.scorer}"
+        scorer = settings.load_scorer(policy=settings) if solver.uses_scorer else _NoScorer()
+        loaded.append(scorer)
+    return engine, scorer, loaded
 
 
 def _check_instances(engine: Engine | None, scorer: Scorer | None) -> None:
@@ -167,9 +203,12 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
         options = {**(begun["options"] if name == begun.get("strategy") else {}), **options}
         solver = configure(get_strategy(name), options, noun=f"the strategy {name}")
     known = {name: value for name, value in begun.items() if name in names}
+    if store is not None:
+        known.setdefault("instruction", NO_INSTRUCTION)  # a run from before there were any
     chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
     if store is not None:
         check_resumable(store.folder, begun, chosen)
+    solver.check_sampling(chosen.sampling)
     return chosen, solver, store
 
 
@@ -193,7 +232,7 @@ class Run:
     progress: Progress
     loaded: list[Engine | Scorer]
     """What was loaded for this run and is let go of after it."""
-    run_budget: Budget = field(init=False)
+    run_budget: Budget = field(init=False, default_factory=Budget)
     _server: str | None = field(init=False, default=None)
     """What the engine's server says that it runs."""
 
@@ -214,11 +253,11 @@ class Run:
         for outcome in solved.values():
             progress.add(outcome)
         progress.resumed = progress.done
-        before, cached, spent = Seconds(), dict[str, int](), 0
+        before, spent, timed = Seconds(), 0, set[str]()
         for row in self.store.timing_rows():  # also of problems that failed and will be tried again
             before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
-            cached[row["id"]] = row["cached"]
-        spent += sum(row.usage.generated for row in solved.values() if row.id not in cached)  # killed before its timing
+            timed.add(row["id"])
+        spent += sum(row.usage.generated for row in solved.values() if row.id not in timed)  # killed before its timing
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
@@ -237,8 +276,7 @@ class Run:
             for problem in todo:  # shared: each worker takes the next one that is left
                 clock = Clock(parent=progress.clock)
                 usage = Usage()
-                record = await self._solve_one(problem, grader, clock, usage)
-                cached[problem.id] = usage.cached
+                record = await self.solve_one(problem, grader, clock, usage)
                 spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
                 spent |= {"cached": usage.cached, "generated": usage.generated}
                 self._note_server()
@@ -247,29 +285,38 @@ class Run:
                 progress.generated += record.usage.generated
 
         try:
-            async with _grader() as grader, asyncio.TaskGroup() as group:
+            async with grading() as grader, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(self.benchmark.problems))):
                     group.create_task(work(grader))
         except* InputError as errors:
             raise errors.exceptions[0] from None
-        ids = {problem.id for problem in self.benchmark.problems}
-        summary = self.summarize(cached=sum(cached.get(name, 0) for name in ids), seconds=elapsed())
+        try:
+            summary = self.summarize(elapsed())
+        except InputError:
+            raise
+        except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
+            raise InputError(
+                f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
+                f" {error}. Fix that, then summarize with: tts run --resume {self.store.folder}"
+            ) from error
         self.store.write_summary(summary.to_json())
         return summary
 
-    def summarize(self, *, cached: int, seconds: Seconds) -> Summary:
-        """The summary of the rows in the run folder."""
+    def summarize(self, seconds: Seconds) -> Summary:
+        """The summary of what is in the run folder; `seconds` is the wall time."""
         ids = {problem.id for problem in self.benchmark.problems}
+        cached = {row["id"]: row["cached"] for row in self.store.timing_rows()}
         return summarize(
             (record for record in self.store.stream() if record.id in ids),
             self.strategy,
             name=self.settings.strategy,
             benchmark=self.benchmark.name,
             repeat=self.benchmark.repeat,
-            cached=cached,
+            cached=sum(cached.get(name, 0) for name in ids),
             seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
+            compares=self.scorer.compares,
             flops=self._flops,
         )
 
@@ -288,12 +335,14 @@ class Run:
 
     def reward(self, attempt: Attempt) -> Reward:
         """An attempt's reward as the strategy saw it."""
-        return Reward(attempt.rewards or (), attempt.final, alpha=self.settings.alpha, how=self.settings.aggregate)
+        return attempt.reward(self.settings.alpha, self.settings.aggregate)
 
-    async def _solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
+    async def solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
+        """The row of a problem, a pure function of the settings and the problem; one with an error if solving it raised one."""
         try:
+            sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
             generator = Generator(
-                self.engine, problem, replace(self.settings.sampling, logprobs=self.scorer.logprobs),
+                self.engine, problem, sampling,
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
                 budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,
@@ -309,7 +358,8 @@ class Run:
 
 
 @asynccontextmanager
-async def _grader() -> AsyncIterator[Grader]:
+async def grading() -> AsyncIterator[Grader]:
+    """A grader whose processes end with the block."""
     grader = Grader()
     try:
         yield grader
@@ -348,7 +398,7 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "changed": bool(status)}
 
 
-def _facts() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """Versions and hardware, by which one run is told from another later."""
     runs_on = [ENGINES.get(name).requires for name in ENGINES]
     packages = ["tts-toolkit", "torch", "transformers", "math-verify", "numpy", *filter(None, runs_on)]

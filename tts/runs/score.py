@@ -13,6 +13,7 @@ from tts.data.traces import Trace
 from tts.errors import InputError
 from tts.runs.settings import ScoreSettings
 from tts.scorers import SCORERS, is_reward_model
+from tts.solving.scoring import check_rewards
 from tts.types import Part, Reward, Scorer
 
 Scored = Processed[Reward]
@@ -60,7 +61,9 @@ def score_file(
     tally.running = True
 
     async def score(traces: Sequence[Trace]) -> list[Reward]:
-        rewards = await scorer.score([trace.candidate for trace in traces])
+        candidates = [trace.instructed(settings.instruction).candidate for trace in traces]
+        rewards = await scorer.score(candidates)
+        check_rewards(rewards, candidates, scorer.over)
         return [replace(reward, alpha=settings.alpha, how=settings.aggregate) for reward in rewards]
 
     async def work() -> None:
@@ -74,10 +77,12 @@ def score_file(
                 tally.done += len(scored)
                 tally.rejected += len(refused)
                 tally.tokens += sum(item.value.tokens for item in scored)
+                tally.missing += sum(item.value.missing for item in scored)
+                tally.unrated += sum(not item.value.rated for item in scored)
                 if show is not None:
                     for item in scored:
                         show(item, scorer.over)
-                sink.add([_row(item, settings.bare) for item in scored], refused)
+                sink.add([_row(item, scorer.over, settings.bare) for item in scored], refused)
         finally:
             if scorer is not scorer_instance:
                 await scorer.close()
@@ -93,17 +98,20 @@ def score_file(
 def _load(settings: ScoreSettings) -> Scorer:
     embedded = is_reward_model(settings.scorer) and settings.scorer_engine == ScoreSettings.scorer_engine
     # traces of a file seldom begin alike: keep no prefixes for later ones
-    return settings.load_scorer(policy=settings.model, defaults={"cache_gib": 0} if embedded else {})
+    return settings.load_scorer(policy=settings, defaults={"cache_gib": 0} if embedded else {})
 
 
-def _row(item: Scored, bare: bool) -> dict[str, Any]:
-    """The rewards, and then what the trace's row held."""
+def _row(item: Scored, over: Part, bare: bool) -> dict[str, Any]:
+    """The rewards, null where there is no verdict or nothing to rate, and then what the trace's row held."""
     reward = item.value
-    row = {
+    whole_only = not reward.steps and reward.final is not None
+    row: dict[str, Any] = {
         "id": item.trace.id,
-        "step_rewards": list(reward.steps),
+        "step_rewards": [] if whole_only else item.trace.by_position(reward.steps, over),
         "final": reward.final,
-        "total": reward.total,
+        "total": reward.total if reward.rated else None,
         "line": item.line,
     }
+    if reward.final_missing:
+        row["final_missing"] = True
     return row if bare else row | {name: value for name, value in item.trace.row.items() if name not in row}

@@ -16,21 +16,49 @@ from tts.demo import POLICY, PRM
 from tts.engines import load_engine
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
+from tts.models.templates import has, read_prompt_template
 from tts.options import Arguments, Count, NotNegative, Positive, Proportion, Settings, option
 from tts.scorers import load_scorer
-from tts.types import Aggregate, Engine, Part, Sampling, Scorer, counts_final
+from tts.types import NO_INSTRUCTION, Aggregate, Engine, Part, Sampling, Scorer, counts_final
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions(Settings):
-    """The model that solves problems."""
+    """The model that solves problems, and how it is asked."""
 
     topic: ClassVar[str] = "Policy"
 
     model: str = option(POLICY, names="model")
     """Policy: a bundled name, a folder or a hub id."""
+    instruction: str | None = option(None, shown="the data's own")
+    """How to answer, in words that follow each problem; none for no instruction."""
     system: str | None = option(None, shown="the chat template's")
     """System prompt."""
+    prompt_template: str | None = option(None, shown="the model's chat template")
+    """File with the whole prompt for a base model, such as worked examples and then {problem} and {instruction}."""
+    chat_template_args: Arguments = option(factory=dict, flag="--chat-template-arg")
+    """Argument of the chat template, such as enable_thinking=false; repeatable."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settled: dict[str, str] = {}
+        if self.instruction is not None:
+            settled["instruction"] = self.instruction.strip() or NO_INSTRUCTION
+        if self.prompt_template is not None:  # its text, so that a run is known by what its policy was shown
+            settled["prompt_template"] = read_prompt_template(self.prompt_template)
+            shown = has(settled["prompt_template"], "instruction")
+            if not shown and settled.setdefault("instruction", NO_INSTRUCTION) != NO_INSTRUCTION:
+                raise InputError(
+                    "--instruction has no place in --prompt-template; add {instruction} to the template, or omit it"
+                )
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)  # the one way to set a field of a frozen dataclass
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """The arguments of `tts.models.prompts.Prompter` that are not its defaults, besides the model."""
+        given = {name: getattr(self, name) for name in ("system", "prompt_template", "chat_template_args")}
+        return {name: value for name, value in given.items() if value not in (None, {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +78,8 @@ class EngineOptions(PolicyOptions):
 
     def load_engine(self) -> Engine:
         """Start the engine. Raises InputError."""
-        given = {name: value for name in ("adapter", "system") if (value := getattr(self, name)) is not None}
-        return load_engine(self.engine, self.model, url=self.url, options={**self.engine_args, **given})
+        adapter = {"adapter": self.adapter} if self.adapter is not None else {}
+        return load_engine(self.engine, self.model, url=self.url, options={**self.engine_args, **adapter, **self.prompting})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +105,12 @@ class ScorerOptions(Settings):
     aggregate: Aggregate = "mean"
     """How step rewards become one number."""
 
-    def load_scorer(
-        self, *, policy: str = POLICY, system: str | None = None, defaults: Mapping[str, Any] | None = None
-    ) -> Scorer:
-        """Load the scorer; `policy` and `system` are for scorers that ask the policy, `defaults` for its own options."""
+    def load_scorer(self, *, policy: PolicyOptions | None = None, defaults: Mapping[str, Any] | None = None) -> Scorer:
+        """Load the scorer; `policy` is for scorers that ask the policy, `defaults` for the scorer's own options."""
+        policy = policy or PolicyOptions()
         return load_scorer(
             self.scorer, format=self.scorer_format, over=self.score_over, final=counts_final(self.alpha, self.aggregate),
-            engine=self.scorer_engine, url=self.scorer_url, policy=policy, system=system,
+            engine=self.scorer_engine, url=self.scorer_url, policy=policy.model, prompting=policy.prompting,
             options={**(defaults or {}), **self.scorer_args},
         )  # fmt: skip
 
@@ -154,6 +181,8 @@ class LimitOptions(Settings):
     """Tokens to generate in the whole run, at most; which problems get them depends on the order."""
     seconds: Positive | None = option(None, shown="no limit")
     """Time for a problem, in seconds; then the best candidate so far is chosen."""
+    stop: list[str] = option(factory=list)
+    """Text at which a solution ends, for base models: how the next example would begin, such as Problem:; repeatable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +243,7 @@ class TraceOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(ScorerOptions, TraceOptions, ResumeOptions):
+class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions, ResumeOptions):
     """Score every trace of a file: id, step_rewards, final, total."""
 
     topic: ClassVar[str] = "Traces"
@@ -229,7 +258,7 @@ class ScoreSettings(ScorerOptions, TraceOptions, ResumeOptions):
     """Number of traces to score."""
     bare: bool = False
     """Write the rewards alone, without the trace's own fields."""
-    model: str = option(POLICY, topic="Reward model", names="model")
+    model: str = option(POLICY, names="model")
     """Policy, for scorers that ask it."""
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ def load_scorer(
     engine: str = "transformers",
     url: str | None = None,
     policy: str = POLICY,
-    system: str | None = None,
+    prompting: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """Load a reward model, or another scorer.
@@ -64,7 +64,7 @@ def load_scorer(
         engine: What runs the reward model or judge.
         url: The server of that engine.
         policy: Model of scorers that ask the policy (`model` among their options).
-        system: Its system prompt.
+        prompting: How the policy is prompted: arguments of `tts.models.prompts.Prompter`.
         options: The scorer's own options.
 
     Raises:
@@ -88,7 +88,7 @@ def load_scorer(
     if (engine != "transformers" or url is not None) and "engine" not in takes:
         raise InputError(f"--scorer-engine and --scorer-url are for reward models and judges; {name} needs neither")
     if isinstance(found, type):
-        offered = {"model": policy, "system": system, "final": final, "engine": engine, "url": url}
+        offered = {"model": policy, **(prompting or {}), "final": final, "engine": engine, "url": url}
         own = {key: value for key, value in offered.items() if key in takes}
         scorer = configure(found, own | given, noun=f"the scorer {name}", prefix="--scorer-arg ")
     elif given:

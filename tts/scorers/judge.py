@@ -1,21 +1,20 @@
-"""A language model as the judge of every step: the probability of its verdict (arXiv 2504.00891, 2504.16828)."""
+"""A language model as the judge of every step: the expectation of its verdict (arXiv 2504.00891, 2504.16828)."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from tts.demo import POLICY
 from tts.engines import load_engine
+from tts.errors import InputError
 from tts.models.templates import fill, read_template
 from tts.options import Count, Natural
-from tts.solving.generator import derive_seed
-from tts.types import Candidate, Engine, Problem, Reward, Sampling, Scorer
+from tts.scorers.verdicts import YES_NO, Examiner, Scale
+from tts.types import Candidate, Engine, Reward, Scorer
 
-TEMPLATE = """\
+STEP = """\
 Here are a problem, and a solution to it as far as it has come.
 
 Problem:
@@ -27,7 +26,7 @@ Solution so far:
 Next step:
 {step}
 
-Is the next step right, given what comes before? Answer Yes or No."""
+"""
 
 WHOLE = """\
 Here are a problem, and a solution to it.
@@ -38,25 +37,31 @@ Problem:
 Solution:
 {step}
 
-Is the final answer right? Answer Yes or No."""
+"""
 
-VERDICT = "Verdict:"
+IS_RIGHT = "Is the {what} right{given}? Answer Yes or No."
+HOW_RIGHT = """\
+How sure are you that the {what} is right{given}, from {low} (it is wrong) to {high} (it is right)? Answer with the \
+number."""
 
 
 class Judge(Scorer):
     """A language model as the judge: it is asked about every step, and about the solution as a whole.
 
-    A reward is P(yes) / (P(yes) + P(no)) for the first token of the verdict. The probabilities are those that the engine
-    reports of the verdicts drawn; where only one of the two words was drawn, the other gets the rest; where neither was, it is
-    0.5. Nothing in a trace is taken for a field of a template.
+    A reward is the expected value of the verdict on a scale, P(yes) / (P(yes) + P(no)) by default. A judge that thinks is given
+    tokens for that, and its verdict is read after the thinking; a judge that answers at once does not use them. A question
+    without a verdict has no reward. Nothing in a trace is taken for a field of a template.
 
     Args:
         engine: What runs the judge: the name of an engine, or an engine.
         model: The judge; by default the run's policy.
         url: The engine's server.
-        template: Question about a step, or a file with it: a text with {problem}, {before} (the steps before) and {step}.
+        scale: Labels of a verdict: yes/no, or the ends of a scale of whole numbers, as 1-5 or 0-10, whose highest counts 1.
+        template: Question about a step, or a file with it: a text with {problem}, {before} (the steps before) and {step}. It
+            should ask for a verdict on the scale.
         whole: Question about a whole solution, or a file with it: a text with {problem} and {step}.
-        critique: Tokens that the judge may write, greedily, up to the word "Verdict:", before it gives its verdict.
+        think: Tokens that the judge may write before its verdict, where it does not give it at once; 0 for none.
+        critique: Whether it writes before every verdict, also where it would give it at once.
         draws: Verdicts drawn for each question.
         final: Whether the solution as a whole is rated too.
         seed: Random seed of the verdicts.
@@ -69,19 +74,32 @@ class Judge(Scorer):
         engine: Any = "transformers",
         model: str = POLICY,
         url: str | None = None,
-        template: str = TEMPLATE,
-        whole: str = WHOLE,
-        critique: Natural = 0,
+        scale: str = YES_NO,
+        template: str | None = None,
+        whole: str | None = None,
+        think: Natural = 4096,
+        critique: bool = False,
         draws: Count = 4,
         final: bool = True,
         seed: int = 0,
         **engine_args: Any,
     ) -> None:
+        if critique and not think:
+            raise InputError("--scorer-arg critique needs tokens to write; give --scorer-arg think more than 0")
+        labels = Scale(scale)
+        question = HOW_RIGHT if labels.numeric else IS_RIGHT
+        ends = {"low": labels.low, "high": labels.high} if labels.numeric else {}
+        step = STEP + question.format(what="next step", given=", given what comes before", **ends)
+        solution = WHOLE + question.format(what="final answer", given="", **ends)
+        self.template, self.whole = (
+            read_template(text, "step", "the judge's template") for text in (template or step, whole or solution)
+        )
         if isinstance(engine, str):
             engine = load_engine(engine, model, url=url, options=engine_args)
         self.engine: Engine = engine
-        self.critique, self.draws, self.final, self.seed = critique, draws, final, seed
-        self.template, self.whole = (read_template(text, "step", "the judge's template") for text in (template, whole))
+        self.exact = engine.exact
+        self.final = final
+        self.examiner = Examiner(engine, labels, think=think, critique=critique, draws=draws, seed=seed)
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return list(await asyncio.gather(*(self._judge(candidate) for candidate in candidates)))
@@ -90,41 +108,19 @@ class Judge(Scorer):
         await self.engine.close()
 
     async def _judge(self, candidate: Candidate) -> Reward:
-        steps = (*candidate.trajectory.thinking, *candidate.trajectory.response)
+        steps, problem = candidate.trajectory.steps, candidate.problem.prompt
         prompts = [
-            fill(self.template, problem=candidate.problem.prompt, before="\n\n".join(steps[:i]) or "(nothing)", step=step)
+            fill(self.template, problem=problem, before="\n\n".join(steps[:i]) or "(nothing)", step=step)
             for i, step in enumerate(steps)
         ]
         if self.final and steps:
-            prompts.append(fill(self.whole, problem=candidate.problem.prompt, before="", step=candidate.text))
-        asked = await asyncio.gather(*(self._ask(prompt) for prompt in prompts))
-        values = [value for value, _ in asked]
-        final = values.pop() if self.final and steps else 0.0 if self.final else None
-        return Reward(tuple(values), final, tokens=sum(tokens for _, tokens in asked))
-
-    async def _ask(self, prompt: str) -> tuple[float, int]:
-        """P(yes), and the tokens that were read and written for it."""
-        prefix = self.engine.encode(Problem("judge", prompt))
-        spent = 0
-        if self.critique:
-            sampling = Sampling(temperature=0, max_tokens=self.critique, stop=(VERDICT,))
-            [written] = (await self.engine.generate(prefix, 1, sampling)).steps
-            tail = written.token_ids
-            if written.finish == "stop":
-                tail = tail[:-1]  # the token that ends a text
-            prefix = (*prefix, *tail, *(() if written.finish == "step" else self.engine.tokenize(f"\n{VERDICT}")))
-            spent += len(written.token_ids)
-        sampling = Sampling(max_tokens=1, seed=derive_seed(self.seed, "judge", *prefix), logprobs=True)
-        drawn = (await self.engine.generate(prefix, self.draws, sampling)).steps
-        spent += len(prefix) + sum(len(step.token_ids) for step in drawn)
-        said: dict[str, dict[tuple[int, ...], float]] = {"yes": {}, "no": {}}
-        for step in drawn:
-            word = re.sub(r"\W", "", step.text).lower()
-            if word in said and step.logprobs:
-                said[word][step.token_ids] = math.exp(step.logprobs[0])
-        yes, no = (sum(tokens.values()) for tokens in said.values())
-        if not yes and not no:
-            return 0.5, spent
-        if yes and no:
-            return yes / (yes + no), spent
-        return (yes if yes else 1 - no), spent
+            prompts.append(fill(self.whole, problem=problem, before="", step=candidate.text))
+        verdicts = await asyncio.gather(*map(self.examiner.ask, prompts))
+        values = [verdict.value for verdict in verdicts]
+        final = values.pop() if self.final and steps else None
+        return Reward(
+            tuple(values),
+            final,
+            tokens=sum(verdict.tokens for verdict in verdicts),
+            final_missing=self.final and final is None,
+        )

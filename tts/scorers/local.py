@@ -54,7 +54,7 @@ class LocalReader:
         self.model: LoadedModel = format.readout.load(
             name, tokenizer, cache_gib=cache_gib, batch_tokens=batch_tokens, **options
         )
-        self.context = self.model.context
+        self.context, self.exact = self.model.context, self.model.exact
         self._batcher: Batcher[Query, list[float]] = Batcher(self.model.rewards, max_size=4096)
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -70,7 +70,7 @@ class HeadModel:
     def __init__(self, name: str, heads: Heads, *, cache_gib: float, batch_tokens: int) -> None:
         self._step, self._final = heads.step, heads.final or heads.step
         self.forest = forest_of(name, heads.body, cache_gib=cache_gib, batch_tokens=batch_tokens)
-        self.context = self.forest.context
+        self.context, self.exact = self.forest.context, self.forest.exact
 
     @torch.inference_mode()
     def rewards(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -109,6 +109,7 @@ class LogRatioModel:
             for model, (body, logits) in zip((name, reference), loaded, strict=True)
         ]
         self.context = min(forest.context for forest, _ in self._models)
+        self.exact = all(forest.exact for forest, _ in self._models)
 
     @torch.inference_mode()
     def rewards(self, queries: Sequence[Query]) -> list[list[float]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Length(Scorer):
     """Minus the number of tokens, or of characters where there are no tokens: shorter is better."""
 
-    by_step = False
+    by_step, exact = False, True
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return [Reward((), -float(len(candidate.token_ids) or len(candidate.text))) for candidate in candidates]
@@ -35,7 +35,7 @@ class Length(Scorer):
 class Agreement(Scorer):
     """Share of a problem's candidates with an equivalent answer (self-consistency, https://arxiv.org/abs/2203.11171)."""
 
-    by_step, compares = False, True
+    by_step, compares, exact = False, True, True
 
     def __init__(self) -> None:
         self._grader = Grader()
@@ -59,11 +59,14 @@ class Agreement(Scorer):
 class Likelihood(Scorer):
     """What the policy itself thinks of a trace, from its next-token distributions p over a vocabulary of V tokens.
 
-    The policy reads each trace once, in this process, with prefixes kept as for a PRM. Subclasses say what is read.
+    The policy reads each trace once, in this process, with prefixes kept as for a PRM. Subclasses say what is read. A trace
+    without tokens has no such measure, and no reward.
 
     Args:
         model: The policy; by default the run's.
         system: Its system prompt; by default the run's.
+        prompt_template: Its whole prompt, for a base model; by default the run's.
+        chat_template_args: Arguments of its chat template; by default the run's.
         cache_gib: Memory for prefixes of traces, in GiB.
         batch_tokens: Tokens read in one batch, at most.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -80,13 +83,15 @@ class Likelihood(Scorer):
         *,
         model: str = POLICY,
         system: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         cache_gib: NotNegative = 1.0,
         batch_tokens: Count = 8192,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
         checkpoints.load_policy_config(model)
-        self.policy, self.prompter = model, Prompter(model, system)
+        self.policy, self.prompter = model, Prompter(model, system, prompt_template, chat_template_args)
         self._weights = {"device": device, "dtype": dtype}
         self._memory: Any = {"cache_gib": cache_gib, "batch_tokens": batch_tokens}
         self._forest: Any = None
@@ -96,12 +101,12 @@ class Likelihood(Scorer):
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         known = [self._reported(candidate) for candidate in candidates]
-        unknown = [i for i, value in enumerate(known) if value is None]
+        unknown = [i for i, value in enumerate(known) if value is None and (candidates[i].token_ids or candidates[i].text)]
         sequences = [self._sequence(candidates[i]) for i in unknown]
         for i, value in zip(unknown, await self._batcher(sequences), strict=True):
             known[i] = value
         read = {i: len(ids) for i, (ids, _) in zip(unknown, sequences, strict=True)}
-        return [Reward((), value, tokens=read.get(i, 0)) for i, value in enumerate(known)]
+        return [Reward((), value, tokens=read.get(i, 0), final_missing=value is None) for i, value in enumerate(known)]
 
     def _reported(self, candidate: Candidate) -> float | None:
         """What the engine reported of a candidate, which then need not be read; None where it did not."""
@@ -117,6 +122,11 @@ class Likelihood(Scorer):
                 f"a trace of {len(ids)} tokens is longer than the {self._forest.context} that {self.policy!r} can read"
             )
         return ids, len(prompt)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Without weights in this process, the rewards are what the engine reported."""
+        return self._forest is None or self._forest.exact
 
     def _load(self) -> None:
         if self._forest is not None:
@@ -140,8 +150,6 @@ class Likelihood(Scorer):
 
     def _rate(self, hidden: Tensor, tokens: Tensor) -> float:
         """The measure of a trace, from hidden states [tokens, width] and the tokens that followed them."""
-        if not len(tokens):
-            return 0.0
         total = sum(
             float(self._sum(self._logits(rows).double().log_softmax(-1), chosen))
             for rows, chosen in zip(hidden.split(self.ROWS), tokens.split(self.ROWS), strict=True)
@@ -191,18 +199,19 @@ class Confidence(Likelihood):
 
 
 class Function(Scorer):
-    """A plain function `(problem, text) -> float` as a scorer: its value is the reward of the trace as a whole."""
+    """A plain function `(problem, text) -> float` as a scorer: its value is the reward of the trace as a whole, None if it has
+    no verdict."""
 
     by_step = False
 
-    def __init__(self, function: Callable[[Problem, str], float]) -> None:
+    def __init__(self, function: Callable[[Problem, str], float | None]) -> None:
         self.function = function
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         rewards = []
         for candidate in candidates:
             value = self.function(candidate.problem, candidate.text)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"the scorer {self.function.__name__} returned {value!r}; expected a number")
-            rewards.append(Reward((), float(value)))
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise InputError(f"the scorer {self.function.__name__} returned {value!r}; expected a number, or None")
+            rewards.append(Reward((), value if value is None else float(value), final_missing=value is None))
         return rewards

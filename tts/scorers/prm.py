@@ -12,7 +12,7 @@ from tts.models.chat import Encoded
 from tts.scorers import formats
 from tts.scorers.reader import Query, load_reader
 from tts.scorers.readouts import TRACE_HEAD
-from tts.trajectory import BOUNDARY, Trajectory
+from tts.trajectory import BOUNDARY, with_tags
 from tts.types import Candidate, Part, Reward, Scorer
 
 
@@ -68,6 +68,7 @@ class PRM(Scorer):
         self.reader = load_reader(
             backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options
         )
+        self.exact = getattr(self.reader, "exact", False)
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """Return one reward per candidate, in order. Raises InputError for a trace that is longer than the context."""
@@ -82,12 +83,12 @@ class PRM(Scorer):
 
     def _plan(self, candidate: Candidate) -> list[Query]:
         """Return what is read of a candidate: its steps, and the trace as a whole, each in one or more windows."""
-        steps = part_of(candidate.trajectory, self.over)
+        steps = candidate.part(self.over)
         if not steps:
             return []
         prompt = candidate.problem.prompt
         if not self.format.by_step:
-            text = candidate.text if self.over == "all" else BOUNDARY.join(steps)
+            text = with_tags(candidate.text) if self.over == "all" else BOUNDARY.join(steps)
             return [self._query(prompt, [text], whole=True)]
         windows = self._windows(prompt, steps)
         plan = []
@@ -103,8 +104,11 @@ class PRM(Scorer):
     def _reward(self, plan: list[tuple[Query, list[float]]]) -> Reward:
         steps = [value for query, values in plan if not query.whole for value in values]
         wholes = [value for query, values in plan if query.whole for value in values]
-        final = sum(wholes) / len(wholes) if wholes else 0.0 if self.final or not self.format.by_step else None
-        return Reward(tuple(steps), final, tokens=sum(len(query.ids) for query, _ in plan))
+        final = sum(wholes) / len(wholes) if wholes else None
+        asked = self.final or not self.format.by_step
+        return Reward(
+            tuple(steps), final, tokens=sum(len(query.ids) for query, _ in plan), final_missing=asked and final is None
+        )
 
     def _windows(self, prompt: str, steps: Sequence[str]) -> list[tuple[int, int, int]]:
         """Return (first step shown, first step rated, end) for each window; one window if everything fits."""
@@ -147,12 +151,6 @@ class PRM(Scorer):
                 f" expected {expected} positions in ascending order"
             )
         return encoded
-
-
-def part_of(trajectory: Trajectory, over: Part) -> tuple[str, ...]:
-    """Return the steps of one part of a trajectory."""
-    thinking = trajectory.thinking if over != "response" else ()
-    return (*thinking, *(trajectory.response if over != "think" else ()))
 
 
 def _part(model: str, over: Part | None) -> Part:

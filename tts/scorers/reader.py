@@ -69,6 +69,9 @@ class Reader(Protocol):
 class LoadedModel(Protocol):
     """A reward model in the memory of this process, which is what a readout loads."""
 
+    exact: bool
+    """Whether its rewards are the same to the last bit whatever is computed beside them."""
+
     @property
     def context(self) -> int:
         """Maximum length of a sequence, in tokens."""

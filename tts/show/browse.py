@@ -110,6 +110,7 @@ def show_problem(folder: Path, problem_id: str, *, candidates: int | None = None
     parts: list[RenderableType] = [
         Text.assemble((printable(record.id), "bold"), f"  {settings['strategy']}, {folder}"),
         Text(printable(record.problem)),
+        *([Text(printable(record.instruction), "dim")] if record.instruction else []),
         Text(),
         *_outcome(record),
     ]
@@ -218,6 +219,7 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
     attempt = record.candidates[index]
     title = Text.assemble((f"candidate {index + 1}", "bold"), ("  chosen" if index == record.choice else "", "bold"), "  ")
     facts = [f"score {attempt.score:.3f}", *([f"final {attempt.final:.3f}"] if attempt.final is not None else [])]
+    facts += [f"{missing} verdicts missing"] if (missing := attempt.reward().missing) else []
     facts += [f"{sum(attempt.tokens)} tokens", "truncated" if attempt.finish == "length" else "finished"]
     answer = printable(attempt.answer or "no answer")
     title += Text.assemble(answer, "  ", _verdict(attempt.correct), "  ", (", ".join(facts), "dim"))

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from tts.engines import installed
 from tts.errors import InputError
+from tts.evals.benchmarks import Source
 from tts.options import describe, options_of
 from tts.plugins import Registry
+from tts.types import NO_INSTRUCTION, Problem
 
 LONGEST = 40
 """Characters of a default that are shown."""
@@ -34,6 +36,8 @@ def listing(registry: Registry[Any]) -> list[dict[str, Any]]:
             row["options"] = " ".join(options)
         if paper := address(plugin):
             row["paper"] = paper
+        if instruction := _instruction(plugin):
+            row["instruction"] = instruction
         rows.append(row | _state(plugin))
     return rows
 
@@ -47,7 +51,7 @@ def show_listing(registry: Registry[Any], hint: str) -> RenderableType:
         cell = Text(row.get("about") or row["error"], "red" if "error" in row else "")
         if registry.kind == "strategy" and "error" not in row:
             cell.append(f"\n{describe(registry.get(row['name']))}", "cyan")
-        for note in filter(None, (row.get("state"), row.get("paper"))):
+        for note in filter(None, (row.get("state"), row.get("paper"), row.get("instruction"))):
             cell.append(f"\n{note}", "yellow" if note.startswith("not installed") else "dim")
         table.add_row(row["name"], cell)
     return Group(table, Text(f"\n{hint}", "dim"))
@@ -59,13 +63,17 @@ def details(name: str, plugin: Any) -> dict[str, Any]:
         {"name": o.name, "option": o.flag, "takes": o.takes, "default": o.default_text, "help": o.help}
         for o in _options(plugin)
     ]
-    return {"name": name, "about": _whole(plugin), "paper": address(plugin), "options": options} | _state(plugin)
+    return (
+        {"name": name, "about": _whole(plugin), "paper": address(plugin), "options": options} | _state(plugin) | _prompt(plugin)
+    )
 
 
 def show_details(name: str, plugin: Any, registry: Registry[Any]) -> RenderableType:
     """What a plug-in does, where it comes from, and every option with type, default and help."""
     notes = [Text(line, "dim") for line in (address(plugin), _state(plugin).get("state", "")) if line]
     parts: list[RenderableType] = [Text.assemble((name, "bold"), "  ", _whole(plugin)), *notes]
+    if prompt := _prompt(plugin).get("prompt"):
+        parts += [Text("\nthe prompt, before a chat template:", "dim"), Text(prompt)]
     flags = registry.kind == "strategy"
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for heading in ("option" if flags else f"--{registry.kind}-arg", "takes", "default", ""):
@@ -93,6 +101,20 @@ def address(plugin: Any) -> str:
         if found := re.search(r"https?://[^\s)]+", text or ""):
             return found.group().rstrip(".,")
     return ""
+
+
+def _instruction(plugin: Any) -> str:
+    """Of a benchmark: how the policy is to answer, unless --instruction says otherwise."""
+    return str(getattr(plugin, "told", ""))
+
+
+def _prompt(plugin: Any) -> dict[str, str]:
+    """Of a benchmark: what the policy is asked, and the part of it that is the benchmark's own."""
+    if not isinstance(plugin, Source):
+        return {}
+    question = "{question}\n\nA) {choice}\nB) …" if plugin.wrong else "{question}"
+    problem = Problem("", question, instruction=plugin.told)
+    return {"prompt": problem.full_prompt, "instruction": plugin.told or NO_INSTRUCTION}
 
 
 def _options(plugin: Any) -> list[Any]:

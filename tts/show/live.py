@@ -112,7 +112,8 @@ def show_trace(item: Scored, over: Part) -> RenderableType:
             grid.add_row(Text("" if value is None else f"{value:.3f}", style), Text(step, style))
     final = "" if reward.final is None else f"final {reward.final:.3f}, "
     title = Text.assemble((trace.problem.id, "bold"), "  ", (" ".join(trace.problem.prompt.split()), "dim"))
-    return Group(title, grid, Text(f"{final}total {reward.total:.3f}\n", "bold"))
+    total = f"total {reward.total:.3f}" if reward.rated else "no verdict"
+    return Group(title, grid, Text(f"{final}{total}\n", "bold"))
 
 
 def _time(seconds: float) -> str:

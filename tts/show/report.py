@@ -5,26 +5,31 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import re
 import secrets
 import sys
 import time
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from tts.data.files import ESCAPE, write_whole
-from tts.data.store import Attempt, Record
+from tts.data.store import Attempt, Record, RunStore
 from tts.errors import InputError
 from tts.evals.calibration import Calibration, calibration, reward_length_correlation
-from tts.evals.load import SavedRun, load_run
+from tts.evals.load import open_run, read_json, read_summary
 from tts.show.browse import number_of, ranking, rated_steps, twigs
+from tts.show.sample import PROBLEMS, Entry, Sample
 
 COSTS = {
     "generated": "tokens generated per problem",
@@ -60,9 +65,10 @@ class Reliability:
 class Charted:
     """A finished run with the data of its charts, which is also that of the CSV files."""
 
-    run: SavedRun
     name: str
     """Name of the folder, or its path if two folders have the same name."""
+    settings: Json
+    started: str
     summary: Json
     against_n: tuple[Json, ...]
     against_cost: tuple[Json, ...]
@@ -70,7 +76,7 @@ class Charted:
 
     @property
     def n(self) -> int:
-        return number_of(self.run.settings, self.summary)
+        return number_of(self.settings, self.summary)
 
 
 def write_report(
@@ -78,15 +84,20 @@ def write_report(
     out: Path,
     *,
     title: str | None = None,
+    problems: int = PROBLEMS,
     complain: Callable[[str], object] | None = None,
 ) -> Path:
     """Write a report of finished runs; the same as `tts report`.
+
+    Rows are read one by one. All numbers are over all problems; how many are shown with all of their candidates is limited.
 
     Args:
         folders: Run folders, at least one.
         out: HTML file to write. A folder `<stem>_files` beside it gets the CSV, PNG and SVG files.
         title: Heading of the page. Default: the benchmarks and strategies.
-        complain: Called with a line that says how to get plots if matplotlib is missing. Default: print it to standard error.
+        problems: Problems shown with all of their candidates, at most. Default 1,000.
+        complain: Called with a line if problems are left out, and with one that says how to get plots if matplotlib is
+            missing. Default: print it to standard error.
 
     Returns:
         `out`.
@@ -98,18 +109,50 @@ def write_report(
         raise InputError("tts report needs at least one run folder, as listed by tts runs")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out is {out}; the name of a report should end in .html")
-    runs = [_chart(run, name) for run, name in zip(map(load_run, folders), _names(folders), strict=True)]
-    files = out.with_name(f"{out.stem}_files")
+    stores = [open_run(folder) for folder in folders]
+    summaries = [_summary_of(store) for store in stores]
+    files, sample, complain = out.with_name(f"{out.stem}_files"), Sample(problems), complain or _say
     try:
         files.mkdir(parents=True, exist_ok=True)
-        page = _page(runs, title or f"{', '.join(dict.fromkeys(_benchmark(run) for run in runs))}: {_strategies(runs)}")
+        with _csv(files / "problems.csv") as write_problem:
+            runs = [
+                _read(store, name, summary, i, sample, write_problem)
+                for i, (store, name, summary) in enumerate(zip(stores, _names(folders), summaries, strict=True))
+            ]
+        page = _page(runs, sample, title or f"{', '.join(dict.fromkeys(map(_benchmark, runs)))}: {_strategies(runs)}")
         write_whole(out, page)
         _write_numbers(runs, files)
+        if len(sample.entries) < sample.problems:
+            complain(
+                f"{out} shows the candidates of {len(sample.entries):,} of {sample.problems:,} problems, a random sample;"
+                " its numbers are over all of them. --problems changes how many are shown"
+            )
         if not _write_plots(runs, files):
-            (complain or _say)("PNG and SVG plots need matplotlib: pip install 'tts-toolkit[report]', then report again")
+            complain("PNG and SVG plots need matplotlib: pip install 'tts-toolkit[report]', then report again")
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or out}: {error.strerror}; choose another --out") from error
     return out
+
+
+def _summary_of(store: RunStore) -> Json:
+    if (summary := read_summary(store.folder)) is None:
+        raise InputError(f"{store.folder} is not finished (no summary.json); finish it with: tts run --resume {store.folder}")
+    return summary
+
+
+def _read(
+    store: RunStore, name: str, summary: Json, index: int, sample: Sample, write_problem: Callable[[Json], object]
+) -> Charted:  # fmt: skip
+    """Read the rows of run number `index`, once."""
+    ratings = _Ratings()
+    for record in store.stream():
+        ratings.add(record)
+        sample.add(index, record)
+        write_problem(_problem_row(name, record))
+    settings, started = store.settings, str(read_json(store.folder / "run.json").get("started", ""))
+    return Charted(
+        name, settings, started, summary, *_points(name, summary, number_of(settings, summary)), ratings.reliability()
+    )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -135,11 +178,9 @@ def _strategies(runs: Sequence[Charted]) -> str:
     return ", ".join(dict.fromkeys(str(run.summary["strategy"]) for run in runs))
 
 
-def _chart(run: SavedRun, name: str) -> Charted:
-    summary = run.summary
-    if summary is None:
-        raise InputError(f"{run.folder} is not finished (no summary.json); finish it with: tts run --resume {run.folder}")
-    problems, n = max(1, summary["problems"]), number_of(run.settings, summary)
+def _points(name: str, summary: Json, n: int) -> tuple[tuple[Json, ...], tuple[Json, ...]]:
+    """The points of accuracy against N, and those of accuracy against cost."""
+    problems = max(1, summary["problems"])
     cost = {"generated": summary["usage"]["generated"] / problems, "scored": summary["usage"]["scored"] / problems,
             "seconds": summary["seconds"]["total"] / problems, "gflops": _gflops(summary, problems)}  # fmt: skip
     unknown = dict.fromkeys(COSTS)
@@ -154,7 +195,7 @@ def _chart(run: SavedRun, name: str) -> Charted:
             # k of n samples cost k / n of the generated tokens; their scoring and time are not known
             share = point["n"] / summary["curve"][-1]["n"] if summary["curve"] else 1
             at_cost.append(place | (cost if share == 1 else {**unknown, "generated": cost["generated"] * share}))
-    return Charted(run, name, summary, tuple(at_n), tuple(at_cost), _reliability(run))
+    return tuple(at_n), tuple(at_cost)
 
 
 def _gflops(summary: Json, problems: int) -> float | None:
@@ -164,31 +205,48 @@ def _gflops(summary: Json, problems: int) -> float | None:
     return None if policy is None or scorer is None else float(policy + scorer) / problems / 1e9
 
 
-def _reliability(run: SavedRun) -> Reliability | None:
-    """The reliability of the final rewards if every graded candidate has one, otherwise of the mean step rewards.
+class _Ratings:
+    """Rewards, correctness and lengths of the graded candidates of a run. An unknown reward is NaN."""
 
-    None if a candidate has no reward, or one outside [0, 1].
-    """
-    attempts = [attempt for record in run.records for attempt in record.candidates if attempt.correct is not None]
-    of, rewards = "final reward", [attempt.final for attempt in attempts]
-    if None in rewards:
-        of, rewards = "mean step reward", [sum(a.rewards) / len(a.rewards) if a.rewards else None for a in attempts]
-    known = [reward for reward in rewards if reward is not None]
-    if not known or len(known) < len(attempts) or not all(0 <= reward <= 1 for reward in known):
-        return None
-    curve = calibration(known, [bool(attempt.correct) for attempt in attempts])
-    return Reliability(of, len(known), curve, reward_length_correlation(known, [sum(attempt.tokens) for attempt in attempts]))
+    def __init__(self) -> None:
+        self._finals, self._means, self._tokens, self._right = array("d"), array("d"), array("q"), array("b")
+        self._all_final = True
+
+    def add(self, record: Record) -> None:
+        for attempt in record.candidates:
+            if attempt.correct is not None:
+                reward = attempt.reward()
+                self._all_final &= attempt.final is not None or attempt.final_missing
+                self._finals.append(math.nan if attempt.final is None else attempt.final)
+                self._means.append(reward.aggregate("mean") if reward.known else math.nan)
+                self._tokens.append(sum(attempt.tokens))
+                self._right.append(attempt.correct)
+
+    def reliability(self) -> Reliability | None:
+        """The reliability of the final rewards if the reward model gives them, otherwise of the mean step rewards.
+
+        Candidates without a verdict are left out. None if no candidate has a reward, or if one is outside [0, 1].
+        """
+        of, values = ("final reward", self._finals) if self._all_final else ("mean step reward", self._means)
+        rated = ~np.isnan(values)
+        rewards = np.asarray(values)[rated]
+        if not len(rewards) or rewards.min() < 0 or rewards.max() > 1:
+            return None
+        curve = calibration(rewards.tolist(), np.asarray(self._right, bool)[rated].tolist())
+        return Reliability(
+            of, len(rewards), curve, reward_length_correlation(rewards.tolist(), np.asarray(self._tokens)[rated].tolist())
+        )
 
 
 # The page
 
 
-def _page(runs: Sequence[Charted], title: str) -> str:
+def _page(runs: Sequence[Charted], sample: Sample, title: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": _percent, "number": _number}
-    problems = _problems(runs)
+    problems = sorted(sample.entries, key=lambda entry: _natural(entry[0][1].id))
     data = {
         "runs": [{"name": run.name, "strategy": run.summary["strategy"]} for run in runs],
         "againstN": [row for run in runs for row in run.against_n],
@@ -205,7 +263,9 @@ def _page(runs: Sequence[Charted], title: str) -> str:
         costs=COSTS,
         points=_with_fronts(runs),
         settings=_settings(runs),
-        mixed=any(len(entry) < len(runs) for entry in problems),
+        mixed=sample.mixed(len(runs)),
+        shown=len(problems),
+        known=sample.problems,
         data=_script_safe(data),
         nonce=secrets.token_urlsafe(16),
     )
@@ -229,7 +289,7 @@ def _script_safe(data: Any) -> Markup:
 
 def _settings(runs: Sequence[Charted]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, list[str]]]]:
     """The settings that differ between the runs and those that do not, each with one value per run."""
-    flat = [_flat(run.run.settings) | {"started": run.run.started[:16].replace("T", " ")} for run in runs]
+    flat = [_flat(run.settings) | {"started": run.started[:16].replace("T", " ")} for run in runs]
     rows = [(name, [_setting(settings.get(name)) for settings in flat]) for name in dict.fromkeys(k for s in flat for k in s)]
     return [row for row in rows if len(set(row[1])) > 1], [row for row in rows if len(set(row[1])) == 1]
 
@@ -264,17 +324,6 @@ def _calibration_data(run: Charted) -> Json:
 
 
 # The problems: an index to search, and for each problem a compressed chunk that the page unpacks when it is opened
-
-Entry = list[tuple[int, Record]]
-"""One problem: (index of the run, its record) for each run that has it."""
-
-
-def _problems(runs: Sequence[Charted]) -> list[Entry]:
-    entries: dict[tuple[str, str], Entry] = {}
-    for i, run in enumerate(runs):
-        for record in run.run.records:
-            entries.setdefault((record.id, record.problem), []).append((i, record))
-    return sorted(entries.values(), key=lambda entry: _natural(entry[0][1].id))
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:
@@ -332,7 +381,7 @@ def _chunk(entry: Entry, runs: Sequence[Charted]) -> Json:
             "generated": record.usage.generated,
             "scored": record.usage.scored,
             "candidates": [
-                candidate(index, record.candidates[index], runs[i].run.settings.get("score_over"))
+                candidate(index, record.candidates[index], runs[i].settings.get("score_over"))
                 for index in ranking(record)
             ],
             "tree": [
@@ -368,7 +417,6 @@ def _write_numbers(runs: Sequence[Charted], folder: Path) -> None:
         ({"run": run.name, "of": r.of, **b._asdict(), "ece": r.curve.error} for run in runs if (r := run.reliability)
          for b in r.curve.bins),
     )  # fmt: skip
-    _write_csv(folder / "problems.csv", (_problem_row(run, record) for run in runs for record in run.run.records))
 
 
 def _run_row(run: Charted) -> Json:
@@ -382,10 +430,10 @@ def _run_row(run: Charted) -> Json:
     }  # fmt: skip
 
 
-def _problem_row(run: Charted, record: Record) -> Json:
+def _problem_row(run: str, record: Record) -> Json:
     answers = Counter(attempt.correct for attempt in record.candidates)
     return {
-        "run": run.name, "id": record.id, "outcome": _outcome(record), "reference": record.answer,
+        "run": run, "id": record.id, "outcome": _outcome(record), "reference": record.answer,
         "answer": record.candidates[record.choice].answer if record.choice is not None else None,
         "candidates": len(record.candidates), "right": answers[True], "generated": record.usage.generated,
         "scored": record.usage.scored,
@@ -393,12 +441,25 @@ def _problem_row(run: Charted, record: Record) -> Json:
 
 
 def _write_csv(path: Path, rows: Iterable[Json]) -> None:
-    listed = list(rows)
+    with _csv(path) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Callable[[Json], object]]:
+    """Write a CSV file row by row; the first row's names are its heading."""
     with path.open("w", encoding="utf-8", errors=ESCAPE, newline="") as file:
-        if listed:
-            writer = csv.DictWriter(file, listed[0])
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in listed)
+        writer: csv.DictWriter[str] | None = None
+
+        def write(row: Json) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = csv.DictWriter(file, row)
+                writer.writeheader()
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+
+        yield write
 
 
 def _cell(value: Any) -> Any:

@@ -8,7 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tts.evals.summary import Estimate, Summary
+from tts.evals.intervals import Estimate
+from tts.evals.summary import Summary
 
 BAR = 28
 """Width of the curve's longest bar, in characters."""
@@ -23,6 +24,8 @@ def show(summary: Summary) -> RenderableType:
         parts += [_accuracies(summary), Text()]
     if len(summary.curve) > 1:
         parts += [_curve(summary), Text()]
+    if summary.omitted:
+        parts += [Text(f"No points between N = 1 and {summary.n}: {summary.omitted}.", "dim"), Text()]
     return Group(*parts, _bill(summary))
 
 
@@ -36,6 +39,9 @@ def _title(summary: Summary) -> Text:
         title.append(f", {ungraded} without an answer and so not graded", "yellow")
     if summary.truncated:
         title.append(f", {_count(summary.truncated, 'candidate')} cut off by --max-tokens or the context", "yellow")
+    if summary.missing:
+        without = f", {_count(summary.unrated, 'candidate')} without any" if summary.unrated else ""
+        title.append(f", {_count(summary.missing, 'verdict')} of the scorer missing{without}", "yellow")
     return title
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
 
 from tts.grading.pool import Grader
 from tts.solving.budget import Budget
 from tts.solving.clock import Clock
+from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
-from tts.trajectory import BOUNDARY, OPEN
+from tts.trajectory import BOUNDARY, TAGS
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
 
 T = TypeVar("T")
+
+OPENER_TOKENS = 32
+"""Tokens at the end of a prompt among which a tag that opens thinking is looked for."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -40,7 +44,7 @@ class Generator:
     Args:
         engine: Backend that draws the tokens.
         problem: Problem to solve.
-        sampling: Default temperature, top-p and token limit.
+        sampling: Default temperature, top-p and token limit. Its stop strings end a solution, whose text is cut before them.
         seed: Seed of the run. Default 0.
         usage: Counter of tokens and calls to add to. Default: a new one.
         clock: Clock to time generation with. Default: a new one.
@@ -81,6 +85,7 @@ class Generator:
         stop: str | tuple[str, ...] | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate by one step, n ways.
 
@@ -93,12 +98,15 @@ class Generator:
             stop: String or strings that end the step. Default: a blank line.
             max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
             logprobs: Whether to keep the log-probability of each token.
+            confidence: How many of the likeliest tokens to keep the confidence of each token over, where the engine reports it.
+                Default 0, for none.
 
         Returns:
             n candidates.
         """
         stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
-        return await self._extend(self.opened(candidate), n, self._sampling(temperature, stop, max_tokens, logprobs))
+        sampling = self._sampling(temperature, stop, max_tokens, logprobs, confidence)
+        return await self._extend(self.opened(candidate), n, sampling)
 
     async def finish(
         self,
@@ -108,6 +116,7 @@ class Generator:
         temperature: float | None = None,
         max_tokens: int | None = None,
         logprobs: bool = False,
+        confidence: int = 0,
     ) -> list[Candidate]:
         """Extend a candidate to its end, n ways, and cut the text into steps.
 
@@ -117,7 +126,7 @@ class Generator:
             n candidates; fewer, but at least one, if the budget ran out before all of them had begun.
         """
         candidate = self.opened(candidate)
-        sampling = self._sampling(temperature, (), max_tokens, logprobs)
+        sampling = self._sampling(temperature, (), max_tokens, logprobs, confidence)
         if self.deadline is None or not await self.engine.tells_steps():
             ends = await self._extend(candidate, n, sampling)
         else:  # step by step, so that finished steps can be returned at the deadline
@@ -126,8 +135,13 @@ class Generator:
         return [end for end in ends if end != undrawn] or ends[:1]
 
     def opened(self, candidate: Candidate) -> Candidate:
-        """The candidate, starting with the `<think>` tag if the chat template ends in one."""
+        """The candidate, starting with the tag that opens thinking if the chat template ends in one."""
         return candidate + self._opener if self._opener is not None and not candidate.steps else candidate
+
+    @cached_property
+    def closers(self) -> tuple[str, ...]:
+        """The tags that close thinking and that the model can write: where a step ends, as long as its tags are not known."""
+        return tuple(tags.close for tags in TAGS if tags.close in self.engine.decode(self.engine.tokenize(tags.close)))
 
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that was not sampled, such as the "Wait" of budget forcing; its tokens are not counted."""
@@ -173,20 +187,25 @@ class Generator:
         """Whether nothing more can be drawn, because the budget is spent or the deadline has passed."""
         return self.budget.spent or self.out_of_time
 
-    def _sampling(self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool) -> Sampling:
+    def _sampling(
+        self, temperature: float | None, stop: tuple[str, ...], max_tokens: int | None, logprobs: bool, confidence: int
+    ) -> Sampling:
         return replace(
             self.sampling,
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=self.sampling.max_tokens if max_tokens is None else max_tokens,
-            stop=stop,
+            stop=(*stop, *self.sampling.stop),
             logprobs=logprobs or self.sampling.logprobs,
+            confidence=confidence,
         )
 
     async def _by_steps(self, candidate: Candidate, sampling: Sampling) -> Candidate:
         left = sampling.max_tokens
         while not candidate.done:
             before = len(candidate.token_ids)
-            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=(self._boundary,), max_tokens=left))
+            [candidate] = await self._extend(
+                candidate, 1, replace(sampling, stop=(self._boundary, *self.sampling.stop), max_tokens=left)
+            )
             left -= len(candidate.token_ids) - before
         return candidate
 
@@ -233,18 +252,35 @@ class Generator:
         self.usage.generated += _generated(generation)
         return generation
 
+    def _ended(self, step: Step) -> Step:
+        """A continuation that stopped at the end of a solution (`--stop`), cut before it; any other as it is.
+
+        Its tokens are kept: they were drawn, and nothing continues them.
+        """
+        ends = [at for end in self.sampling.stop if (at := step.text.find(end)) >= 0] if step.finish == "step" else []
+        return replace(step, text=step.text[: min(ends)], finish="stop") if ends else step
+
     def _cut(self, step: Step, stops: tuple[str, ...]) -> list[Step]:
         """Cut a continuation drawn in one go into the steps in which it would have been drawn one by one."""
-        if stops:
-            return [step]
+        if set(stops) - set(self.sampling.stop):
+            return [self._ended(step)]
+        step, drawn = self._ended(step), step
         if not step.token_ids:  # from a server that returns text only, or an empty continuation
             texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
         steps, start = [], 0
         for token_ids in self._segmenter.split(step.token_ids):
-            logprobs = step.logprobs[start : start + len(token_ids)] if step.logprobs is not None else None
-            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs))
-            start += len(token_ids)
+            part = slice(start, start + len(token_ids))
+            logprobs = step.logprobs[part] if step.logprobs is not None else None
+            top = step.top[part] if step.top is not None else None
+            confidence = step.confidence[part] if step.confidence is not None else None
+            steps.append(Step(self.engine.decode(token_ids), token_ids, "step", logprobs, top, confidence))
+            start = part.stop
+        if step.text != drawn.text:  # an end may reach over several steps
+            left = len(step.text)
+            for i, cut in enumerate(steps):
+                steps[i] = replace(cut, text=cut.text[: max(0, left)])
+                left -= len(cut.text)
         return [*steps[:-1], replace(steps[-1], finish=step.finish)]
 
 
@@ -254,15 +290,16 @@ def _generated(generation: Generation) -> int:
 
 
 def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Step | None]:
-    """Split a `<think>` tag that the chat template writes off the end of a prompt; it becomes the candidate's first step.
+    """Split a tag that opens thinking, such as `<think>`, off the end of a prompt; it becomes the candidate's first step.
 
     Otherwise a trace truncated while it thinks would be read as a response. Returns the rest of the prompt and the step, or the
     whole prompt and None.
     """
-    for start in range(len(prompt) - 1, max(len(prompt) - 8, -1), -1):
+    for start in range(len(prompt) - 1, max(len(prompt) - OPENER_TOKENS, -1), -1):
         text = engine.decode(prompt[start:])
-        if OPEN in text:
-            return (prompt[:start], Step(text, prompt[start:], "step")) if text.strip() == OPEN else (prompt, None)
+        if any(tags.open in text for tags in TAGS):
+            opens = text.strip() in (tags.open for tags in TAGS)
+            return (prompt[:start], Step(text, prompt[start:], "step")) if opens else (prompt, None)
     return prompt, None
 
 
@@ -284,7 +321,7 @@ class MeteredScorer(Scorer):
         self.by_step, self.compares, self.logprobs, self.over = scorer.by_step, scorer.compares, scorer.logprobs, scorer.over
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        """One reward per candidate, in order. Raises ValueError if the scorer returns a reward that is not finite."""
+        """One reward per candidate, in order. Raises InputError for rewards that `check_rewards` refuses."""
         if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
         distinct = {candidate.text: candidate for candidate in candidates}
@@ -295,7 +332,6 @@ class MeteredScorer(Scorer):
     async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):
             rewards = await self.scorer.score(candidates)
+        check_rewards(rewards, candidates, self.over)
         self.usage.scored += sum(reward.tokens for reward in rewards)
-        if not all(math.isfinite(value) for reward in rewards for value in (*reward.steps, reward.final or 0.0)):
-            raise ValueError("the reward model returned a reward that is not finite; try another precision or another model")
         return [replace(reward, alpha=self.alpha, how=self.aggregate) for reward in rewards]

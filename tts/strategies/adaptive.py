@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
+from tts.errors import InputError
 from tts.solving.generator import Generator, derive_seed
+from tts.strategies.votes import tally, vote_shares
 from tts.types import Candidate, Count, Problem, Result, Reward, Scorer, Strategy
 
 
@@ -30,10 +31,20 @@ class Adaptive(Strategy):
     confidence: Annotated[float, Ge(0.5), Lt(1)] = 0.95
     """Probability at which the leading answer counts as settled."""
     by: Literal["reward", "votes"] = "reward"
-    """What an answer is weighed by: the summed rewards of its samples, or their number (no reward model is used)."""
+    """What an answer is weighed by: the summed rewards of its samples, on a scale on which a sample counts at most 1 vote, or
+    their number (no reward model is used)."""
 
     DRAWS: ClassVar[int] = 4000
     """Draws from the posterior. The estimated probability has a standard error of 0.3 percentage points at 95 %."""
+
+    def __post_init__(self) -> None:
+        if self.batch > self.n:
+            raise InputError(f"--batch is {self.batch}; it should be at most --n, which is {self.n}")
+
+    @classmethod
+    def options_for(cls, n: int, pilot: int) -> dict[str, Any]:
+        """`n`, and the default batch, or n if that is smaller."""
+        return {"n": n, "batch": min(cls.batch, n)}
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         rng = random.Random(derive_seed(generator.seed, problem.id, "adaptive"))
@@ -44,25 +55,14 @@ class Adaptive(Strategy):
             candidates += drawn
             if self.by == "reward":
                 rewards += await scorer.score(drawn)
-            scores, weights = self._weigh(await generator.groups(candidates), rewards)
+            groups = await generator.groups(candidates)
+            scores = tally(groups, vote_shares(rewards) if rewards else [1.0] * len(candidates))
+            answers = {group: score for group, score in zip(groups, scores, strict=True) if group is not None}
             exhausted = len(candidates) >= self.n or generator.spent
-            if exhausted or self._settled(weights, rng):
+            if exhausted or self._settled([*answers.values()], rng):
                 return Result(candidates, rewards, scores)
-
-    def _weigh(self, groups: Sequence[int | None], rewards: Sequence[Reward]) -> tuple[list[float], list[float]]:
-        """The score of each candidate, and the weight of each answer."""
-        weights: defaultdict[int, float] = defaultdict(float)
-        for i, group in enumerate(groups):
-            if group is not None:
-                weights[group] += _vote(rewards[i]) if rewards else 1.0
-        return [weights[group] if group is not None else 0.0 for group in groups], list(weights.values())
 
     def _settled(self, weights: Sequence[float], rng: random.Random) -> bool:
         first, second = sorted([*weights, 0.0, 0.0], reverse=True)[:2]
         leads = sum(rng.betavariate(first + 1, second + 1) > 0.5 for _ in range(self.DRAWS))
         return leads >= self.confidence * self.DRAWS
-
-
-def _vote(reward: Reward) -> float:
-    """The weight of one sample, at most 1: the total reward as a share of the largest total possible."""
-    return max(0.0, reward.total) / (1 + (max(0.0, reward.alpha) if reward.final is not None else 0))

@@ -19,6 +19,10 @@ class Beam(BranchingSearch):
     it is among the best, and costs no tokens; the search ends when no unfinished solution holds a place.
     """
 
+    filter_duplicates: bool = False
+    """Give a step that was drawn several times one place, as search-and-learn's recipes do. The next round draws as many
+    continuations all the same."""
+
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search, places = self.search(problem, generator, scorer, resample=self.resample), self.n // self.width
         children = await search.grow([search.root], [self.n])
@@ -27,7 +31,8 @@ class Beam(BranchingSearch):
             await self.rate(search, children)
             finished += [node for node in children if node.done]
             rivals = best([*finished, *(node for node in children if not node.done)], places)
-            leading = [copy for node in rivals for copy in [node] * (1 if node.done else node.copies)][:places]
+            single = self.filter_duplicates
+            leading = [copy for node in rivals for copy in [node] * (1 if single or node.done else node.copies)][:places]
             beams = Counter(node for node in leading if not node.done)
             for node in children:
                 if node in leading:
@@ -36,11 +41,15 @@ class Beam(BranchingSearch):
                     node.prune("not among the best")
             if not beams:
                 break
-            # the places of finished solutions are not branched
-            extra = share(self.n % self.width, len(beams))
-            counts = [self.width * copies + more for copies, more in zip(beams.values(), extra, strict=True)]
-            children = await search.grow([*beams], counts)
+            children = await search.grow([*beams], self._counts(beams, leading))
         return search.result(best(finished, self.n))
+
+    def _counts(self, beams: Counter[Node], leading: Sequence[Node]) -> list[int]:
+        """Continuations of each beam; the places of finished solutions are not branched."""
+        if self.filter_duplicates:
+            return share(self.n - self.width * sum(node.done for node in leading), len(beams))
+        extra = share(self.n % self.width, len(beams))
+        return [self.width * copies + more for copies, more in zip(beams.values(), extra, strict=True)]
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
         """Give each node the reward by which it is compared with the others: here its own."""

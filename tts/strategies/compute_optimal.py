@@ -11,7 +11,7 @@ from tts.errors import InputError
 from tts.options import configure
 from tts.solving.generator import Generator
 from tts.strategies import get_strategy
-from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
+from tts.types import Candidate, Count, Problem, Result, Sampling, Scorer, Strategy
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,28 @@ class ComputeOptimal(Strategy):
         for name in (self.easy, self.medium, self.hard):
             self._arm(name, self.n)
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        for name in (self.easy, self.medium, self.hard):
+            self._arm(name, self.n).check_sampling(sampling)
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        if not scorer.by_step:
+            raise InputError(
+                "compute-optimal estimates difficulty from step rewards, but this scorer rates a trace as a whole; use a reward"
+                " model that rates steps"
+            )
+        for name in (self.easy, self.medium, self.hard):
+            self._arm(name, self.n).check_scorer(scorer)
+
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         samples = await generator.finish(Candidate(problem), self.pilot)
         pilot = Result(samples, await scorer.score(samples))
+        given = [step for reward in pilot.rewards for step in reward.known]
+        if not all(0 <= step <= 1 for step in given):
+            raise InputError(
+                f"compute-optimal compares step rewards with --easy-above and --hard-below, which are between 0 and 1; this"
+                f" scorer's are {min(given):.3g} to {max(given):.3g}. Use a reward model whose rewards are probabilities"
+            )
         ease = sum(reward.aggregate("mean") for reward in pilot.rewards) / len(samples)
         if ease > self.easy_above:
             arm = self._arm(self.easy, max(1, self.n // 4))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
+from tts.errors import InputError
 from tts.strategies.beam import Beam
 from tts.strategies.search import Node, Search
 from tts.types import Candidate
@@ -23,6 +24,12 @@ class Lookahead(Beam):
     """Sampling temperature of the roll-out; 0 is greedy."""
     keep_rollout: bool = False
     """Continue a kept step from the end of its roll-out instead of discarding the roll-out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k == 0 and (self.keep_rollout or self.rollout_temperature):
+            name = "--keep-rollout" if self.keep_rollout else "--rollout-temperature"
+            raise InputError(f"{name} has no effect with --k 0, which rolls nothing out; omit one of the two")
 
     async def rate(self, search: Search, nodes: Sequence[Node]) -> None:
         ends = await search.generator.together(self._roll_out(search, node.candidate) for node in nodes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tts.strategies.parallel import Parallel
+from tts.strategies.votes import tally
 from tts.types import Reward
 
 
@@ -20,5 +20,4 @@ class Majority(Parallel):
     counts_votes: ClassVar[bool] = True
 
     def rank(self, rewards: Sequence[Reward], groups: Sequence[int | None]) -> Sequence[float]:
-        votes = Counter(group for group in groups if group is not None)
-        return [votes[group] if group is not None else 0 for group in groups]
+        return tally(groups, [1] * len(groups))

@@ -1,35 +1,44 @@
-"""Monte Carlo tree search over steps, with PUCT and PRM values (as in Guan et al. 2025, https://arxiv.org/abs/2501.04519)."""
+"""Monte Carlo tree search over steps, with the values of a PRM (Guan et al. 2025, https://arxiv.org/abs/2501.04519)."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from tts.solving.generator import Generator
-from tts.strategies.search import BranchingSearch, Node, best
+from tts.strategies.search import BranchingSearch, Node, StepSearch, best
 from tts.types import Count, Problem, Result, Scorer
 
 
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
-    """Monte Carlo tree search: descend by PUCT to a leaf, draw `width` next steps, and back up the best one's reward.
+    """Monte Carlo tree search: descend to a leaf, draw `width` next steps, and back up the best one's reward.
 
-    All children of a node have the same prior. The n best finished solutions are returned.
+    The descent follows the child with the highest mean value plus a bonus for few visits; `rule` is the bonus. In PUCT all
+    children of a node have the same prior. The n best finished solutions are returned.
     """
 
     simulations: Count = 32
     """Number of descents from the root."""
+    rule: Literal["puct", "uct"] = "puct"
+    """Bonus of a child with v visits and a parent with p: sqrt(p) / (children (1 + v)), or sqrt(ln(p) / v) as in rStar-Math,
+    where a child that was only drawn has v = 1."""
     c: Annotated[float, Ge(0)] = 1.0
-    """Weight of exploration in PUCT; 0 always follows the highest mean value."""
+    """Weight of the bonus; 0 always follows the highest mean value. rStar-Math has 2."""
+    unvisited: Literal["reward", "zero"] = "reward"
+    """Value of a child before its first visit: its own reward, as in rStar-Math, or 0."""
+    to_end: bool = False
+    """Draw step after step in one simulation, until a solution is finished, as in rStar-Math."""
     rollouts: bool = False
     """Rate a step by the reward of a finished solution, rolled out from it, instead of by its own reward."""
 
     def __post_init__(self) -> None:
         """Accept any width: n limits how many solutions are returned, not how many are drawn in a round."""
+        StepSearch.__post_init__(self)
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
@@ -37,24 +46,26 @@ class MCTS(BranchingSearch):
         worth: defaultdict[Node, float] = defaultdict(float)
         children: dict[Node, list[Node]] = {}
 
-        def puct(node: Node, parent: Node) -> float:
-            mean = worth[node] / visits[node] if visits[node] else node.value
-            prior = 1 / len(children[parent])
-            return mean + self.c * prior * math.sqrt(visits[parent]) / (1 + visits[node])
+        def bound(node: Node, parent: Node) -> float:
+            own = node.value if self.unvisited == "reward" else 0.0
+            mean = worth[node] / visits[node] if visits[node] else own
+            return mean + self.c * self.bonus(visits[node], visits[parent], len(children[parent]))
 
         for _ in range(self.simulations):
             node = search.root
             path = [node]
             while node in children:
-                node = max(children[node], key=lambda child: puct(child, path[-1]))
+                node = max(children[node], key=lambda child: bound(child, path[-1]))
                 path.append(node)
-            if not node.done:
-                if children and generator.spent:
-                    break
+            if not node.done and children and generator.spent:
+                break
+            while not node.done:
                 children[node] = await search.grow([node], [self.width])
                 await search.score(children[node])
                 [node] = best(children[node], 1)
                 path.append(node)
+                if not self.to_end:
+                    break
             end = node
             if self.rollouts and not node.done:
                 [end] = await search.finish([node])
@@ -67,3 +78,9 @@ class MCTS(BranchingSearch):
             ends += await search.finish(best(leaves, self.n))
         distinct = {node.candidate: node for node in reversed(ends)}
         return search.result(best(list(distinct.values())[::-1], self.n))
+
+    def bonus(self, visits: int, parent: int, siblings: int) -> float:
+        """The bonus for few visits, of a child among `siblings` whose parent has `parent` visits."""
+        if self.rule == "puct":
+            return math.sqrt(parent) / (siblings * (1 + visits))
+        return math.sqrt(math.log(max(1, parent)) / max(1, visits))

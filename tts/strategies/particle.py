@@ -7,25 +7,28 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
-from tts.types import Count, Problem, Result, Scorer
+from tts.types import CERTAIN, Count, Problem, Result, Scorer
 
 
 @dataclass(frozen=True)
 class Particle(StepSearch):
-    """Particle filtering: grow n solutions in parallel and, after each step, resample them by the softmax of their rewards.
+    """Particle filtering: grow n solutions in parallel and, after each step, resample them by weights made of their rewards.
 
     With several iterations this is particle Gibbs: each iteration after the first keeps one solution of the previous iteration
     as its reference, whose steps are not drawn again.
     """
 
-    softmax_temperature: Annotated[float, Gt(0)] = 0.1
-    """Temperature of the weights, softmax(reward / temperature); lower values follow the reward model more closely."""
+    weights: Literal["logit", "reward"] = "logit"
+    """What the softmax of the weights is taken of: the log-odds of the reward, as a share of the largest total possible, or
+    the reward itself. Rewards that are not between 0 and 1 are taken as they are."""
+    softmax_temperature: Annotated[float, Gt(0)] = 1.0
+    """Temperature of that softmax; lower values follow the reward model more closely. Rewards themselves need about 0.1."""
     ess: Annotated[float, Gt(0), Le(1)] = 1.0
     """Resample when the effective sample size falls to this share of n; 1 resamples after every step."""
     iterations: Count = 1
@@ -69,9 +72,17 @@ class Particle(StepSearch):
 
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
         """Resampling weights, which sum to 1."""
-        top = max(node.value for node in nodes)
-        weights = [math.exp((node.value - top) / self.softmax_temperature) for node in nodes]
+        values = [node.value for node in nodes]
+        shares = [node.reward.share if node.reward is not None else 0.0 for node in nodes]
+        if self.weights == "logit" and None not in shares:
+            values = [_logit(share or 0.0) for share in shares]
+        weights = [math.exp((value - max(values)) / self.softmax_temperature) for value in values]
         return [weight / sum(weights) for weight in weights]
+
+
+def _logit(probability: float) -> float:
+    clipped = min(max(probability, CERTAIN), 1 - CERTAIN)
+    return math.log(clipped / (1 - clipped))
 
 
 def _path(node: Node | None) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tts.errors import InputError
 from tts.solving.generator import Generator
-from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
+from tts.trajectory import BOUNDARY, is_thinking, parse, tags_in
 from tts.types import REPEATS, Branch, Candidate, Count, Fate, Part, Problem, Result, Reward, Scorer, Step, Strategy
 
 
@@ -53,9 +53,9 @@ class Node:
         return self.candidate.steps[len(self.parent.candidate.steps) if self.parent is not None else 0 :]
 
     @property
-    def standing(self) -> tuple[float, bool]:
-        """Sort key of nodes: the value, then whether it was not truncated."""
-        return self.value, self.candidate.finish != "length"
+    def standing(self) -> tuple[bool, bool, float]:
+        """Sort key of nodes: as in `Preference`, but that one in progress can still finish."""
+        return self.candidate.finish != "length", self.reward is None or self.reward.rated, self.value
 
 
 class Search:
@@ -150,7 +150,7 @@ class Search:
                 for node in children.get(parent, ()):
                     following.append((node, len(tree)))
                     text, tokens = "".join(step.text for step in node.added), sum(len(step.token_ids) for step in node.added)
-                    reward = node.reward.total if node.reward else None
+                    reward = node.reward.total if node.reward and node.reward.rated else None
                     tree.append(Branch(number, depth, text, tokens, node.candidate.finish, reward, node.fate, node.reason))
             level, depth = following, depth + 1
         return tree
@@ -174,11 +174,13 @@ class Search:
         if self.over == "think" and thinking is False:
             return await self.generator.finish(candidate, count, temperature=temperature)
         if self.over == "response" and thinking:
-            return await self.generator.step(candidate, count, temperature=temperature, stop=CLOSE)
-        # before the first token either part may follow; and CLOSE ends the thinking, whatever its delimiter
-        stops = {None: (*self.delimiters, CLOSE), True: (self.delimiters[0], CLOSE), False: self.delimiters[1:]}[thinking]
-        if set(self.delimiters) == {BOUNDARY}:  # as in other search libraries, and in solutions drawn in one go
+            stops = self._closers(candidate)
+        elif set(self.delimiters) == {BOUNDARY}:  # as in other search libraries, and in solutions drawn in one go
             stops = (BOUNDARY,)
+        elif thinking is False:
+            stops = self.delimiters[1:]
+        else:  # before the first token either part may follow; and a closing tag ends the thinking, whatever its delimiter
+            stops = (*self.delimiters[: 1 if thinking else 2], *self._closers(candidate))
         return await self.generator.step(candidate, count, temperature=temperature, stop=tuple(dict.fromkeys(stops)))
 
     async def _until_ratable(self, before: Candidate, child: Candidate, temperature: float | None) -> Candidate:
@@ -194,7 +196,13 @@ class Search:
 
     def _at_a_delimiter(self, candidate: Candidate) -> bool:
         last, delimiter = candidate.steps[-1].text, self.delimiters[0 if _is_thinking(candidate) else 1]
-        return delimiter in last or CLOSE in last
+        tags = tags_in(candidate.text)
+        return delimiter in last or (tags is not None and tags.close in last)
+
+    def _closers(self, candidate: Candidate) -> tuple[str, ...]:
+        """The tags that may close the candidate's thinking: one, once it has been opened."""
+        tags = tags_in(candidate.text)
+        return (tags.close,) if tags is not None else self.generator.closers
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,18 @@ class StepSearch(Strategy):
     """String that ends a step of the thinking; \\n stands for a line end."""
     response_delimiter: str = BOUNDARY
     """String that ends a step of the response; \\n stands for a line end."""
+
+    def __post_init__(self) -> None:
+        for part, other in (("think", "response"), ("response", "think")):
+            if self.search_over == part and getattr(self, f"{other}_delimiter") != BOUNDARY:
+                raise InputError(f"--{other}-delimiter has no effect with --search-over {part}; omit one of the two")
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        if "all" not in (self.search_over, scorer.over) and self.search_over != scorer.over:
+            raise InputError(
+                f"--search-over is {self.search_over}, but the scorer rates only the {scorer.over} steps; search over these, or"
+                " use a scorer that rates the others"
+            )
 
     @classmethod
     def options_for(cls, n: int, pilot: int) -> dict[str, Any]:
@@ -231,6 +251,7 @@ class BranchingSearch(StepSearch):
     """Draw once more in place of a step that repeats a sibling."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width > self.n:
             raise InputError(f"--width is {self.width}; it should be at most --n, which is {self.n}")
 
@@ -254,4 +275,4 @@ def share(total: int, parts: int) -> list[int]:
 def _is_thinking(candidate: Candidate) -> bool | None:
     """Whether the next token belongs to the thinking; None while the text is blank, as either part may follow."""
     text = candidate.text
-    return (OPEN in text and CLOSE not in text) if text.strip() else None
+    return is_thinking(text) if text.strip() else None

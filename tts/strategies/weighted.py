@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tts.strategies.parallel import Parallel
+from tts.strategies.votes import tally, vote_weights
 from tts.types import Reward
 
 
 @dataclass(frozen=True)
 class Weighted(Parallel):
-    """Sample n solutions and choose the answer with the largest sum of rewards."""
+    """Sample n solutions and choose the answer with the largest sum of rewards.
+
+    Rewards that are not probabilities (log-probabilities, lengths, implicit rewards, sums of logits) are first made positive:
+    one that is a standard deviation lower than another, among the problem's samples, counts 1/e of it.
+    """
 
     uses_answers: ClassVar[bool] = True
 
     def rank(self, rewards: Sequence[Reward], groups: Sequence[int | None]) -> Sequence[float]:
-        votes: defaultdict[int | None, float] = defaultdict(float)
-        for reward, group in zip(rewards, groups, strict=True):
-            votes[group] += reward.total
-        return [votes[group] if group is not None else 0.0 for group in groups]
+        return tally(groups, vote_weights(rewards))

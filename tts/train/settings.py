@@ -91,6 +91,11 @@ class LabelSettings(TraceOptions, EngineOptions, SamplingOptions, ResumeOptions)
             raise InputError(
                 f"--quality is {self.quality!r}; it should be rollout, judge, {', '.join(CHECKERS)}, or file.py:function"
             )
+        if self.prompt_template is not None and self.expert is None and (self.quality == "judge" or self.final == "template"):
+            raise InputError(
+                "--prompt-template is for solving problems, but the policy would also judge or extract templates; name another"
+                " model for that with --expert, or use --final outcome and --quality rollout"
+            )
 
     def load_expert(self) -> Engine:
         """Start the engine of the expert, which has to be named. Raises InputError."""
@@ -291,7 +296,7 @@ class TrainPRMSettings(TrainingSettings, TraceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectSettings(TraceOptions, ScorerOptions, ResumeOptions):
+class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions, ResumeOptions):
     """Choose traces of a pool to train on: rank them by reward, filter, and keep the best."""
 
     topic: ClassVar[str] = "Selection"
@@ -312,7 +317,7 @@ class SelectSettings(TraceOptions, ScorerOptions, ResumeOptions):
     """Keep only the best of traces that differ in white space alone."""
     scorer: str | None = option(None, shown="the pool's rewards, else arith-prm", names="model")  # type: ignore[assignment]
     """Score the pool first, with this reward model or another scorer that `tts scorers` lists."""
-    model: str = option(POLICY, topic="Reward model", names="model")
+    model: str = option(POLICY, names="model")
     """Policy, for scorers that ask it."""
     seed: Natural = 0
     """Random seed of --by random."""

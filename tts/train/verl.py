@@ -22,7 +22,7 @@ from tts.errors import InputError
 from tts.grading.rules import get_grader
 from tts.scorers import load_scorer
 from tts.train.policy.rewards import Rewards, mix
-from tts.trajectory import CLOSE, OPEN
+from tts.trajectory import tags_in
 from tts.types import Aggregate, Candidate, Problem, Step, counts_final
 
 PROBLEM = ("problem", "question")
@@ -62,7 +62,8 @@ def compute_score(
         grader: How the answer is compared with the reference. Default: "math".
 
     Returns:
-        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy.
+        `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy. A part that is not
+        known is 0 here, as in `score`, since verl takes numbers only.
 
     Raises:
         InputError: An argument cannot be used, or the reference answer or the problem is missing.
@@ -82,8 +83,9 @@ def compute_score(
     with _LOADING:
         rewards = _rewards(scorer if beta else None, json.dumps(dict(scorer_args or {}), sort_keys=True), alpha, aggregate)
         loop = _loop()
-    # a chat template that opens <think> in the prompt leaves only </think> in the response
-    text = f"{OPEN}\n{solution_str}" if CLOSE in solution_str and OPEN not in solution_str else solution_str
+    # a chat template that opens the thinking in the prompt leaves only the closing tag in the response
+    tags = tags_in(solution_str)
+    text = f"{tags.open}\n{solution_str}" if tags is not None and tags.open not in solution_str else solution_str
     candidate = Candidate(problem, (Step(text, (), "stop"),))
     [parts] = asyncio.run_coroutine_threadsafe(rewards([candidate]), loop).result()
     outcome, prm = parts.outcome or 0.0, parts.prm or 0.0

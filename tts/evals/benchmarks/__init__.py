@@ -18,7 +18,7 @@ from tts.evals.benchmarks.source import Source, verbatim
 from tts.grading.rules import get_grader
 from tts.options import configure
 from tts.plugins import Registry
-from tts.types import Problem
+from tts.types import NO_INSTRUCTION, Problem
 
 HUB = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.-]+))?")
 FILES = (".jsonl", ".csv", ".parquet")
@@ -51,6 +51,12 @@ class Benchmark:
     """Every problem once, in order, and then, where it is repeated, as often again under ids that end in #2, #3, …"""
     repeat: int = 1
 
+    @property
+    def instruction(self) -> str | None:
+        """The instruction that all problems are asked with, as --instruction names it; None where they differ."""
+        found = {problem.instruction for problem in self.problems}
+        return (found.pop() or NO_INSTRUCTION) if len(found) == 1 else None
+
 
 def load_benchmark(
     name: str,
@@ -65,6 +71,7 @@ def load_benchmark(
     split: str | None = None,
     data_dir: str | None = None,
     grader: str | None = None,
+    instruction: str | None = None,
     options: Mapping[str, Any] | None = None,
     numbered: bool = False,
 ) -> Benchmark:
@@ -83,6 +90,7 @@ def load_benchmark(
         split: Split to load; by default the benchmark's.
         data_dir: Local copy of what is on the hub.
         grader: How answers are compared; by default the benchmark's grader.
+        instruction: How the policy is to answer, or "none" for no instruction; by default the benchmark's.
         options: Keyword arguments of a benchmark that is a function.
         numbered: Give rows without an id their number as one, as early versions did; by default they get a hash of their text.
 
@@ -110,6 +118,7 @@ def load_benchmark(
     if grader is not None:
         get_grader(grader)
         problems = [replace(problem, grader=grader) for problem in problems]
+    problems = [problem.instructed(instruction) for problem in problems]
     return Benchmark(title, _repeated(problems, repeat), repeat)
 
 

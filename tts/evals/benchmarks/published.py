@@ -6,7 +6,7 @@ hub. If copies of a benchmark name their fields differently, those names are lis
 
 from __future__ import annotations
 
-from tts.evals.benchmarks.source import Source, after_hashes, boxed_answer, joined, verbatim, whole_number
+from tts.evals.benchmarks.source import BOXED, Source, after_hashes, boxed_answer, joined, verbatim, whole_number
 
 PUBLISHED = {
     # {"question": "Natalia sold clips to 48 of her friends …", "answer": "… 48+24 = <<48+24=72>>72 clips …\n#### 72"}
@@ -17,6 +17,7 @@ PUBLISHED = {
         question=("question",),
         answer={"answer": after_hashes},
         strict=True,
+        instruction=BOXED,
     ),
     # {"problem": "Convert the point $(0,3)$ …", "solution": "…", "answer": "\\left( 3, \\frac{\\pi}{2} \\right)",
     #  "subject": "Precalculus", "level": 2, "unique_id": "test/precalculus/807.json"}
@@ -25,6 +26,7 @@ PUBLISHED = {
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
         id=("unique_id",),
         strict=True,
+        instruction=BOXED,
     ),
     # {"id": 60, "problem": "Every morning Aya …", "solution": "…", "answer": "204", "url": "https://…", "year": "2024"}
     "aime24": Source(
@@ -35,6 +37,7 @@ PUBLISHED = {
         answer={"answer": whole_number, "Answer": whole_number},
         id=("id", "ID"),
         strict=True,
+        instruction=BOXED,
     ),
     # {"problem": "Find the sum of all integer bases $b>9$ …", "answer": "70", "id": "0"}
     "aime25": Source(
@@ -44,6 +47,7 @@ PUBLISHED = {
         answer={"answer": whole_number, "Answer": whole_number},
         id=("id", "ID"),
         strict=True,
+        instruction=BOXED,
     ),
     # {"id": 0, "question": "Cities $A$ and $B$ are $45$ miles apart. …", "answer": "27.0", "url": "https://…"}
     "amc23": Source(
@@ -52,6 +56,7 @@ PUBLISHED = {
         question=("question", "problem"),
         answer={"answer": whole_number},
         strict=True,
+        instruction=BOXED,
     ),
     # {"question": "Each of the two Magellan telescopes has a diameter of …", "answer": "7.6"}; other copies have
     # {"problem": "…", "type": "…", "solution": "… \\boxed{7.6}", "idx": 0}
@@ -61,6 +66,7 @@ PUBLISHED = {
         answer={"answer": verbatim, "solution": boxed_answer},
         id=("id", "idx"),
         strict=True,
+        instruction=BOXED,
     ),
     # {"id": 1606, "question": "Let $T$ be …", "solution": ["…"], "final_answer": ["2"], "is_multiple_answer": false,
     #  "answer_type": "Numerical", "modality": "Text-only", "subject": "Math", "language": "English",
@@ -73,6 +79,7 @@ PUBLISHED = {
         answer={"final_answer": joined},
         only={"modality": "Text-only", "subject": "Math", "language": "English", "question_type": "Open-ended"},
         strict=True,
+        instruction=BOXED,
     ),
     # {"Question": "Two quantum states …", "Correct Answer": "10^-4 eV\n", "Incorrect Answer 1": "10^-11 eV\n",
     #  "Incorrect Answer 2": "…", "Incorrect Answer 3": "…", "Record ID": "rec06pnAkLOr2t2mp", …}; its terms must be accepted

@@ -11,8 +11,14 @@ from typing import Any
 
 from tts.errors import InputError
 from tts.evals.benchmarks.rows import DataRow
-from tts.grading.pool import boxed
+from tts.grading.boxes import boxed
 from tts.types import Problem
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+"""The customary instruction for problems whose answer is a number or an expression."""
+
+LETTER = "Please reason step by step, and put the letter of the right choice within \\boxed{}."
+"""The instruction for multiple choice."""
 
 AnswerReader = Callable[[Any], str | None]
 """Reads the reference answer from the value of a field; None without an answer. Raises ValueError with what it expected."""
@@ -89,6 +95,13 @@ class Source:
     """Grader of the problems."""
     strict: bool = False
     """Whether every row must have a field with an answer; if not, a problem without one is solved but not graded."""
+    instruction: str = ""
+    """How the policy is to answer, unless --instruction says otherwise; empty for LETTER with choices, else for none."""
+
+    @property
+    def told(self) -> str:
+        """The instruction of its problems; empty for none."""
+        return self.instruction or (LETTER if self.wrong else "")
 
     @property
     def about(self) -> str:
@@ -125,9 +138,9 @@ class Source:
             random.Random(f"{seed}/{identifier}").shuffle(order)
             letters = "ABCDEFGHIJ"[: len(choices)]
             lines = [f"{letter}) {choices[i]}" for letter, i in zip(letters, order, strict=True)]
-            prompt = "\n".join([prompt.strip(), "", *lines, "", "Answer with the letter of the right choice in \\boxed{}."])
+            prompt = "\n".join([prompt.strip(), "", *lines])
             answer = letters[order.index(0)]
-        return Problem(identifier, prompt, answer, self.grader)
+        return Problem(identifier, prompt, answer, self.grader, self.told)
 
     def _answer(self, row: DataRow) -> str | None:
         name = next((name for name in self.answer if name in row.fields), None)

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tts.train.label.quality import JUDGE, CheckerQuality, JudgeQuality, Quality
 from tts.train.label.targets import Array, alignment, coherence, step_target
 from tts.train.label.template import TemplateReward
 from tts.train.settings import LabelSettings
-from tts.types import Candidate, Engine, Problem
+from tts.types import Candidate, Engine
 
 LABEL_CHUNK = 16
 """Traces labelled at a time. It is small because every trace may need hundreds of completions."""
@@ -42,12 +42,12 @@ class TraceLabels:
 
     alignment: list[float | None]
     """r_align, in [-1, 1]; None for response steps, and unless the targets are combined."""
-    quality: list[float]
-    """r_qual, in [0, 1]."""
+    quality: list[float | None]
+    """r_qual, in [0, 1]; None for a step that the judge did not rate."""
     coherence: list[float | None]
     """r_coh; None for response steps, and unless the targets are combined."""
-    steps: list[float]
-    """The targets of the steps. That of a response step is its quality."""
+    steps: list[float | None]
+    """The targets of the steps; None where the quality is not known. That of a response step is its quality."""
     final: float | None
     """The target of the trace as a whole; None with --final none."""
     correct: bool | None
@@ -64,6 +64,8 @@ def label(settings: LabelSettings, output: Output) -> int:
     with on_interrupt(lambda: how_to_resume(tally, "labelled", out)):
         output.watched(lambda: label_file(settings, tally), lambda console: FileView(tally, console))
     output.result(table=lambda: tally.summary("labelled", out), data=lambda: tally.to_json(out), brief=out)
+    if tally.missing:
+        warn(f"the judge did not rate {tally.missing} steps; they have no target (null)")
     if tally.rejected:
         warn(f"{tally.rejected} of {tally.done + tally.rejected} traces have no labels; see {rejected_of(out)}")
         return Exit.FAILURES
@@ -109,6 +111,7 @@ def label_file(
                 done = [item for item in chunk if isinstance(item, Processed)]
                 refused = [item for item in chunk if isinstance(item, Rejected)]
                 tally.done += len(done)
+                tally.missing += sum(item.value.quality.count(None) for item in done)
                 tally.rejected += len(refused)
                 sink.add([_row(item, settings) for item in done], refused)
 
@@ -142,7 +145,8 @@ class Labeller:
         return list(await asyncio.gather(*(self._label(trace.candidate) for trace in traces)))
 
     async def _label(self, candidate: Candidate) -> TraceLabels:
-        candidate = Candidate(_graded_by(candidate.problem, self.settings.grader), candidate.steps)
+        problem = candidate.problem.instructed(self.settings.instruction)
+        candidate = Candidate(replace(problem, grader=self.settings.grader), candidate.steps)
         thinking, response = candidate.trajectory
         if self.settings.targets == "combined" and not (thinking and response):
             missing = "response" if thinking else "thinking part"
@@ -150,17 +154,18 @@ class Labeller:
         if self.settings.final != "none" and candidate.problem.answer is None:
             raise InputError(f"problem {candidate.problem.id} has no answer, which --final {self.settings.final} needs")
         [verdict] = await self.grader.judge([candidate])
-        quality = await self.quality.rate(candidate)
+        quality = list(await self.quality.rate(candidate))
         align: list[float | None] = [None] * len(quality)
         coh: list[float | None] = [None] * len(quality)
         steps = list(quality)
         if self.settings.targets == "hard":
-            steps = [float(value >= self.settings.threshold) for value in quality]
+            steps = [None if value is None else float(value >= self.settings.threshold) for value in quality]
         elif self.encoder is not None:
             terms, found = self._compare(candidate)
             for t, ((a, c), negatives) in enumerate(zip(terms, found, strict=True)):
                 align[t], coh[t] = a, c
-                steps[t] = step_target(a, quality[t], c, negatives, self.settings.normalize)
+                if (rating := quality[t]) is not None:
+                    steps[t] = step_target(a, rating, c, negatives, self.settings.normalize)
         final, template = None if self.settings.final == "none" else float(bool(verdict.correct)), None
         if self.template_reward is not None:
             template, final = await self.template_reward.rate(candidate)
@@ -224,7 +229,8 @@ async def _load_labeller(
     stack.push_async_callback(grader.close)
     # the weights are part of the key: a model may have been retrained under the same name
     models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
-    models += [(name, value) for name in ("adapter", "system") if (value := getattr(settings, name)) is not None]
+    models += [("adapter", settings.adapter)] if settings.adapter is not None else []
+    models += list(settings.prompting.items())
     cache = Cache(settings.cache or settings.out.with_name(settings.out.name + ".cache"), *models)
     stack.callback(cache.close)
     quality: Quality
@@ -285,26 +291,29 @@ def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, st
                 yield trace.candidate.problem.prompt, step
 
 
-def _graded_by(problem: Problem, grader: str) -> Problem:
-    return Problem(problem.id, problem.prompt, problem.answer, grader)
-
-
 def _row(item: Processed[TraceLabels], settings: LabelSettings) -> dict[str, Any]:
     """Return the output row: the trace, its targets, their terms, and the other fields of the input row."""
     labels, problem = item.value, item.trace.candidate.problem
     own = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer, "text": item.trace.candidate.text}
+    if instruction := problem.instructed(settings.instruction).instruction:
+        own["instruction"] = instruction
     if settings.layout == "trl":
         columns = trl_row(LabelledTrace(item.trace, tuple(labels.steps), labels.final), settings.threshold)
         return {"id": problem.id, **columns, "answer": problem.answer, "correct": labels.correct, "line": item.line}
+    terms: dict[str, Sequence[float | None]] = {
+        "alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence
+    }  # fmt: skip
     row = {
         **own,
         "correct": labels.correct,
-        "step_targets": labels.steps,
+        "step_targets": item.trace.by_position(labels.steps),
         "final_target": labels.final,
-        "terms": {"alignment": labels.alignment, "quality": labels.quality, "coherence": labels.coherence},
+        "terms": {name: item.trace.by_position(values) for name, values in terms.items()},
     }
+    if item.trace.given is not None:  # the list whose positions the targets have
+        row["steps"] = item.trace.row[settings.names.get("steps", "steps")]
     if labels.template is not None:
         row["template"] = labels.template
     row["line"] = item.line
-    named = {*row, "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
+    named = {*row, "instruction", "thinking", "response", "steps", *settings.names.values()}  # `text` holds all of these
     return row | {name: value for name, value in item.trace.row.items() if name not in named}

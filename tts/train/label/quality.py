@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Protocol
 
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models.templates import fill
+from tts.scorers.verdicts import Examiner, Scale
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.checkers import CHECKERS
-from tts.trajectory import CLOSE, OPEN, parse
+from tts.trajectory import parse, tags_in, with_tags
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -36,17 +37,15 @@ Final response:
 Rate the step on a scale of 0 to 10: 0 is wrong or misleading, 5 is neither harmful nor of use, 10 is correct and brings the \
 solution forward. Answer with "Rating: " and a whole number."""
 
-SCALE = 10
-"""The judge's highest rating, which maps to a quality of 1."""
-TRIES = 3
-"""Attempts to get a rating from the judge before the trace is rejected."""
+SCALE = "0-10"
+"""The judge's ratings; the highest maps to a quality of 1."""
 
 
 class Quality(Protocol):
     """An estimator of r_qual."""
 
-    async def rate(self, candidate: Candidate) -> list[float]:
-        """Return the quality in [0, 1] of every thinking step and then of every response step.
+    async def rate(self, candidate: Candidate) -> Sequence[float | None]:
+        """Return the quality in [0, 1] of every thinking step and then of every response step; None where it is not known.
 
         Raises:
             InputError: The trace cannot be rated; the message says why.
@@ -134,8 +133,8 @@ class RolloutQuality:
     async def _complete(self, problem: Problem, prefix: str) -> float:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=2**30)
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
-        if generator.opened(Candidate(problem)).steps:  # the chat template has already opened <think>
-            prefix = re.sub(rf"^\s*{OPEN}\n?", "", prefix)
+        if tags := tags_in(generator.opened(Candidate(problem)).text):  # the chat template has already opened the thinking
+            prefix = re.sub(rf"^\s*{re.escape(tags.open)}\n?", "", with_tags(prefix, tags))
         partial_solution = generator.append(Candidate(problem), prefix)
         return await share_correct(generator, partial_solution, self.n, self.max_tokens)
 
@@ -163,23 +162,24 @@ def prefixes_of(text: str) -> list[str]:
 
 
 class JudgeQuality:
-    """A language model's ratings of each step from 0 to 10, divided by 10.
+    """A language model's rating of each step from 0 to 10, divided by 10 (`tts.scorers.verdicts`).
 
     The judge sees the problem, the steps before, and the final response, as J(s_t | x, s_<t, a) in the paper. The paper does
-    not publish its prompt and scale. The first attempt is greedy, further ones sample at temperature 1.
+    not publish its prompt and scale. A step that the judge does not rate has no quality.
 
     Args:
         engine: The language model.
         cache: Keeps the rating of every prompt.
         template: The prompt, with {problem}, {before}, {step} and {response} to be filled in. Default: JUDGE.
-        max_tokens: New tokens per attempt, at most. Default: 256.
-        seed: Seed of the sampled attempts. Default: 0.
+        think: Tokens that the judge may write before a rating that it does not give at once. Default: 4096.
+        seed: Seed of the ratings. Default: 0.
     """
 
-    def __init__(self, engine: Engine, cache: Cache, *, template: str = JUDGE, max_tokens: int = 256, seed: int = 0) -> None:
-        self.engine, self.cache, self.template, self.max_tokens, self.seed = engine, cache, template, max_tokens, seed
+    def __init__(self, engine: Engine, cache: Cache, *, template: str = JUDGE, think: int = 4096, seed: int = 0) -> None:
+        self.cache, self.template, self.sampled_by = cache, template, (SCALE, think, seed)
+        self.examiner = Examiner(engine, Scale(SCALE), think=think, seed=seed)
 
-    async def rate(self, candidate: Candidate) -> list[float]:
+    async def rate(self, candidate: Candidate) -> list[float | None]:
         trajectory, steps = candidate.trajectory, candidate.trajectory.steps
         prompts = [
             fill(
@@ -191,17 +191,14 @@ class JudgeQuality:
             )
             for i, step in enumerate(steps)
         ]
-        return list(await asyncio.gather(*(self.cache.get(partial(self._ask, p), "judge", self.seed, p) for p in prompts)))
+        ratings = list(await asyncio.gather(*map(self._rating, prompts)))
+        if all(rating is None for rating in ratings):
+            raise InputError(f"the judge rated no step on its scale of {SCALE}; try another --expert or --judge-prompt")
+        return ratings
 
-    async def _ask(self, prompt: str) -> float:
-        reply = ""
-        for attempt in range(TRIES):
-            sampling = Sampling(float(attempt > 0), max_tokens=self.max_tokens, seed=derive_seed(self.seed, prompt, attempt))
-            [step] = (await self.engine.generate(self.engine.encode(Problem("judge", prompt)), 1, sampling)).steps
-            reply = step.text.rpartition(CLOSE)[2]
-            found = re.findall(r"[Rr]ating\W*(\d+)", reply)
-            if found and int(found[-1]) <= SCALE:
-                return int(found[-1]) / SCALE
-        raise InputError(
-            f"the judge gave no rating from 0 to {SCALE} in {TRIES} attempts; its last reply: {reply.strip()[-60:]!r}"
-        )
+    async def _rating(self, prompt: str) -> float | None:
+        async def ask() -> float | None:
+            return (await self.examiner.ask(prompt)).value
+
+        rating = await self.cache.get(ask, "verdict", *self.sampled_by, prompt)
+        return None if rating is None else float(rating)

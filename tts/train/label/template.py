@@ -5,13 +5,15 @@ It measures whether the reasoning of a trace generalises: an expert extracts its
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models.templates import fill
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.quality import share_correct
-from tts.trajectory import CLOSE
+from tts.trajectory import response_of
 from tts.types import Candidate, Engine, Problem, Sampling
 
 EXTRACT = """\
@@ -69,19 +71,19 @@ class TemplateReward:
         request = fill(EXTRACT, problem=problem.prompt, solution=candidate.text)
         template = str(await self.cache.get(lambda: self._extract(request), "template", self.seed, request))
         prompt = fill(GUIDED, problem=problem.prompt, template=template)
-        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed, problem.answer, problem.grader)
-        return template, float(await self.cache.get(lambda: self._solve(problem, prompt), "guided", *sampled_by, prompt))
+        guided = replace(problem, id="guided", prompt=prompt)
+        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed)
+        return template, float(await self.cache.get(lambda: self._solve(guided), "guided", *sampled_by, guided))
 
     async def _extract(self, prompt: str) -> str:
         sampling = Sampling(0, max_tokens=TEMPLATE_TOKENS, seed=derive_seed(self.seed, "template"))
         [step] = (await self.expert.generate(self.expert.encode(Problem("template", prompt)), 1, sampling)).steps
-        template = step.text.rpartition(CLOSE)[2].strip()
+        template = response_of(step.text).strip()
         if not template:
             raise InputError("the expert wrote no template; try another --expert")
         return template
 
-    async def _solve(self, problem: Problem, prompt: str) -> float:
-        guided = Problem("guided", prompt, problem.answer, problem.grader)
+    async def _solve(self, guided: Problem) -> float:
         sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
         generator = Generator(self.policy, guided, sampling, seed=derive_seed(self.seed, "guided"), grader=self.grader)
         return await share_correct(generator, Candidate(guided), self.n, self.max_tokens)

@@ -21,7 +21,7 @@ class TTSGRPOTrainer(GRPOTrainer):
     Args:
         model: The policy.
         prompts: Encodes problems and decodes completions.
-        problems: All problems. In the data set, `prompt` is the text of a problem and `problem` its index in this sequence.
+        problems: All problems. In the data set, `prompt` is a problem's full prompt and `problem` its index in this sequence.
         rewards: Computes r_out and r_hat.
         rollouts: Draws the completions; None leaves that to TRL.
         options: Further arguments of GRPOTrainer.
@@ -38,6 +38,7 @@ class TTSGRPOTrainer(GRPOTrainer):
         **options: Any,
     ) -> None:
         self.prompts, self.problems, self.rewards, self.rollouts = prompts, problems, rewards, rollouts
+        self._by_prompt = {problem.full_prompt: problem for problem in problems}
         reward_functions: list[Any] = [self.outcome, self.prm] if rewards.scorer is not None else [self.outcome]
         super().__init__(model, reward_funcs=reward_functions, processing_class=prompts.tokenizer, **options)
 
@@ -68,7 +69,7 @@ class TTSGRPOTrainer(GRPOTrainer):
         return sampler
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [list(self.prompts.encode(Problem("", prompt))) for prompt in prompts], None, {}
+        return [list(self.prompts.encode(self._by_prompt[prompt])) for prompt in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **options: Any) -> tuple[list[list[int]], Any]:
         if self.rollouts is None:

@@ -22,7 +22,7 @@ class RewardParts(NamedTuple):
     outcome: float | None
     """r_out: 1 for a correct answer, 0 otherwise; None for a problem without a reference answer."""
     prm: float | None
-    """r_hat, the `Reward.total` of the reward model; None without a reward model."""
+    """r_hat, the `Reward.total` of the reward model; None without a reward model, and where it gave no verdict."""
 
 
 def mix(parts: RewardParts, beta: float) -> float:
@@ -33,8 +33,8 @@ def mix(parts: RewardParts, beta: float) -> float:
 class Rewards:
     """Computes both parts of the reward, for all completions of a problem together.
 
-    A completion that the reward model cannot read, such as one longer than its context, gets an r_hat of 0. The attribute
-    `unread` counts these, and the first one is reported on stderr.
+    A completion that the reward model cannot read, such as one longer than its context, or on which it gives no verdict, has no
+    r_hat. The attribute `unread` counts these, and the first one is reported on stderr.
 
     Args:
         scorer: The reward model; None for outcome rewards alone.
@@ -71,14 +71,18 @@ class Rewards:
         if self.scorer is None:
             return [None] * len(group)
         try:
-            return [reward.total for reward in await self.scorer.score(group)]
+            rewards = await self.scorer.score(group)
         except InputError as error:
             if len(group) > 1:  # one unreadable trace must not cost the others their reward
                 return [total for candidate in group for total in await self._rate([candidate])]
-            if not self.unread:
-                warn(f"a completion that the reward model cannot read gets an r_hat of 0: {error}")
-            self.unread += 1
-            return [0.0]
+            return [self._without(str(error))]
+        return [reward.total if reward.rated else self._without("it gave no verdict") for reward in rewards]
+
+    def _without(self, reason: str) -> float | None:
+        if not self.unread:
+            warn(f"a completion that the reward model cannot rate has no r_hat; the mixed reward counts it as 0: {reason}")
+        self.unread += 1
+        return None
 
     async def close(self) -> None:
         """Stop the grader's processes."""

@@ -47,7 +47,7 @@ def rl(settings: RLSettings, output: Output | None = None, *, scorer: Scorer | N
 def _rl(settings: RLSettings, output: Output, scorer: Scorer | None) -> int:
     shared.require_trl()
     check_batch(settings)
-    prompts = PolicyPrompts(settings.model, settings.system)
+    prompts = PolicyPrompts(settings.model, **settings.prompting)
     problems, held_out = load_problems(settings, prompts)
     if settings.beta > LARGE_BETA:
         shared.say(f"--beta is {settings.beta:g}: above {LARGE_BETA}, policies tend to trade correct answers for a high r_hat")
@@ -100,7 +100,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
     Raises:
         InputError: A benchmark cannot be loaded, a problem lacks an answer that is needed, or too few problems are left.
     """
-    problems = settings.load_benchmark().problems
+    problems = settings.load_benchmark(instruction=settings.instruction).problems
     problems = _with_short_prompts(settings, prompts, problems)
     if settings.beta < 1:
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
@@ -112,7 +112,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
         }  # fmt: skip
         held_out = load_benchmark(
             settings.eval_benchmark, settings.eval_limit, split=settings.eval_split, grader=settings.grader,
-            **({} if own else fields),
+            instruction=settings.instruction, **({} if own else fields),
         ).problems  # fmt: skip
         held_out = _with_short_prompts(settings, prompts, held_out)
         _check_answers(settings.eval_benchmark, held_out, "which held-out accuracy needs")
@@ -156,7 +156,7 @@ def _check_answers(name: str, problems: Sequence[Problem], why: str) -> None:
 
 
 def _load_scorer(settings: RLSettings) -> Scorer:
-    return settings.load_scorer(policy=settings.model, system=settings.system)
+    return settings.load_scorer(policy=settings)
 
 
 def make_grpo_trainer(
@@ -174,7 +174,7 @@ def make_grpo_trainer(
     from tts.train.policy.rollouts import Rollouts
 
     def dataset(first: int, of: Sequence[Problem]) -> Any:
-        return Dataset.from_list([{"prompt": problem.prompt, "problem": first + i} for i, problem in enumerate(of)])
+        return Dataset.from_list([{"prompt": problem.full_prompt, "problem": first + i} for i, problem in enumerate(of)])
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batches = math.ceil(len(held_out) / (settings.batch_size * processes))

@@ -16,7 +16,7 @@ from tts.train.policy import shared
 from tts.train.policy.shared import PolicyPrompts
 from tts.train.settings import SFTSettings
 from tts.train.trainer import arguments, fit, is_first, open_folder, optimizers, resumable
-from tts.trajectory import CLOSE, OPEN
+from tts.trajectory import tags_in, with_tags
 
 IGNORED = -100
 """The label of a token that the loss ignores."""
@@ -53,10 +53,14 @@ def sft(settings: SFTSettings, output: Output | None = None) -> int:
 def _train(settings: SFTSettings) -> tuple[Any, int]:
     """Train; return the trainer and the number of traces."""
     shared.require_trl()
-    prompts = PolicyPrompts(settings.model, settings.system)
+    prompts = PolicyPrompts(settings.model, **settings.prompting)
     longest = min(settings.max_length or prompts.context, prompts.context)
-    traces = read_traces(settings.traces, prompts, longest, settings.names)
-    held_out = read_traces(settings.eval, prompts, longest, settings.names) if settings.eval is not None else None
+    traces = read_traces(settings.traces, prompts, longest, settings.names, settings.instruction)
+    held_out = (
+        read_traces(settings.eval, prompts, longest, settings.names, settings.instruction)
+        if settings.eval is not None
+        else None
+    )
     with open_folder(settings):
         trainer = make_sft_trainer(settings, prompts, traces, held_out)
         fit(trainer, settings)
@@ -149,7 +153,9 @@ class SFTCollator:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[str, str]) -> list[TokenizedTrace]:
+def read_traces(
+    path: Path, prompts: PolicyPrompts, most: int, names: Mapping[str, str], instruction: str | None = None
+) -> list[TokenizedTrace]:
     """Read and tokenize the traces of a file, and warn about the number of those that are too long and skipped.
 
     Args:
@@ -157,6 +163,7 @@ def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[st
         prompts: The prompts of the policy.
         most: Tokens of prompt and completion together, at most.
         names: The file's names for the fields in `tts.data.traces.FIELDS`.
+        instruction: The instruction of all problems, or "none". Default: each trace's own.
 
     Raises:
         InputError: A line is not a trace, the file has none, or all of them are too long.
@@ -169,7 +176,7 @@ def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[st
         except BadRowError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         for trace in traces:
-            tokenized = tokenize_trace(prompts, trace, end)
+            tokenized = tokenize_trace(prompts, trace.instructed(instruction), end)
             if len(tokenized["input_ids"]) <= most:
                 kept.append(tokenized)
             else:
@@ -187,9 +194,9 @@ def read_traces(path: Path, prompts: PolicyPrompts, most: int, names: Mapping[st
 def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedTrace:
     """Return the tokens of a trace as inference would have drawn it: the prompt, the text, and the end of the turn.
 
-    The loss ignores the prompt. Control tokens that are spelt out in the text stay text. If the chat template opens `<think>`,
-    the text's own `<think>` is omitted, and a text without thinking begins with `</think>`. A trace that was cut off by its
-    token limit has no end of turn.
+    The loss ignores the prompt. Control tokens that are spelt out in the text stay text, except its thinking tags. If the chat
+    template opens the thinking, the text gets the template's tags: its own opening tag is omitted, and a text without thinking
+    begins with the closing tag. A trace that was cut off by its token limit has no end of turn.
 
     Args:
         prompts: The prompts of the policy.
@@ -198,15 +205,25 @@ def tokenize_trace(prompts: PolicyPrompts, trace: Trace, end: int) -> TokenizedT
     """
     prompt = list(prompts.encode(trace.candidate.problem))
     text = trace.candidate.text
-    if prompts.opener:
-        head, opened, rest = text.partition(OPEN)
+    if template := tags_in(prompts.opener):
+        text = with_tags(text, template)
+        head, opened, rest = text.partition(template.open)
         if opened and not head.strip():
-            text = rest.removeprefix(prompts.opener.partition(OPEN)[2])
-        elif CLOSE not in text:
-            text = f"\n{CLOSE}\n\n{text}"
-    stop = [] if trace.row.get("finish") == "length" else [end]  # a trace that was cut off does not end its turn
-    completion = [*chat.encode(prompts.tokenizer, [text]).ids, *stop]
+            text = rest.removeprefix(prompts.opener.partition(template.open)[2])
+        elif template.close not in text:
+            text = f"\n{template.close}\n\n{text}"
+    stop = [] if trace.candidate.finish == "length" else [end]  # a trace that was cut off does not end its turn
+    completion = [*chat.encode(prompts.tokenizer, _fragments(text)).ids, *stop]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def _fragments(text: str) -> list[chat.Fragment]:
+    """A completion in which the tags around its thinking may be control tokens."""
+    if (tags := tags_in(text)) is None:
+        return [text]
+    thinking, close, response = text.partition(tags.close)
+    head, opener, thinking = thinking.partition(tags.open) if tags.open in thinking else ("", "", thinking)
+    return [head, chat.Template(opener), thinking, chat.Template(close), response]
 
 
 def end_of_turn(prompts: PolicyPrompts) -> int:
@@ -220,7 +237,7 @@ def end_of_turn(prompts: PolicyPrompts) -> int:
     tokenizer = prompts.tokenizer
     ends = prompts.config.get("eos_token_id")
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    if tokenizer.chat_template:
+    if prompts.in_chat:
         turns = [chat.Turn("user", ["?"]), chat.Turn("assistant", [chat.Mark.CUT])]
         parts = chat.render(tokenizer, turns, open_turn=False)
         after_text = parts[parts.index(chat.Mark.CUT) + 1 :]

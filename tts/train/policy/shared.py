@@ -26,12 +26,12 @@ class PolicyPrompts(Prompter):
 
     Args:
         model: The policy: a bundled name, a folder or a hub id.
-        system: The system prompt. Default: that of the chat template.
+        **prompting: Further arguments of `Prompter`, such as the system prompt.
     """
 
-    def __init__(self, model: str, system: str | None = None) -> None:
+    def __init__(self, model: str, **prompting: Any) -> None:
         self.config = checkpoints.load_policy_config(model)
-        super().__init__(model, system)
+        super().__init__(model, **prompting)
         reader: Any = self
         _, opened = cut_opener(reader, self.encode(Problem("", "?")))
         self.opener = opened.text if opened is not None else ""

@@ -15,9 +15,8 @@ from tts.data.labelled import LabelledTrace, read_labelled
 from tts.errors import InputError
 from tts.scorers import formats
 from tts.scorers.formats import FORMATS, Text
-from tts.scorers.prm import part_of
 from tts.show.console import warn
-from tts.trajectory import BOUNDARY
+from tts.trajectory import BOUNDARY, with_tags
 
 if TYPE_CHECKING:
     from tts.train.settings import TrainPRMSettings
@@ -115,13 +114,13 @@ def _check_range(labelled: LabelledTrace, path: Path) -> None:
 def _sequences(labelled: LabelledTrace, settings: TrainPRMSettings, text: Text) -> tuple[RewardSequence, ...]:
     """Return the sequences that `tts.scorers.prm.PRM` would read, with a target or None for every reward."""
     candidate = labelled.trace.candidate
-    steps = part_of(candidate.trajectory, settings.over)
+    steps = candidate.part(settings.over)
     if not steps:
         return ()
     prompt, joined = candidate.problem.prompt, BOUNDARY.join(steps)
     final = labelled.final if settings.lambda_final else None
     if settings.head == "trace":
-        shown = candidate.text if settings.over == "all" else joined
+        shown = with_tags(candidate.text) if settings.over == "all" else joined
         return (_sequence(settings, text, prompt, [shown], (final,), whole=True),)
     # the labels of a response come last
     targets = labelled.steps[: len(steps)] if settings.over == "think" else labelled.steps[-len(steps) :]

@@ -23,7 +23,7 @@ from tts.errors import Exit, InputError
 from tts.interrupts import on_interrupt
 from tts.options import options_of
 from tts.runs.score import score_file
-from tts.runs.settings import ScorerOptions, ScoreSettings
+from tts.runs.settings import PolicyOptions, ScorerOptions, ScoreSettings
 from tts.show.console import Output, warn
 from tts.train.select.pool import REWARDED, UNSCORED, TraceArray, TracePool, lacks_rewards, read_pool
 from tts.train.select.selection import FilterStage, Histogram, Selection, draw_histograms
@@ -228,10 +228,12 @@ def _count_lines(path: Path) -> int:
 
 def _score_pool(settings: SelectSettings, scorer: str, out: Path, tally: Tally, scorer_instance: Scorer | None) -> None:
     """Score the pool into a file; with --resume, continue a scoring that was stopped."""
-    shared = {option.name: getattr(settings, option.name) for option in options_of(ScorerOptions)}
+    shared = {
+        option.name: getattr(settings, option.name) for group in (ScorerOptions, PolicyOptions) for option in options_of(group)
+    }
     score_file(
         ScoreSettings(
-            **{**shared, "scorer": scorer}, traces=settings.pool, model=settings.model, fields=settings.fields, out=out,
+            **{**shared, "scorer": scorer}, traces=settings.pool, fields=settings.fields, out=out,
             resume=settings.resume and settings_of(out).exists(), accept_changes=settings.accept_changes,
         ),
         tally=tally, scorer_instance=scorer_instance,

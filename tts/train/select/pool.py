@@ -189,9 +189,9 @@ def _numbers_of(trace: Trace, line: int, settings: SelectSettings, pool: TracePo
         raise BadRowError("the trace is empty")
     score: float | None = 0.0
     if settings.by in REWARDED:
-        rewards = _rewards(trace.row)
-        score = None if rewards is None else _reward_score(*rewards, len(thinking), len(response), settings)
-        pool.finals += rewards is not None and rewards[1] is not None
+        reward = _reward(trace, settings)
+        score = None if reward is None else _reward_score(reward, len(thinking), len(response), settings)
+        pool.finals += reward is not None and (reward.final is not None or reward.final_missing)
     elif settings.by not in UNSCORED:
         score = _finite(_look_up(trace.row, settings.by))
     if score is None:
@@ -207,36 +207,38 @@ def _numbers_of(trace: Trace, line: int, settings: SelectSettings, pool: TracePo
     )  # fmt: skip
 
 
-def _rewards(row: Mapping[str, Any]) -> tuple[tuple[float, ...], float | None] | None:
-    """Return step rewards and final reward as `tts score` writes them, or None for a row that it did not write.
+def _reward(trace: Trace, settings: SelectSettings) -> Reward | None:
+    """Return the reward that `tts score` wrote into a trace's row, or None for a row that it did not write.
 
-    Raises BadRowError if they are not numbers.
+    Raises BadRowError if it does not consist of numbers, or has no verdict.
     """
-    steps, final = row.get("step_rewards"), row.get("final")
+    steps, final = trace.row.get("step_rewards"), trace.row.get("final")
     if steps is None:
         return None
-    if not isinstance(steps, list) or any(_finite(step) is None for step in steps):
-        raise BadRowError(f"'step_rewards' is {json.dumps(steps)[:40]}; expected a list of numbers")
+    if not isinstance(steps, list) or any(step is not None and _finite(step) is None for step in steps):
+        raise BadRowError(f"'step_rewards' is {json.dumps(steps)[:40]}; expected a list of numbers, null without a verdict")
     if final is not None and _finite(final) is None:
         raise BadRowError(f"'final' is {json.dumps(final)[:40]}; expected a number or null")
     if not steps and final is None:
         raise BadRowError("'step_rewards' is empty, and there is no 'final'")
-    return tuple(map(float, steps)), _finite(final)
+    missing = trace.row.get("final_missing") is True
+    values = tuple(map(_finite, trace.by_step(steps)))
+    return Reward(values, _finite(final), alpha=settings.alpha, how=settings.aggregate, final_missing=missing)
 
 
-def _reward_score(
-    steps: tuple[float, ...], final: float | None, thinking: int, response: int, settings: SelectSettings
-) -> float:
+def _reward_score(reward: Reward, thinking: int, response: int, settings: SelectSettings) -> float:
     """Return r_hat, or with --by response the aggregate of the response steps. Raises BadRowError if there is no such score."""
-    try:
-        if settings.by == "r_hat":
-            score = Reward(steps, final, alpha=settings.alpha, how=settings.aggregate).total
-        elif not response:
+    steps = len(reward.steps)
+    if settings.by == "response":
+        if not response:
             raise BadRowError("the trace has no response, which --by response needs")
-        elif len(steps) not in (response, thinking + response):
-            raise BadRowError(f"{len(steps)} step rewards for {thinking} thinking steps and {response} response steps")
-        else:
-            score = Reward(steps[-response:]).aggregate(settings.aggregate)
+        if steps not in (response, thinking + response):
+            raise BadRowError(f"{steps} step rewards for {thinking} thinking steps and {response} response steps")
+        reward = Reward(reward.steps[-response:], alpha=0, how=settings.aggregate)
+    if reward.missing and not reward.rated:
+        raise BadRowError("the scorer gave no verdict on what the trace is ranked by")
+    try:
+        score = reward.total
     except ValueError as error:
         raise BadRowError(str(error)) from None
     if not math.isfinite(score):

@@ -1,0 +1,53 @@
+"""How confident a policy was while it wrote a solution, from log-probabilities (DeepConf, https://arxiv.org/abs/2508.15260)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Measure = Literal["lowest", "bottom", "tail", "mean"]
+"""Confidence of a solution: that of its least confident group, the mean over its least confident tenth of groups, that of its
+last tokens, or the mean over all tokens. A group is a window of consecutive tokens."""
+
+BOTTOM = 0.1
+"""Share of the groups that count for `bottom`."""
+
+
+def confidence_of(logprobs: Iterable[float], count: int) -> float:
+    """Confidence of a token: minus the mean of the `count` highest log-probabilities in its place, or of all of fewer."""
+    top = heapq.nlargest(count, logprobs)
+    return -sum(top) / len(top)
+
+
+def measured(tokens: Sequence[float], measure: Measure, window: int) -> float:
+    """Confidence of a solution from those of its tokens.
+
+    Args:
+        tokens: Confidence of each token; not empty.
+        measure: What to measure.
+        window: Number of tokens in a group, and in the tail; a shorter solution is one group.
+    """
+    values = np.asarray(tokens, float)
+    if measure == "mean":
+        return float(values.mean())
+    if measure == "tail":
+        return float(values[-window:].mean())
+    groups = _groups(values, window)
+    if measure == "lowest":
+        return float(groups.min())
+    count = max(1, int(BOTTOM * len(groups)))
+    return float(np.partition(groups, count - 1)[:count].mean())
+
+
+def _groups(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The mean of each window of consecutive tokens."""
+    width = min(window, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    means: NDArray[np.float64] = (sums[width:] - sums[:-width]) / width
+    return means
