@@ -180,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    served: str | None = None
+    """What a server says that it runs; None where there is no server, or it has not been asked yet."""
     exact: bool = False
     """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
