@@ -17,7 +17,6 @@ from tts.evals.agreement import FALSE_ALARMS, Compared, changes_found, compare_p
 from tts.evals.load import open_run, read_json, read_summary
 from tts.evals.summary import Seconds
 from tts.grading.pool import Grader
-from tts.options import configure, options_of
 from tts.runs.runner import Progress, Run, content_of_run, facts, grading, load_run_of, wait
 from tts.runs.settings import RunSettings
 from tts.solving.clock import Clock
@@ -117,11 +116,12 @@ def verify(
         InputError: The folder is not a run folder, or its settings cannot be used here.
     """
     store = open_run(Path(run))
-    known = {o.name for o in options_of(RunSettings)}
-    begun = {name: value for name, value in store.settings.items() if name in known}
-    settings = configure(RunSettings, {**begun, **places})
     job = load_run_of(
-        settings, store, progress=progress or Progress(), engine_instance=engine_instance, scorer_instance=scorer_instance
+        settings_of(store.settings, **places),
+        store,
+        progress=progress or Progress(),
+        engine_instance=engine_instance,
+        scorer_instance=scorer_instance,
     )
     return wait(_Check(job, share, count, secrets.randbits(32) if seed is None else seed, method).work)
 
