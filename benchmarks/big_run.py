@@ -1,7 +1,9 @@
 """Time and memory of the commands that read runs, on a run of a gigabyte: 83,580 problems with 16 candidates each.
 
-The rows of a small run, which is made first, are repeated under ids of their own, so the large run can be read, compared and
-resumed like any other. Every command runs in a process of its own, whose largest resident set is reported.
+The rows of a small run, which is made first, are repeated under ids of their own and with their candidates in another order, so
+the large run can be read, compared and resumed like any other, and no two problems have the same votes in the same order. Its
+redrawn rows are others, as samples hang on ids: verify ends with exit code 1. Every command runs in a process of its own, whose
+largest resident set is reported.
 
 `python benchmarks/big_run.py`; `--folder PATH` keeps the runs for the next time. Needs 3 GB of disk.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -34,23 +37,23 @@ def small_run(folder, candidates):
 
 
 def large_run(folder, name, problems, seed):
-    """Repeat the rows of the small run: copy i of problem p is problem 60 i + p. `seed` only makes settings differ."""
-    small = RunStore.open(folder / "small")
-    out, data = folder / name, folder / "large.jsonl"
+    """Repeat the rows of the small run: copy i of problem p is problem 60 i + p."""
+    small, out, rng = RunStore.open(folder / "small"), folder / name, random.Random(seed)
     out.mkdir()
-    rows = [line.split(b'"', 4) for line in (small.results).read_bytes().splitlines()]  # {"id": "p-0", …
+    rows = [json.loads(line) for line in small.results.read_bytes().splitlines()]
     timings = list(small.timing_rows())
     problem = {row["id"]: row for row in map(json.loads, (folder / "small.jsonl").read_text().splitlines())}
-    if not data.exists():
-        with data.open("w") as file:
-            for i in range(problems):
-                file.write(json.dumps(problem[f"p-{i % 60}"] | {"id": f"p-{i}"}) + "\n")
-    with (out / "results.jsonl").open("wb") as results, (out / "timings.jsonl").open("w") as file:
+    data = folder / "large.jsonl"
+    data.write_text("".join(json.dumps(problem[f"p-{i % 60}"] | {"id": f"p-{i}"}) + "\n" for i in range(problems)))
+    with (out / "results.jsonl").open("w") as results, (out / "timings.jsonl").open("w") as file:
         for i in range(problems):
-            row = rows[i % len(rows)]
-            number = int(row[3].removeprefix(b"p-")) + 60 * (i // len(rows))
-            results.write(b'"'.join([*row[:3], b"p-%d" % number, row[4]]) + b"\n")
-            file.write(json.dumps(timings[i % len(rows)] | {"id": f"p-{number}"}) + "\n")
+            row = dict(rows[i % len(rows)])
+            order = rng.sample(range(len(row["candidates"])), len(row["candidates"]))
+            row["candidates"] = [row["candidates"][k] for k in order]
+            row["choice"] = order.index(row["choice"])
+            row["id"] = f"p-{int(row['id'].removeprefix('p-')) + 60 * (i // len(rows))}"
+            file.write(json.dumps(timings[i % len(rows)] | {"id": row["id"], "at": results.tell()}) + "\n")
+            results.write(json.dumps(row, ensure_ascii=False) + "\n")
     settings = json.loads((folder / "small" / "run.json").read_text())
     settings["settings"] |= {"benchmark": str(data), "seed": seed}
     settings.pop("content", None)  # that of the small run's data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -30,12 +31,24 @@ def best_of_k(keys: Sequence[Any], correct: Sequence[bool], k: int) -> float:
 
     Of candidates with equal keys, the earlier one is chosen. `keys` and `correct` have one entry per candidate.
     """
+    return best_curve(keys, correct, [k])[0]
+
+
+def best_curve(keys: Sequence[Any], correct: Sequence[bool], sizes: Sequence[int]) -> list[float]:
+    """`best_of_k` for several k."""
     n = len(keys)
     order = sorted(range(n), key=lambda i: keys[i], reverse=True)  # stable: at equal keys, the earlier one first
+    ranks = [rank for rank, i in enumerate(order) if correct[i]]
+    chances = [_chances(n, k) for k in sizes]
+    return [fsum(chance[rank] for rank in ranks[: bisect_left(ranks, len(chance))]) for chance in chances]
+
+
+@lru_cache(maxsize=256)
+def _chances(n: int, k: int) -> list[float]:
+    """The share of the subsets of size k that choose the candidate of each rank: C(n - 1 - rank, k - 1) / C(n, k)."""
     rank = np.arange(n - k)
-    # of the subsets, C(n - 1 - rank, k - 1) / C(n, k) choose the candidate of this rank; as ratios, no number is too large
-    chances = np.cumprod(np.concatenate([[k / n], (n - k - rank) / (n - 1 - rank)]))
-    return fsum(chances[np.asarray(correct, bool)[order[: n - k + 1]]])
+    chances: list[float] = np.cumprod(np.concatenate([[k / n], (n - k - rank) / (n - 1 - rank)])).tolist()
+    return chances  # by ratios, as the binomials may be too large for a float
 
 
 def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], finished: Sequence[bool], k: int) -> float:
@@ -44,13 +57,28 @@ def majority_of_k(groups: Sequence[int | None], correct: Sequence[bool], finishe
     Equivalent answers have the same group; a candidate of group None has no vote. The chosen candidate is finished if any is,
     has the most votes among those, and is the earliest with as many. For large n, this takes long: 0.1 s for 256.
     """
+    return majority_curve(groups, correct, finished, [k])[0]
+
+
+def majority_curve(
+    groups: Sequence[int | None], correct: Sequence[bool], finished: Sequence[bool], sizes: Sequence[int]
+) -> list[float]:
+    """`majority_of_k` for several k, which takes as long as for the largest alone."""
+    return list(_majority_curve(tuple(groups), tuple(correct), tuple(finished), tuple(sizes)))
+
+
+@lru_cache(maxsize=4096)  # on easy problems, candidates agree
+def _majority_curve(
+    groups: tuple[int | None, ...], correct: tuple[bool, ...], finished: tuple[bool, ...], sizes: tuple[int, ...]
+) -> tuple[float, ...]:
     voters = list(zip(groups, correct, finished, strict=True))
     cut = [(group, right, True) for group, right, done in voters if not done]
-    return (_ways_to_be_right(voters, k) + _ways_to_be_right(cut, k)) / comb(len(voters), k)
+    ways = [a + b for a, b in zip(_ways_to_be_right(voters, sizes), _ways_to_be_right(cut, sizes), strict=True)]
+    return tuple(way / comb(len(voters), k) for way, k in zip(ways, sizes, strict=True))
 
 
-def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], k: int) -> float:
-    """Number of subsets of size k whose choice is right and finished. A voter is (group, right, finished).
+def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], sizes: Sequence[int]) -> list[float]:
+    """For each of the sizes, the number of subsets whose choice is right and finished. A voter is (group, right, finished).
 
     Subsets are counted for each number of votes t and each candidate i of a group with right ones: those in which i is chosen
     with t votes. Of every other group with finished members, they have fewer than t candidates, or t with no finished one
@@ -61,19 +89,22 @@ def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], k: int) -
     for i, (group, _, done) in enumerate(voters):
         if group is not None and done:
             places.setdefault(group, []).append(i)
-    ways = 0.0
+    ways, largest = [0.0] * len(sizes), min(max(sizes), len(voters))
     for chosen, members in places.items():
         right = np.array([voters[i][1] for i in members])
         if not right.any():
             continue
         mates = size[chosen] - 1 - np.arange(len(members))  # who may vote beside i: unfinished ones, and those after i
-        for t in range(1, min(k, size[chosen]) + 1):
+        for t in range(1, min(largest, size[chosen]) + 1):
             rivals = [group for group in places if group != chosen and size[group] >= t]
             others = len(voters) - size[chosen] - sum(size[group] for group in rivals)
-            counts = np.tile(choose[others, : k - t + 1], (len(members), 1))  # by i and number of candidates
+            counts = np.tile(choose[others, : largest - t + 1], (len(members), 1))  # by i and number of candidates
             for group in rivals:
                 counts = _with_rival(counts, places[group], size[group], t, members, choose)
-            ways += float((right * choose[mates, t - 1] * counts[:, -1]).sum())
+            found = (right * choose[mates, t - 1]) @ counts  # by number of candidates beside those with the t votes
+            for place, k in enumerate(sizes):
+                if t <= k <= len(voters):
+                    ways[place] += float(found[k - t])
     return ways
 
 

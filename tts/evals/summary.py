@@ -13,7 +13,7 @@ from tts.data.store import Attempt, Record
 from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
 from tts.evals.intervals import Estimate, estimate
-from tts.evals.statistics import Sampled, best_of_k, choice_at_k, majority_of_k, pass_at_k
+from tts.evals.statistics import Sampled, best_curve, choice_at_k, majority_curve, pass_at_k
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
 from tts.types import Preference, Reward, Strategy, Usage
@@ -184,6 +184,7 @@ def summarize(
     n = 0
     for record in records:
         attempts = record.candidates
+        rewards = [reward(attempt) for attempt in attempts]
         usage, n = usage + record.usage, max(n, len(attempts))
         counts.update(
             problems=1,
@@ -191,11 +192,11 @@ def summarize(
             attempts=len(attempts),
             tokens=sum(sum(attempt.tokens) for attempt in attempts),
             truncated=sum(attempt.finish == "length" for attempt in attempts),
-            missing=sum(reward(attempt).missing for attempt in attempts),
-            unrated=sum(attempt.rewards is not None and not reward(attempt).rated for attempt in attempts),
+            missing=sum(r.missing for r in rewards),
+            unrated=sum(attempt.rewards is not None and not r.rated for attempt, r in zip(attempts, rewards, strict=True)),
         )
         if record.correct is not None:
-            rows.append(_measure(record, strategy, reward, repeat, fixed))
+            rows.append(_measure(record, strategy, rewards, repeat, fixed))
     rows.sort(key=lambda row: row.id)
     ids = [row.problem for row in rows]
 
@@ -230,17 +231,17 @@ def summarize(
 OMITTED = "the scorer compares candidates with each other, so their rewards among fewer candidates would be others"
 
 
-def _measure(record: Record, strategy: Strategy, reward: Callable[[Attempt], Reward], repeat: int, fixed: bool) -> _Graded:
-    right = [bool(attempt.correct) for attempt in record.candidates]
-    majority = _majority_at_k(record, len(right))
+def _measure(record: Record, strategy: Strategy, rewards: Sequence[Reward], repeat: int, fixed: bool) -> _Graded:
+    right, n = [bool(attempt.correct) for attempt in record.candidates], len(record.candidates)
+    sizes = _sizes(n, fixed) if isinstance(strategy, Parallel) else [n]
+    voted = _at_sizes(Majority(), record, sizes, [])
     curve = array("d")
     if isinstance(strategy, Parallel):
-        for k in _sizes(len(right), fixed):
-            chosen = at_k(strategy, record, k, reward)
-            voted = chosen.value if type(strategy) is Majority else _majority_at_k(record, k)
-            curve.extend((*chosen, voted, pass_at_k(right, k)))
+        chosen = voted if type(strategy) is Majority else _at_sizes(strategy, record, sizes, rewards)
+        for k, choice, vote in zip(sizes, chosen, voted, strict=True):
+            curve.extend((*choice, vote.value, pass_at_k(right, k)))
     problem = problem_of(record.id, repeat)
-    return _Graded(record.id, problem, len(right), bool(record.correct), any(right), sum(right) / len(right), majority, curve)
+    return _Graded(record.id, problem, n, bool(record.correct), any(right), sum(right) / n, voted[-1].value, curve)
 
 
 def _sizes(n: int, fixed: bool) -> list[int]:
@@ -262,10 +263,15 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
         k: Size of the subsets, at most the number of candidates.
         reward: Returns the reward of an attempt as the strategy saw it. It must not depend on the other candidates if k < n.
     """
-    attempts = record.candidates
+    return _at_sizes(strategy, record, [k], [reward(attempt) for attempt in record.candidates])[0]
+
+
+def _at_sizes(strategy: Parallel, record: Record, sizes: Sequence[int], rewards: Sequence[Reward]) -> list[Sampled]:
+    """`at_k` for several sizes in ascending order."""
+    attempts, n = record.candidates, len(record.candidates)
     correct = [bool(attempt.correct) for attempt in attempts]
-    rewards = [reward(attempt) for attempt in attempts] if strategy.uses_scorer else []
     groups = [attempt.group for attempt in attempts]
+    rewards = rewards if strategy.uses_scorer else []
 
     def prefer(subset: Sequence[int]) -> list[Preference]:
         scores = strategy.rank([rewards[i] for i in subset] if rewards else [], [groups[i] for i in subset])
@@ -277,19 +283,17 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
     def choose(subset: Sequence[int]) -> int:
         return -max(prefer(subset)).place
 
-    everyone = range(len(attempts))
-    if k == len(attempts):
-        return Sampled(float(correct[choose(everyone)]))
-    if not strategy.uses_answers:  # each score depends on its own candidate alone
-        return Sampled(best_of_k(prefer(everyone), correct, k))
-    if strategy.counts_votes and len(attempts) <= COUNTED:
-        return Sampled(majority_of_k(groups, correct, [attempt.finish == "stop" for attempt in attempts], k))
-    return choice_at_k(choose, correct, k, seed=0)
-
-
-def _majority_at_k(record: Record, k: int) -> float:
-    """Expected correctness of the most frequent answer among k of a record's candidates: the baseline of every run."""
-    return at_k(Majority(), record, k, lambda attempt: Reward(())).value
+    whole, smaller = prefer(range(n)), [k for k in sizes if k < n]
+    if not smaller:
+        found = []
+    elif not strategy.uses_answers:  # each score depends on its own candidate alone
+        found = [Sampled(value) for value in best_curve(whole, correct, smaller)]
+    elif strategy.counts_votes and n <= COUNTED:
+        finished = [attempt.finish == "stop" for attempt in attempts]
+        found = [Sampled(value) for value in majority_curve(groups, correct, finished, smaller)]
+    else:
+        found = [choice_at_k(choose, correct, k, seed=0) for k in smaller]
+    return found if len(found) == len(sizes) else [*found, Sampled(float(correct[-max(whole).place]))]
 
 
 def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:

@@ -20,7 +20,7 @@ from tts.evals.load import open_run, read_json, read_summary
 from tts.evals.summary import Seconds
 from tts.grading.pool import Grader
 from tts.options import configure, options_of
-from tts.runs.runner import Progress, Run, facts_of, grading, load_run_of, wait
+from tts.runs.runner import Progress, Run, content_of_run, facts, grading, load_run_of, wait
 from tts.runs.settings import RunSettings
 from tts.solving.clock import Clock
 from tts.types import Candidate, Engine, Problem, Result, Scorer, Step, Usage
@@ -383,9 +383,10 @@ def _detects(rows: int, checked: int) -> int | None:
 
 def _changes(run: Run) -> Iterator[str]:
     """What is not as it was when the run was started."""
-    recorded, now = read_json(run.store.folder / "run.json"), facts_of(run.settings, run.strategy)
-    for kind, noun in (("models", "the model"), ("versions", "")):
+    recorded = read_json(run.store.folder / "run.json")
+    now = {**facts(), "content": content_of_run(run.settings, run.benchmark)}
+    for kind, noun in (("content", "what is named by --"), ("versions", "")):
         then, here = recorded.get(kind) or {}, now.get(kind) or {}
         for name in then:
             if then[name] is not None and name in here and then[name] != here[name]:
-                yield f"{noun} {name} is {here[name]} here and was {then[name]} in the run".strip()
+                yield f"{noun}{name} is {here[name]} here and was {then[name]} in the run"

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from tts.errors import InputError
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
 from tts.types import CERTAIN, Count, Problem, Result, Scorer
@@ -33,6 +34,11 @@ class Particle(StepSearch):
     """Resample when the effective sample size falls to this share of n; 1 resamples after every step."""
     iterations: Count = 1
     """Number of passes; above 1 this is particle Gibbs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations > 1 and self.n == 1:
+            raise InputError("--iterations has no effect with --n 1: the only solution is the reference; give a larger --n")
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer)
