@@ -18,7 +18,7 @@ import numpy as np
 import tts
 from strategies import BUDGET, MAX_TOKENS, correct, percent, written
 from tts.engines.transformers import TransformersEngine
-from tts.evals.summary import estimate
+from tts.evals.intervals import estimate_difference
 from tts.scorers.prm import PRM
 
 PARTICLE = {"n": 16}
@@ -72,7 +72,7 @@ class Remembering(TransformersEngine):
         return replace(self.answers[key], waited=0.0)
 
 
-def main(*, only: str = "", limit: int = 200, seed: int = 2) -> None:
+def main(*, only: str = "", limit: int = 100, seed: int = 2) -> None:
     """Print a Markdown table with a row per pair.
 
     Args:
@@ -103,7 +103,7 @@ def main(*, only: str = "", limit: int = 200, seed: int = 2) -> None:
             (first, tokens), (second, more) = (known[written(options)] for options in pair)
             cells = [
                 name, *(f"`{written(options)}`" for options in pair), f"{tokens:,.0f}, {more:,.0f}",
-                f"{100 * first.mean():.1f}, {100 * second.mean():.1f}", percent(estimate((second - first).tolist()), "+"),
+                f"{100 * first.mean():.1f}, {100 * second.mean():.1f}", percent(estimate_difference(first, second), "+"),
                 f"{sum(first > second):.0f} : {sum(second > first):.0f}",
             ]  # fmt: skip
             print(f"| {' | '.join(cells)} |", flush=True)
