@@ -14,7 +14,7 @@ import pytest
 import tts
 from tts.data.store import RunStore
 from tts.evals.benchmarks import PUBLISHED, load_benchmark
-from tts.evals.benchmarks.source import BOXED, LETTER
+from tts.evals.benchmarks.source import BOXED, LETTER, id_of
 from tts.evals.intervals import estimate
 from tts.evals.summary import _over_problems
 
@@ -32,7 +32,10 @@ GPQA = {
 }  # fmt: skip
 
 PUBLISHED_ROWS = [
-    ("gsm8k", "test", {"question": "How many?", "answer": "48/2 = <<48/2=24>>24\n#### 1,024"}, ("1", "How many?", "1024")),
+    (
+        "gsm8k", "test", {"question": "How many?", "answer": "48/2 = <<48/2=24>>24\n#### 1,024"},
+        (id_of("How many?"), "How many?", "1024"),
+    ),
     (
         "math500", "test",
         {"problem": "Convert.", "solution": "…", "answer": "\\frac{\\pi}{2}", "subject": "Precalculus", "level": 2,
@@ -44,7 +47,7 @@ PUBLISHED_ROWS = [
     ("aime25", "test", {"problem": "Bases.", "answer": "70", "id": "0"}, ("0", "Bases.", "70")),
     ("amc23", "test", {"id": 0, "question": "Cities.", "answer": "27.0", "url": "https://x"}, ("0", "Cities.", "27")),
     ("amc23", "test", {"id": 0, "problem": "Cities.", "answer": 27.0}, ("0", "Cities.", "27")),
-    ("minerva", "test", {"question": "Stars.", "answer": "7.6"}, ("1", "Stars.", "7.6")),
+    ("minerva", "test", {"question": "Stars.", "answer": "7.6"}, (id_of("Stars."), "Stars.", "7.6")),
     (
         "minerva", "test", {"problem": "Stars.", "type": "Astronomy", "solution": "So \\boxed{7.6 \\mathrm{~m}}.", "idx": 3},
         ("3", "Stars.", "7.6 \\mathrm{~m}"),
@@ -153,7 +156,7 @@ def test_files_of_your_own_with_fields_of_their_own():
         assert [(p.id, p.prompt, p.answer, p.grader) for p in problems] == [
             ("x", "1+1?", "2", "exact"), ("y", "2+2?", "04", "exact")
         ]  # fmt: skip
-    assert [p.id for p in load_benchmark("my.csv", question_field="q").problems] == ["1", "2"]
+    assert [p.id for p in load_benchmark("my.csv", question_field="q").problems] == [id_of("1+1?"), id_of("2+2?")]
     assert [p.answer for p in load_benchmark("my.csv", question_field="q").problems] == [None, None]
     Path("place").mkdir()
     Path("my.jsonl").rename("place/test.jsonl")
@@ -199,7 +202,7 @@ def test_problems_are_shuffled_by_the_seed_before_the_limit_is_applied():
     shuffled, again, other = (load_benchmark("my.jsonl", shuffle=True, seed=seed).problems for seed in (0, 0, 1))
     assert shuffled == again != other
     assert shuffled != in_order
-    assert sorted(shuffled, key=lambda p: int(p.id)) == in_order
+    assert sorted(shuffled, key=lambda p: int(p.answer)) == in_order
     assert load_benchmark("my.jsonl", 5, shuffle=True).problems == shuffled[:5]
 
 

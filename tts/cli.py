@@ -18,12 +18,16 @@ def entry() -> None:
 def main(arguments: list[str]) -> int:
     """Run a command line, without the program's name, and return its exit code (`tts.errors.Exit`)."""
     from tts.commands.line import Line
+    from tts.data.files import FULL
     from tts.errors import Exit, InputError
     from tts.show.console import warn
 
     line = Line(arguments)
     try:
-        return line.run()
+        code = line.run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except InputError as error:
         if line.verbose:
             import traceback
@@ -34,6 +38,11 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # as in `tts runs | head`: whoever read has seen enough
         sys.stdout = None  # nothing is flushed into it at exit
         return Exit.OK
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        warn(f"cannot write to {error.filename or 'standard output'}: {error.strerror}; make room, then give the command again")
+        return Exit.INPUT
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def option(
     shown: str | None = None,
     topic: str | None = None,
     kept: bool = True,
+    names: str = "",
     positional: bool = False,
     cli: bool = True,
 ) -> Any:
@@ -82,10 +83,13 @@ def option(
         shown: The default in words, where the value itself says little (`None`).
         topic: Heading under which help lists it; by default the `topic` of the class that declares the field.
         kept: Whether results depend on it, so that it belongs to a run's identity and cannot change when it is resumed.
+        names: What its value is the name of, so that this belongs to a run's identity by content: a `model`, `data`, a file of
+            `lines` that may grow, or a `plugin`. Any of them can be a plug-in's `file.py:Name` (`tts.data.identity`).
         positional: Whether it is given by its place.
         cli: Whether the command line has it.
     """
-    about = {"short": short, "flag": flag, "shown": shown, "topic": topic, "kept": kept, "positional": positional, "cli": cli}
+    about = {"short": short, "flag": flag, "shown": shown, "topic": topic, "kept": kept, "names": names,
+             "positional": positional, "cli": cli}  # fmt: skip
     return (
         dataclasses.field(default=default, metadata=about)
         if factory is MISSING
@@ -108,6 +112,7 @@ class Option:
     flag: str = ""
     shown: str | None = None
     kept: bool = True
+    names: str = ""
     positional: bool = False
     cli: bool = True
 

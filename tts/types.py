@@ -180,6 +180,8 @@ class Engine(Protocol):
 
     context: int | None = None
     """Tokens that prefix and continuation may have together; None where that is not known."""
+    served: str | None = None
+    """What a server says that it runs; None where there is no server, or it has not been asked yet."""
     exact: bool = False
     """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
@@ -236,7 +238,7 @@ class Reward:
     @property
     def known(self) -> tuple[float, ...]:
         """The rewards of the steps that have a verdict."""
-        return tuple(step for step in self.steps if step is not None)
+        return tuple(step for step in self.steps if step is not None) if None in self.steps else self.steps  # type: ignore
 
     @property
     def missing(self) -> int:
@@ -264,7 +266,7 @@ class Reward:
         weight = 1.0 if self.how == "final" else self.alpha
         return _aggregate(steps, self.how) + weight * (final or 0.0)
 
-    @property
+    @cached_property
     def share(self) -> float | None:
         """`total` as a share of the largest value possible, if it is made of probabilities.
 

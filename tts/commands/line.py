@@ -19,6 +19,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from tts.commands import COMMANDS, Command
+from tts.data.files import write_whole
 from tts.engines import installed
 from tts.errors import InputError
 from tts.options import Option, Settings, configure, option, options_of, without_defaults
@@ -336,7 +337,7 @@ def write_config(path: Path, values: Mapping[str, Any]) -> None:
         case other:
             raise InputError(f"--save-config is {path}, which ends in {other!r}; it should end in .toml, .yaml or .json")
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise InputError(f"cannot write --save-config {path}: {error.strerror or error}") from error
 

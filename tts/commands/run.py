@@ -60,6 +60,8 @@ def run(given: dict[str, Any], output: Output) -> int:
     if tracker is not None:
         log_run(tracker, summary, RunStore.open(Path(summary.run)).settings)
     output.result(table=lambda: show(summary), data=summary.to_json, brief=summary.run)
+    if progress.damaged:
+        warn(f"damaged lines in {summary.run}/results.jsonl: {progress.damaged}; their problems were solved again")
     if summary.failed:
         warn(
             f"{summary.failed} of {summary.problems} problems failed; their rows in {summary.run}/results.jsonl hold the"

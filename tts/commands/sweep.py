@@ -11,14 +11,14 @@ from tts.commands.run import how_to_resume
 from tts.errors import Exit, InputError
 from tts.interrupts import on_interrupt
 from tts.options import Count, convert, option, options_of
-from tts.runs.settings import DataOptions, EngineOptions, LimitOptions, SamplingOptions, ScorerOptions
+from tts.runs.settings import DataOptions, EngineOptions, LimitOptions, ResumeOptions, SamplingOptions, ScorerOptions
 from tts.show.console import Output
 from tts.strategies import get_strategy
 from tts.types import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepCommand(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions):
+class SweepCommand(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
     """Measure accuracy over N for several strategies, at the cost of the largest N."""
 
     topic = "Sweep"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -13,6 +13,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
+from tts.data.files import BLOCK, ESCAPE, append_lines, part_of, repair, whole_lines, write_whole, writing
+from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.grading.pool import Verdict
 from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
@@ -20,13 +22,7 @@ from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
 SCHEMA = 1
 """Version of the run folder's layout."""
 
-BLOCK = 1 << 18
-"""Bytes that are read at a time. A run can have gigabytes of rows, so no function here but `records` holds all of them."""
-
 T = TypeVar("T")
-
-ESCAPE = "backslashreplace"
-"""Error handler for writing files: half a surrogate pair, which UTF-8 lacks, becomes its JSON escape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +164,7 @@ class Outcome:
     id: str
     problem: str
     correct: bool | None
+    usage: Usage
     error: str | None = None
 
     @classmethod
@@ -191,27 +188,43 @@ def _parse(cls: type[T], line: str | bytes) -> T:
         return adapter.validate_python(json.loads(line))
 
 
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """What resuming needs of a row of timings.jsonl."""
+
+    id: str
+    cached: int
+    run: dict[str, float]
+    """The run's clock at that moment, in seconds."""
+    generated: int = 0
+
+
 class RunStore:
-    """A run folder. Rows are appended one by one; a torn last line is dropped when the run is resumed."""
+    """A run folder. Rows are appended one by one; what a crash left of a row is dropped when the run is resumed.
+
+    Whoever writes holds the folder's lock: the one that `create` or `lock` takes, until `close`. Readers need none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.results, self.timings = folder / "results.jsonl", folder / "timings.jsonl"
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> RunStore:
-        """Create the folder. `facts` (versions, hardware) are recorded with the settings, but not compared when resuming.
+        """Create the folder, to write to it. `facts` (versions, hardware) are recorded with the settings, but not compared when
+        resuming, except for `content`: fingerprints of what the settings name.
 
         Raises InputError if the folder exists and is not empty, or cannot be written.
         """
         check_creatable(folder)
-        try:
+        store = cls(folder)
+        with writing(folder, "choose another folder with --out"):
             folder.mkdir(parents=True, exist_ok=True)
-            run = {"schema": SCHEMA, "settings": settings, **facts}
-            _write_whole(folder / "run.json", [_pretty(run)])
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
-        return cls(folder)
+            store.lock()
+            check_creatable(folder)  # another process may have been faster
+            store._write_run({"schema": SCHEMA, "settings": settings, **facts})
+        return store
 
     @classmethod
     def open(cls, folder: Path) -> RunStore:
@@ -220,25 +233,55 @@ class RunStore:
             what = "no run.json in it" if folder.is_dir() else "no such folder"
             raise InputError(f"{folder} is not a run folder ({what}); --resume takes a folder created by tts run")
         store = cls(folder)
-        schema = store._read_run().get("schema")
-        if schema != SCHEMA:
-            raise InputError(f"{folder} has layout version {schema}; this version of tts reads version {SCHEMA}")
+        run = store.read_run()
+        if run.get("schema") != SCHEMA:
+            raise InputError(f"{folder} has layout version {run.get('schema')}; this version of tts reads version {SCHEMA}")
+        if not isinstance(run.get("settings"), dict):
+            raise InputError(f"{folder / 'run.json'} has no settings; was it written by tts run?")
         return store
+
+    def lock(self) -> None:
+        """Become the one that writes. Raises InputError if another process does."""
+        if self._lock is None:
+            with writing(self.folder, "make it writable, then resume again"):
+                self._lock = Lock(self.folder)
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the run. Raises InputError if run.json cannot be read."""
-        settings: dict[str, Any] = self._read_run()["settings"]
+        settings: dict[str, Any] = self.read_run()["settings"]
         return settings
 
-    def _read_run(self) -> dict[str, Any]:
+    def read_run(self) -> dict[str, Any]:
+        """The content of run.json. Raises InputError if it cannot be read."""
         try:
             run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             if not isinstance(run, dict):
                 raise ValueError("not a JSON object")
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the run's settings from {self.folder / 'run.json'}: {error}") from error
+            raise InputError(
+                f"cannot read the run's settings from {self.folder / 'run.json'}: {error}; restore that file, or start again"
+                " with another --out"
+            ) from error
         return run
+
+    @property
+    def numbered(self) -> bool:
+        """Whether problems without an id have their number as one, as in folders of early versions."""
+        return "content" not in self.read_run()
+
+    def note(self, **facts: Any) -> None:
+        """Replace facts in run.json. Raises OSError."""
+        self._write_run({**self.read_run(), **facts})
+
+    def _write_run(self, run: dict[str, Any]) -> None:
+        write_whole(self.folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
     def solved(self) -> int:
         """Problems that have a row without an error."""
@@ -272,7 +315,7 @@ class RunStore:
             line = _line_at(self.results, place)
             if line.startswith(start) and line.endswith(b"\n"):
                 return self._read_row(Record.from_json, line)
-        for line in _whole_lines(self.results):
+        for line in whole_lines(self.results):
             if self._read_row(Outcome.from_json, line).id == problem_id:
                 return self._read_row(Record.from_json, line)
         return None
@@ -287,7 +330,7 @@ class RunStore:
 
     def _read_rows(self, parse: Callable[[bytes], T]) -> Iterator[T]:
         try:
-            for line in _whole_lines(self.results):
+            for line in whole_lines(self.results):
                 yield self._read_row(parse, line)
         except OSError as error:
             raise InputError(f"cannot read {self.results}: {error.strerror}") from error
@@ -295,62 +338,66 @@ class RunStore:
     def _read_row(self, parse: Callable[[bytes], T], line: bytes) -> T:
         try:
             return parse(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"{self.results} has a row that cannot be read ({reason}); fix or remove that row") from error
+            raise InputError(
+                f"{self.results} has a row that cannot be read ({reason}); tts run --resume {self.folder} solves it again"
+            ) from error
 
-    def recover(self) -> Iterator[Outcome]:
-        """Prepare to resume: drop a torn last row and the rows of failed problems, and yield what is left of each row."""
-        if not _ends_whole(self.results) or any(outcome.error is not None for outcome in self.outcomes()):
-            _write_whole(self.results, (line for line in _whole_lines(self.results) if Outcome.from_json(line).error is None))
-        if not _ends_whole(self.timings):
-            _write_whole(self.timings, _whole_lines(self.timings))
-        return self.outcomes()
+    def recover(self) -> tuple[dict[str, Outcome], int]:
+        """Prepare to resume: keep one row of each solved problem, and drop all else that results.jsonl and timings.jsonl hold.
+
+        Returns:
+            The rows that are left, by id, and the number of lines that were dropped because they are damaged. A row that a
+            crash has torn, rows of failed problems and second rows of a problem do not count.
+
+        Raises:
+            OSError: A file cannot be read or written; then nothing is lost.
+        """
+        kept: dict[str, Outcome] = {}
+
+        def keep(line: bytes) -> bool:
+            row = Outcome.from_json(line)
+            if row.error is not None or row.id in kept:
+                return False
+            kept[row.id] = row
+            return True
+
+        damaged = repair(self.results, keep)
+        repair(self.timings, lambda line: bool(_parse(_Timing, line)))
+        return kept, damaged
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl."""
+        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl.
+
+        Raises OSError; then neither file ends in half a row.
+        """
         timing = {**timing, "at": self.results.stat().st_size if self.results.exists() else 0}
-        for path, line in ((self.results, record.to_json()), (self.timings, json.dumps(timing))):
-            with path.open("a", encoding="utf-8", errors=ESCAPE) as file:
-                file.write(line + "\n")
+        append_lines(self.results, [record.to_json()])
+        append_lines(self.timings, [json.dumps(timing)])
 
     def timing_rows(self) -> Iterator[dict[str, Any]]:
         """The complete rows of timings.jsonl, oldest first."""
-        return map(json.loads, _whole_lines(self.timings))
+        return map(json.loads, whole_lines(self.timings))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, which marks the run as finished."""
-        _write_whole(self.folder / "summary.json", [_pretty(summary)])
+        """Write summary.json, which marks the run as finished. Raises OSError."""
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_creatable(folder: Path) -> None:
     """Raise InputError unless `folder` is missing or empty, and can be written."""
     if (folder / "run.json").exists():
         raise InputError(f"{folder} already contains a run; continue it with --resume {folder}, or choose another --out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(file.name not in BEFORE for file in folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another --out")
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to {folder}: no permission in {parent}; choose another folder with --out")
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines that end in a line end, one at a time and without it. A line torn by a crash does not end in one."""
-    if not path.exists():
-        return
-    with path.open("rb", buffering=BLOCK) as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield line[:-1]
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the last line of a file ends in a line end."""
-    if not path.exists() or not path.stat().st_size:
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+BEFORE = (LOCK, part_of(Path("run.json")).name)
+"""What a run leaves in its folder that was killed before it wrote run.json."""
 
 
 def _line_at(path: Path, place: int) -> bytes:
@@ -371,18 +418,3 @@ def _search(path: Path, start: bytes) -> int | None:
                 return seen - len(before) + at + 1
             seen, before = seen + len(block), window[-len(wanted) + 1 :]
     return None
-
-
-def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """Replace a file in one step, so that a reader never finds half of it, not even after a crash."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        for line in lines:
-            file.write(line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _pretty(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors=ESCAPE)

@@ -9,12 +9,15 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from tts.data.store import ESCAPE
+from tts.data.files import BLANK, append_lines, parse_row, without_carriage_returns, write_whole, writing
+from tts.data.identity import check_content, content_of
+from tts.data.lock import Lock
 from tts.data.traces import BadRowError, Trace, parse_json, parse_line, read_lines
 from tts.errors import InputError
 from tts.options import check_resumable, kept
@@ -202,52 +205,70 @@ class FileSink:
     are dropped, as they may be incomplete, and processing starts with that line again.
     """
 
-    def __init__(self, out: Path, first_line: int, done: int) -> None:
+    def __init__(self, out: Path, first_line: int, done: int, lock: Lock) -> None:
         self.out, self.rejected, self.first_line, self.done = out, rejected_of(out), first_line, done
-        self._out: IO[str] = out.open("a", encoding="utf-8", errors=ESCAPE)
-        self._rejected: IO[str] | None = None
+        self._lock = lock
 
     @classmethod
     def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
         """Create `out`, or open it to resume under the settings (a dataclass) it was started with.
 
-        `command` names the program in messages. Raises InputError if the file exists, or if one to resume was not written by
-        `command` with the same settings.
+        `command` names the program in messages. Raises InputError if the file exists, if one to resume was not written by
+        `command` with the same settings and content, or if another process writes it.
         """
-        meta = out.with_name(out.name + ".settings.json")
-        try:
-            if resume:
-                if not meta.is_file():
-                    raise InputError(f"{out} was not started by {command} (there is no {meta.name}); omit --resume")
-                check_resumable(out, _read_settings(meta), settings)
-                return cls(out, *_recover(out))
-            if out.exists():
-                raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
+        with ExitStack() as stack, writing(out, "choose another --out"):
+            if resume and not settings_of(out).is_file():
+                raise InputError(f"{out} was not started by {command} (there is no {settings_of(out).name}); omit --resume")
             out.parent.mkdir(parents=True, exist_ok=True)
-            rejected_of(out).unlink(missing_ok=True)
-            meta.write_text(json.dumps(kept(settings), indent=2) + "\n")
-            return cls(out, 1, 0)
-        except BadRowError as error:
-            raise InputError(f"cannot resume {out}: {meta.name} is {error}; choose another --out") from error
-        except OSError as error:
-            raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+            lock = stack.enter_context(Lock(out))
+            if resume:
+                check_begun(out, settings)
+                first_line, done = _recover(out)
+            else:
+                if out.exists():
+                    raise InputError(f"{out} exists; continue it with --resume, or choose another --out")
+                rejected_of(out).unlink(missing_ok=True)
+                begin(out, settings)
+                first_line, done = 1, 0
+            out.touch()
+            stack.pop_all()
+        return cls(out, first_line, done, lock)
 
     def add(self, rows: Sequence[dict[str, Any]], refused: Sequence[Rejected]) -> None:
         """Write a chunk. Rejected lines are written first: if a crash loses the rows, resuming drops these lines as well."""
         if refused:
-            if self._rejected is None:
-                self._rejected = self.rejected.open("a", encoding="utf-8", errors=ESCAPE)
-            for item in refused:
-                row = {"line": item.line, "error": item.error, "row": item.text.rstrip("\r\n")}
-                self._rejected.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._rejected.flush()
-        self._out.writelines(to_line(row) + "\n" for row in rows)
-        self._out.flush()
+            about = ({"line": item.line, "error": item.error, "row": item.text.rstrip("\r\n")} for item in refused)
+            append_lines(self.rejected, (json.dumps(row, ensure_ascii=False) for row in about))
+        append_lines(self.out, map(to_line, rows))
 
     def close(self) -> None:
-        for file in (self._out, self._rejected):
-            if file is not None:
-                file.close()
+        """Let others write."""
+        self._lock.release()
+
+
+def settings_of(out: Path) -> Path:
+    """The file beside an output that holds what it was started with."""
+    return out.with_name(out.name + ".settings.json")
+
+
+def begin(out: Path, settings: Any) -> None:
+    """Write down the settings (a dataclass) of an output, and fingerprints of what they name. Raises OSError."""
+    write_whole(settings_of(out), json.dumps({**kept(settings), "content": content_of(settings)}, indent=2) + "\n")
+
+
+def check_begun(out: Path, settings: Any) -> None:
+    """Raise InputError unless an output was started with these settings, and with data and models as they are now."""
+    path = settings_of(out)
+    try:
+        begun = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(begun, dict):
+            raise BadRowError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot resume {out}: {path.name} is {error}; choose another --out") from error
+    check_resumable(out, begun, settings)
+    now = content_of(settings, begun.get("content"))
+    if changes := check_content(out, begun, now, accept=settings.accept_changes):
+        write_whole(path, json.dumps({**begun, **changes}, indent=2) + "\n")
 
 
 def how_to_resume(tally: Tally, done: str, out: Path | None) -> str:
@@ -269,34 +290,40 @@ def rejected_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rejected.jsonl")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    settings = parse_json(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise BadRowError("not a JSON object")
-    return settings
-
-
 def _recover(out: Path) -> tuple[int, int]:
-    """Drop the rows of the last line; return the number of that line, to start with, and how many rows are left."""
-    last, done = 1, 0
-    if out.exists():
-        kept_until, at = 0, 0
-        with out.open("rb") as file:
-            for raw in file:
-                at += len(raw)
-                try:
-                    line = int(json.loads(raw)["line"]) if raw.endswith(b"\n") else None
-                except (ValueError, KeyError, TypeError):
-                    line = None
-                if line is None:
-                    break
-                if line != last:  # all rows of the previous line are complete
-                    last, kept_until = line, at - len(raw)
-        os.truncate(out, kept_until)
-        with out.open("rb") as file:
-            done = sum(1 for _ in file)
+    """Drop the rows of the last line, and all from a damaged row on; return the number of the line to start with, and how many
+    rows are left.
+
+    A row of the rejected lines that is damaged takes back the start as well, as it cannot be known which line it was.
+    """
     rejected = rejected_of(out)
-    if rejected.exists():
-        rows = rejected.read_bytes().split(b"\n")[:-1]
-        rejected.write_bytes(b"".join(row + b"\n" for row in rows if json.loads(row)["line"] < last))
-    return last, done
+    for path in (out, rejected):
+        without_carriage_returns(path)
+    start = max((line for line, _ in _sound_rows(out)), default=1)
+    refused = list(_sound_rows(rejected))
+    if sum(size for _, size in refused) < (rejected.stat().st_size if rejected.exists() else 0):
+        start = min(start, refused[-1][0] if refused else 1)
+    _cut(rejected, start)
+    return start, _cut(out, start)
+
+
+def _sound_rows(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the line and the size in bytes of rows, up to the first one that is damaged or out of order."""
+    before = 0
+    if path.exists():
+        with path.open("rb") as file:
+            for raw in file:
+                row = parse_row(raw)
+                line = row.get("line") if row is not None and raw == raw.strip(BLANK) + b"\n" else None
+                if not isinstance(line, int) or line < before:
+                    return
+                yield line, len(raw)
+                before = line
+
+
+def _cut(path: Path, start: int) -> int:
+    """Drop the rows from line `start` on; return the number of those that are left."""
+    sizes = [size for line, size in _sound_rows(path) if line < start]
+    if path.exists():
+        os.truncate(path, sum(sizes))
+    return len(sizes)

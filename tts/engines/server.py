@@ -228,6 +228,7 @@ class ServerEngine(Engine):
             extras = EXTRAS.get(str(entry.get("owned_by")), {})
             self._served = _Served(wanted[0] if wanted else self.model, extras, entry.get("max_model_len"))
             self.context = None if self.chat else self._served.context
+            self.served = ", ".join([self._served.name, *(f"{k} {entry[k]}" for k in ("owned_by", "root") if entry.get(k))])
         return self._served
 
     async def close(self) -> None:

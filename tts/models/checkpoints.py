@@ -6,23 +6,21 @@ meant for the command line.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts.demo import MODELS
 from tts.errors import InputError
+from tts.models.hashes import hash_of_files
 from tts.trajectory import TAGS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-MIB = 2**20
 
 
 def locate(name: str) -> str:
@@ -65,31 +63,32 @@ def files(name: str) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def fingerprint(name: str) -> str | None:
-    """Return a string that identifies this version of a model: its hub revision, or a hash of its folder.
+WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".jinja", ".model", ".txt")
+"""Files of a model's folder that change what it computes, by their endings."""
+NOTES = ("training.json", "trainer_state.json")
+"""Files of such an ending that do not: they tell how the model was trained."""
 
-    The hash covers the name, the size, and the first and last mebibyte of each file of the config and the weights, which is
-    quick for large models. The result is None if the model is not on this machine, as for a name that only a server knows.
+
+def fingerprint(name: str) -> str | None:
+    """Return a string that identifies this version of a model or a LoRA adapter: its hub revision, or a hash of its folder.
+
+    The hash covers the files of config, tokenizer and weights (`tts.models.hashes`). The result is None if the model is not on
+    this machine, as for a name that only a server knows.
     """
     try:
-        place = locate(name)
-        if not Path(place).is_dir():
-            from transformers.utils.hub import cached_file
+        folder = Path(MODELS.get(name, name)).expanduser()
+        if folder.is_dir():
+            found = [file for file in folder.iterdir() if file.suffix in WEIGHTS and file.name not in NOTES]
+            return f"sha256 {hash_of_files(found, folder)}"
+        from transformers.utils.hub import cached_file
 
-            config = Path(str(cached_file(place, "config.json", local_files_only=True)))
-            return f"revision {config.parent.name}"
-        digest = hashlib.sha256()
-        for file in files(name):
-            if file.suffix in (".json", ".safetensors", ".bin", ".pt"):
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-                with file.open("rb") as content:
-                    digest.update(content.read(MIB))
-                    if file.stat().st_size > MIB:
-                        content.seek(-MIB, os.SEEK_END)
-                        digest.update(content.read(MIB))
-        return f"sha256 {digest.hexdigest()}"
-    except (OSError, InputError):
-        return None
+        for file in ("config.json", "adapter_config.json"):
+            with suppress(OSError):
+                if (cached := cached_file(locate(name), file, local_files_only=True)) is not None:
+                    return f"revision {Path(str(cached)).parent.name}"
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def is_reward_model(config: dict[str, Any]) -> bool:

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tts import interrupts
+from tts.data.files import writing
+from tts.data.identity import check_content, content_of, content_of_problems
 from tts.data.store import Attempt, Outcome, Record, RunStore, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
@@ -23,7 +25,6 @@ from tts.evals.benchmarks import Benchmark
 from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
 from tts.grading.pool import Grader
-from tts.models import checkpoints
 from tts.options import check_resumable, configure, kept, keywords_of, options_of
 from tts.runs.settings import RunSettings
 from tts.scorers import is_reward_model
@@ -46,6 +47,8 @@ class Progress:
     resumed: int = 0
     """Of `done`, those that an earlier session solved."""
     failed: int = 0
+    damaged: int = 0
+    """Rows that an earlier session had written and something has damaged since; their problems are solved again."""
     graded: int = 0
     right: int = 0
     generated: int = 0
@@ -100,18 +103,52 @@ def prepare(
     progress = progress or Progress()
     _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
-    benchmark = chosen.load_benchmark(
-        seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, instruction=chosen.instruction
-    )
-    chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
-    folder = chosen.out or _default_folder(chosen)
-    if store is None:
-        check_creatable(folder)
-    engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
-    solver.check_scorer(scorer)
-    if store is None:
-        store = RunStore.create(folder, kept(chosen), facts_of(chosen, solver))
+    with ExitStack() as stack:
+        if store is not None:
+            store.lock()
+            stack.callback(store.close)
+        benchmark = _problems_of(chosen, store)
+        chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
+        folder = chosen.out or _default_folder(chosen)
+        progress.stage = "looking at data and models"
+        content = content_of_run(chosen, benchmark)
+        if store is not None:
+            _compare(store, content, chosen)
+        else:
+            check_creatable(folder)
+        engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
+        solver.check_scorer(scorer)
+        if store is None:
+            store = RunStore.create(folder, kept(chosen), {**facts(), "content": content})
+        stack.pop_all()
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _problems_of(settings: RunSettings, store: RunStore | None) -> Benchmark:
+    return settings.load_benchmark(
+        seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, instruction=settings.instruction,
+        numbered=store is not None and store.numbered,
+    )  # fmt: skip
+
+
+def settings_of(begun: Mapping[str, Any], **others: Any) -> RunSettings:
+    """The settings that run.json holds, with others in their places. Raises InputError."""
+    known = {o.name for o in options_of(RunSettings)}
+    kept_then = {name: value for name, value in begun.items() if name in known}
+    # a run from before there were instructions had none
+    return configure(RunSettings, {"instruction": NO_INSTRUCTION, **kept_then, **others})
+
+
+def content_of_run(settings: RunSettings, benchmark: Benchmark) -> dict[str, str]:
+    """Fingerprints of all that a run's rows depend on besides its settings."""
+    return {**content_of(settings), "benchmark": content_of_problems(benchmark.problems)}
+
+
+def _compare(store: RunStore, content: dict[str, str], settings: RunSettings) -> None:
+    """Raise InputError where a run was begun with other content, unless the settings accept that; then note it in run.json."""
+    if changes := check_content(store.folder, store.read_run(), content, accept=settings.accept_changes):
+        with writing(store.folder, "make room, then resume again"):
+            store.note(**changes)
 
 
 def load_run_of(
@@ -125,7 +162,7 @@ def load_run_of(
     """The run of a folder with what it needs loaded, to look at it or to redraw rows; nothing is written. Raises InputError."""
     _check_instances(engine_instance, scorer_instance)
     solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
-    benchmark = settings.load_benchmark(seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat)
+    benchmark = _problems_of(settings, store)
     engine, scorer, loaded = _load(settings, solver, engine_instance, scorer_instance, progress)
     return Run(settings, solver, benchmark, engine, scorer, store, progress, loaded)
 
@@ -175,10 +212,8 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
         # what a resumed run does not say anew is as it was
         options = {**(begun["options"] if name == begun.get("strategy") else {}), **options}
         solver = configure(get_strategy(name), options, noun=f"the strategy {name}")
-    known = {name: value for name, value in begun.items() if name in names}
-    if store is not None:
-        known.setdefault("instruction", NO_INSTRUCTION)  # a run from before there were any
-    chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
+    own = {**own, "strategy": name, "options": asdict(solver)}  # type: ignore[call-overload]
+    chosen = settings_of(begun, **own) if store is not None else configure(RunSettings, own)
     if store is not None:
         check_resumable(store.folder, begun, chosen)
     solver.check_sampling(chosen.sampling)
@@ -206,25 +241,31 @@ class Run:
     loaded: list[Engine | Scorer]
     """What was loaded for this run and is let go of after it."""
     run_budget: Budget = field(init=False, default_factory=Budget)
+    _server: str | None = field(init=False, default=None)
+    """What the engine's server says that it runs."""
 
     async def solve(self) -> Summary:
         """Solve every problem that has no row yet, and sum up."""
+        folder = self.store.folder
         try:
-            return await self._solve()
+            with writing(folder, f"what was solved is kept; when that is fixed, resume with: tts run --resume {folder}"):
+                return await self._solve()
         finally:
+            self.store.close()
             for part in self.loaded:
                 await part.close()
 
     async def _solve(self) -> Summary:
         progress, start = self.progress, time.perf_counter()
-        solved: set[str] = set()
-        for outcome in self.store.recover():
-            solved.add(outcome.id)
+        solved, progress.damaged = self.store.recover()
+        for outcome in solved.values():
             progress.add(outcome)
         progress.resumed = progress.done
-        before, spent = Seconds(), 0
+        before, spent, timed = Seconds(), 0, set[str]()
         for row in self.store.timing_rows():  # also of problems that failed and will be tried again
             before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
+            timed.add(row["id"])
+        spent += sum(row.usage.generated for row in solved.values() if row.id not in timed)  # killed before its timing
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
@@ -246,6 +287,7 @@ class Run:
                 record = await self.solve_one(problem, grader, clock, usage)
                 spent = {kind: clock.seconds(kind) for kind in ("generation", "scoring", "waiting")}
                 spent |= {"cached": usage.cached, "generated": usage.generated}
+                self._note_server()
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
                 progress.add(record)
                 progress.generated += record.usage.generated
@@ -254,13 +296,12 @@ class Run:
             async with grading() as grader, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(self.benchmark.problems))):
                     group.create_task(work(grader))
-        except* OSError as errors:  # only the run folder's: a problem's own errors are rows
-            raise InputError(
-                f"cannot write to {self.store.folder}: {errors.exceptions[0]}. What was solved is kept; fix that, then"
-                f" resume with: tts run --resume {self.store.folder}"
-            ) from errors
+        except* InputError as errors:
+            raise errors.exceptions[0] from None
         try:
             summary = self.summarize(elapsed())
+        except InputError:
+            raise
         except Exception as error:  # such as one of a strategy of the user's, which ranks subsets for the curve
             raise InputError(
                 f"every problem is solved and kept in {self.store.folder}, but cannot be summarized: {type(error).__name__}:"
@@ -286,6 +327,15 @@ class Run:
             compares=self.scorer.compares,
             flops=self._flops,
         )
+
+    def _note_server(self) -> None:
+        """Compare what a server says that it runs to what it said in earlier sessions, before its first row is written."""
+        if self._server is None and (said := getattr(self.engine, "served", None)) is not None:
+            content = self.store.read_run().get("content")
+            if content is not None and "url" not in content:
+                self.store.note(content={**content, "url": str(said)})
+            _compare(self.store, {"url": str(said)}, self.settings)
+            self._server = str(said)
 
     def _flops(self, usage: Usage, length: float) -> Flops:
         scorer = self.settings.scorer if self.strategy.uses_scorer and is_reward_model(self.settings.scorer) else None
@@ -356,15 +406,13 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "changed": bool(status)}
 
 
-def facts_of(settings: RunSettings, solver: Strategy) -> dict[str, Any]:
-    """Versions, hardware and fingerprints of the models, by which one run is told from another later."""
-    used = [settings.model, *([settings.scorer] if solver.uses_scorer and is_reward_model(settings.scorer) else [])]
+def facts() -> dict[str, Any]:
+    """Versions and hardware, by which one run is told from another later."""
     runs_on = [ENGINES.get(name).requires for name in ENGINES]
     packages = ["tts-toolkit", "torch", "transformers", "math-verify", "numpy", *filter(None, runs_on)]
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git": _git(),
-        "models": {name: checkpoints.fingerprint(name) for name in dict.fromkeys(used)},
         "versions": {
             "python": platform.python_version(),
             **{name: number for name in packages if (number := installed(name)) is not None},

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tts import interrupts
+from tts.data.files import writing
 from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, Tally, work_through
 from tts.data.traces import Trace
 from tts.errors import InputError
@@ -52,7 +53,11 @@ def score_file(
         sink = FileSink.open(out, settings, resume=settings.resume, command="tts score")
     tally.resumed, tally.total_bytes = sink.done, source.stat().st_size
     tally.stage = f"loading {settings.scorer}"
-    scorer = scorer_instance or _load(settings)
+    try:
+        scorer = scorer_instance or _load(settings)
+    except BaseException:
+        sink.close()
+        raise
     tally.running = True
 
     async def score(traces: Sequence[Trace]) -> list[Reward]:
@@ -83,11 +88,8 @@ def score_file(
                 await scorer.close()
 
     try:
-        interrupts.run(work())
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {out}: {error.strerror or error}; what was scored is kept, go on with --resume"
-        ) from error
+        with writing(out, "what was scored is kept; make room, then continue with --resume"):
+            interrupts.run(work())
     finally:
         sink.close()
     return tally

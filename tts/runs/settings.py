@@ -28,7 +28,7 @@ class PolicyOptions(Settings):
 
     topic: ClassVar[str] = "Policy"
 
-    model: str = POLICY
+    model: str = option(POLICY, names="model")
     """Policy: a bundled name, a folder or a hub id."""
     instruction: str | None = option(None, shown="the data's own")
     """How to answer, in words that follow each problem; none for no instruction."""
@@ -67,13 +67,13 @@ class EngineOptions(PolicyOptions):
 
     topic: ClassVar[str] = "Policy"
 
-    engine: str = "transformers"
+    engine: str = option("transformers", names="plugin")
     """Engine that runs the policy: a name that `tts engines` lists, or file.py:Class."""
     engine_args: Arguments = option(factory=dict, flag="--engine-arg")
     """Option of the engine, such as gpu_memory_utilization=0.9; repeatable."""
     url: str | None = option(None, kept=False)
     """Address of the server, for engines that are a client of one."""
-    adapter: str | None = None
+    adapter: str | None = option(None, names="model")
     """LoRA adapter of the policy: a folder or a hub id."""
 
     def load_engine(self) -> Engine:
@@ -88,9 +88,9 @@ class ScorerOptions(Settings):
 
     topic: ClassVar[str] = "Reward model"
 
-    scorer: str = PRM
+    scorer: str = option(PRM, names="model")
     """Reward model: a bundled name, a folder or a hub id; or another scorer that `tts scorers` lists, or file.py:Name."""
-    scorer_format: str | None = option(None, shown="recognised by name or config")
+    scorer_format: str | None = option(None, shown="recognised by name or config", names="plugin")
     """How the reward model reads a trace: a name that `tts formats` lists, or file.py:NAME."""
     scorer_engine: str = "transformers"
     """What runs the reward model: transformers or vllm in this process, or server."""
@@ -135,7 +135,7 @@ class DataOptions(Settings):
     """Data set split to load."""
     data_dir: str | None = None
     """Local copy of a data set that is on the hub."""
-    grader: str | None = option(None, shown="the benchmark's own, else math")
+    grader: str | None = option(None, shown="the benchmark's own, else math", names="plugin")
     """How answers are compared: a name that `tts graders` lists, or file.py:function."""
     limit: Count | None = option(None, shown="100 of arith, all of others")
     """Number of problems, taken from the start."""
@@ -186,12 +186,22 @@ class LimitOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions):
+class ResumeOptions(Settings):
+    """What may be different when an output is resumed."""
+
+    topic: ClassVar[str] = "Resume"
+
+    accept_changes: bool = option(False, kept=False)
+    """Resume although data, a model or a plug-in file has changed since the start; the hashes of both versions are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
     """A run: a benchmark solved with a strategy."""
 
     topic: ClassVar[str] = "Run"
 
-    strategy: str = "bon"
+    strategy: str = option("bon", names="plugin")
     """Strategy: a name that `tts strategies` lists, or file.py:Class. Its own options are flags, such as --n 16."""
     options: Arguments = option(factory=dict, cli=False)
     """The strategy's options."""
@@ -233,12 +243,12 @@ class TraceOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions):
+class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions, ResumeOptions):
     """Score every trace of a file: id, step_rewards, final, total."""
 
     topic: ClassVar[str] = "Traces"
 
-    traces: Path = option(positional=True)
+    traces: Path = option(positional=True, names="lines")
     """JSONL of traces: problem, and text, steps, or thinking and response; or a run's results.jsonl."""
     out: Path | None = option(None, short="-o", shown="standard output", kept=False)
     """File to write."""
@@ -248,7 +258,7 @@ class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions):
     """Number of traces to score."""
     bare: bool = False
     """Write the rewards alone, without the trace's own fields."""
-    model: str = POLICY
+    model: str = option(POLICY, names="model")
     """Policy, for scorers that ask it."""
 
     def __post_init__(self) -> None:

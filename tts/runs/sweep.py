@@ -19,6 +19,8 @@ from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tts.data.files import write_whole, writing
+from tts.data.lock import Lock
 from tts.data.store import Attempt, Record
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
@@ -177,20 +179,22 @@ def sweep(
                 await part.close()
 
     opened: list[Any] = []
-    measured = wait(solve_and_close)
-    order = {name: i for i, name in enumerate([*strategies, "pass@N"])}
-    measured.sort(key=lambda found: (order[found.row.strategy], found.row.n))
-    result = Sweep(
-        rows=tuple(found.row for found in measured),
-        differences=tuple(_differences(measured)),
-        skipped=tuple(plan.skipped),
-        folder=str(folder),
-        settings={"seeds": numbers, "n": ns, **common, **options},
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
-    (folder / "sweep.csv").write_text(result.to_csv())
-    (folder / "differences.csv").write_text(result.differences_to_csv())
+    with writing(folder, "what was solved is kept; make room, then give the same command again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lock(folder):
+            measured = wait(solve_and_close)
+            order = {name: i for i, name in enumerate([*strategies, "pass@N"])}
+            measured.sort(key=lambda found: (order[found.row.strategy], found.row.n))
+            result = Sweep(
+                rows=tuple(found.row for found in measured),
+                differences=tuple(_differences(measured)),
+                skipped=tuple(plan.skipped),
+                folder=str(folder),
+                settings={"seeds": numbers, "n": ns, **common, **options},
+            )
+            write_whole(folder / "sweep.json", json.dumps(result.to_json(), indent=2) + "\n")
+            write_whole(folder / "sweep.csv", result.to_csv())
+            write_whole(folder / "differences.csv", result.differences_to_csv())
     return result
 
 

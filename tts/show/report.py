@@ -23,7 +23,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from tts.data.store import ESCAPE, Attempt, Record, RunStore
+from tts.data.files import ESCAPE, write_whole
+from tts.data.store import Attempt, Record, RunStore
 from tts.errors import InputError
 from tts.evals.calibration import Calibration, calibration, reward_length_correlation
 from tts.evals.load import open_run, read_json, read_summary
@@ -119,7 +120,7 @@ def write_report(
                 for i, (store, name, summary) in enumerate(zip(stores, _names(folders), summaries, strict=True))
             ]
         page = _page(runs, sample, title or f"{', '.join(dict.fromkeys(map(_benchmark, runs)))}: {_strategies(runs)}")
-        out.write_text(page, encoding="utf-8", errors=ESCAPE)
+        write_whole(out, page)
         _write_numbers(runs, files)
         if len(sample.entries) < sample.problems:
             complain(

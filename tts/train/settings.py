@@ -15,23 +15,31 @@ from annotated_types import Ge, Gt, Le
 from tts.demo import POLICY
 from tts.engines import load_engine
 from tts.errors import InputError
-from tts.options import Arguments, Count, Natural, NotNegative, Positive, Settings, Share, option
-from tts.runs.settings import DataOptions, EngineOptions, PolicyOptions, SamplingOptions, ScorerOptions, TraceOptions
+from tts.options import Arguments, Count, Natural, NotNegative, Positive, Share, option
+from tts.runs.settings import (
+    DataOptions,
+    EngineOptions,
+    PolicyOptions,
+    ResumeOptions,
+    SamplingOptions,
+    ScorerOptions,
+    TraceOptions,
+)  # fmt: skip
 from tts.train.label.checkers import CHECKERS
 from tts.types import Engine, Part
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSettings(TraceOptions, EngineOptions, SamplingOptions):
+class LabelSettings(TraceOptions, EngineOptions, SamplingOptions, ResumeOptions):
     """Label traces for training a PRM: alignment, quality, coherence, their combination, and the trajectory reward."""
 
     topic: ClassVar[str] = "Labels"
 
-    traces: Path = option(positional=True)
+    traces: Path = option(positional=True, names="data")
     """JSONL of traces: problem, answer, and text, steps, or thinking and response; or a run's results.jsonl."""
     out: Path = option(short="-o", kept=False)
     """File to write."""
-    quality: str = "rollout"
+    quality: str = option("rollout", names="plugin")
     """Quality of a step: rollout (share of completions from there that are right), judge (a language model's rating), or a
     checker: a name that `tts checkers` lists, or file.py:function."""
     targets: Literal["combined", "quality", "hard"] = "combined"
@@ -42,17 +50,17 @@ class LabelSettings(TraceOptions, EngineOptions, SamplingOptions):
     final: Literal["template", "outcome", "none"] = "template"
     """Target of the trace: template (share of right answers under a template extracted from it), outcome (whether its own
     answer is right), or none."""
-    expert: str | None = option(None, shown="the policy")
+    expert: str | None = option(None, shown="the policy", names="model")
     """Model that judges steps and extracts templates."""
-    expert_engine: str = "transformers"
+    expert_engine: str = option("transformers", names="plugin")
     """Engine that runs the expert."""
     expert_args: Arguments = option(factory=dict, flag="--expert-arg")
     """Option of the expert's engine, as name=value; repeatable."""
     expert_url: str | None = option(None, kept=False)
     """Address of the expert's server."""
-    judge_prompt: str | None = option(None, shown="built in")
+    judge_prompt: str | None = option(None, shown="built in", names="data")
     """File with a prompt for the judge."""
-    encoder: str | None = option(None, shown="the policy's hidden states")
+    encoder: str | None = option(None, shown="the policy's hidden states", names="model")
     """Model that embeds steps: a sentence-transformers model or any other."""
     match: Literal["max", "matched"] = "max"
     """Response step that a thinking step is compared with: the most similar one, or the one at the same relative position."""
@@ -66,7 +74,7 @@ class LabelSettings(TraceOptions, EngineOptions, SamplingOptions):
     """unit scales every term to [0, 1] before they are combined; clip clips the combination of the raw terms to [0, 1]."""
     n: Count = option(8, short="-n")
     """Completions of a prefix, and answers under a template."""
-    grader: str = "math"
+    grader: str = option("math", names="plugin")
     """How answers are compared: a name that `tts graders` lists, or file.py:function."""
     layout: Literal["rows", "trl"] = "rows"
     """Layout of the output: trl writes prompt, completions and labels, the columns of TRL's data sets."""
@@ -100,7 +108,7 @@ Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(Settings):
+class TrainingSettings(ResumeOptions):
     """What every training has: where its model goes, how long it is trained, and with what optimizer."""
 
     topic: ClassVar[str] = "Training"
@@ -149,13 +157,13 @@ class SFTSettings(TrainingSettings, TraceOptions, PolicyOptions):
 
     topic: ClassVar[str] = "Data"
 
-    traces: Path = option(positional=True)
+    traces: Path = option(positional=True, names="data")
     """JSONL of traces: problem, and text, steps, or thinking and response; or a run's results.jsonl."""
     max_length: Count | None = option(None, shown="the model's context")
     """Tokens of prompt and completion; longer traces are omitted."""
     packing: bool = False
     """Put several traces into one row; they do not attend to each other."""
-    eval: Path | None = None
+    eval: Path | None = option(None, names="data")
     """Traces to evaluate the loss on."""
     eval_steps: Count = 100
     """Optimizer steps between evaluations."""
@@ -249,9 +257,9 @@ class TrainPRMSettings(TrainingSettings, TraceOptions):
 
     topic: ClassVar[str] = "Reward model"
 
-    data: Path = option(positional=True)
+    data: Path = option(positional=True, names="data")
     """JSONL from `tts label`, or public step labels in the columns of TRL, Math-Shepherd or PRM800K."""
-    model: str = POLICY
+    model: str = option(POLICY, names="model")
     """Policy whose body it starts from; with --head step also a PRM to train further."""
     head: Literal["step", "trace", "both"] = "step"
     """step rates steps, and the trace as one step; trace rates the trace alone; both has a head for each."""
@@ -267,7 +275,7 @@ class TrainPRMSettings(TrainingSettings, TraceOptions):
     """Tokens of a trace; longer ones are omitted."""
     packing: bool = False
     """Pack a batch into one row instead of padding it."""
-    eval: Path | None = None
+    eval: Path | None = option(None, names="data")
     """Labelled traces to evaluate on; several of one problem, with `correct`, give best-of-n."""
     eval_steps: Count | None = option(None, shown="--save-steps")
     """Optimizer steps between evaluations, each with a checkpoint."""
@@ -288,12 +296,12 @@ class TrainPRMSettings(TrainingSettings, TraceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions):
+class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions, ResumeOptions):
     """Choose traces of a pool to train on: rank them by reward, filter, and keep the best."""
 
     topic: ClassVar[str] = "Selection"
 
-    pool: Path = option(positional=True)
+    pool: Path = option(positional=True, names="data")
     """JSONL of traces, with rewards from `tts score` or without; or a run's results.jsonl."""
     out: Path = option(short="-o", kept=False)
     """File to write."""
@@ -307,9 +315,9 @@ class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions):
     """Traces of one problem to keep, at most."""
     dedup: bool = False
     """Keep only the best of traces that differ in white space alone."""
-    scorer: str | None = option(None, shown="the pool's rewards, else arith-prm")  # type: ignore[assignment]
+    scorer: str | None = option(None, shown="the pool's rewards, else arith-prm", names="model")  # type: ignore[assignment]
     """Score the pool first, with this reward model or another scorer that `tts scorers` lists."""
-    model: str = POLICY
+    model: str = option(POLICY, names="model")
     """Policy, for scorers that ask it."""
     seed: Natural = 0
     """Random seed of --by random."""

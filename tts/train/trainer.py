@@ -7,9 +7,10 @@ import gc
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,16 +20,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
+from tts.data.files import part_of, unwritten, write_whole, writing
+from tts.data.identity import check_content, content_of
+from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.interrupts import on_interrupt, stopping
 from tts.models import checkpoints
 from tts.options import check_resumable, kept
 from tts.show.console import warn
 from tts.train.settings import TrainingSettings
+from tts.train.whole import CHECKPOINTS, broken_checkpoints, newest_checkpoint
 
-CHECKPOINTS, SETTINGS, LOG = "checkpoints", "training.json", "log.jsonl"
+SETTINGS, LOG = "training.json", "log.jsonl"
 SHOWN = ("loss", "eval_loss", "reward", "eval_rewards/outcome/mean")
 """What of a row of the log is shown while it is trained."""
 
@@ -38,36 +42,71 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def open_folder(settings: TrainingSettings) -> None:
-    """Make the folder, or check that a training under the same settings was started in it. Raises InputError."""
-    if not is_first():
-        return
-    out, beside = settings.out, settings.out / SETTINGS
+@contextmanager
+def open_folder(settings: TrainingSettings, **content: str) -> Iterator[None]:
+    """Make the folder, or check that a training under the same settings was started in it, and train in it.
+
+    While the block is under way no other process may train there. An error of a full disk becomes an InputError, and a
+    checkpoint that was cut off by it is removed.
+
+    Args:
+        settings: The options of the command.
+        content: Fingerprints of what the settings name, beside those that `tts.data.identity` finds.
+
+    Raises:
+        InputError: The folder cannot be used.
+    """
+    out = settings.out
+    with ExitStack() as stack, writing(out, "make room; with --resume, the same command continues from the newest checkpoint"):
+        if is_first():
+            _check_folder(settings)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(out))
+            _check_folder(settings)  # another process may have been faster
+            found = {**content_of(settings), **content}
+            if settings.resume:
+                if changes := check_content(out, _read_notes(out), found, accept=settings.accept_changes):
+                    note(out, **changes)
+            else:
+                note(out, settings=kept(settings), content=found, torch=torch.__version__)
+        try:
+            yield
+        except Exception as error:
+            if unwritten(error) is not None and is_first():
+                for folder in broken_checkpoints(out):
+                    shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _check_folder(settings: TrainingSettings) -> None:
+    """Raise InputError unless the folder is there to resume, or to be used."""
+    out = settings.out
+    if not settings.resume and out.exists() and not _is_unused(out):
+        raise InputError(f"{out} exists and is not an empty folder; continue in it with --resume, or choose another --out")
+    if settings.resume and not (out / SETTINGS).is_file():
+        raise InputError(f"{out} holds no training to resume (no {SETTINGS} in it); omit --resume")
     if settings.resume:
-        if not beside.is_file():
-            raise InputError(f"{out} holds no training to go on with (no {SETTINGS} in it); leave --resume away")
-        check_resumable(out, json.loads(beside.read_text())["settings"], settings)
-        return
-    if out.exists() and not _is_unused(out):
-        raise InputError(f"{out} exists and is not an empty folder; go on with it by --resume, or choose another --out")
+        check_resumable(out, _read_notes(out)["settings"], settings)
+
+
+def _read_notes(out: Path) -> dict[str, Any]:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        note(out, settings=kept(settings), torch=torch.__version__)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+        notes: dict[str, Any] = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        dict(notes["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {out / SETTINGS}: {error}; restore that file, or choose another --out") from error
+    return notes
 
 
 def note(out: Path, **facts: Any) -> None:
     """Put facts into the folder's training.json, beside those it holds."""
     path = out / SETTINGS
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **facts}, indent=2) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps({**(_read_notes(out) if path.exists() else {}), **facts}, indent=2) + "\n")
 
 
 def _is_unused(out: Path) -> bool:
     """Whether a folder holds nothing, or only what a training leaves that never began."""
-    beside = (SETTINGS, Path(SETTINGS).with_suffix(".part").name)
+    beside = (SETTINGS, part_of(Path(SETTINGS)).name, LOCK)
     return out.is_dir() and all(
         file.name in beside or (file.name == CHECKPOINTS and not any(file.iterdir())) for file in out.iterdir()
     )
@@ -217,9 +256,7 @@ class _Log(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in state.log_history))
-        part.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in state.log_history))
         row = state.log_history[-1]
         if not math.isfinite(row.get("loss", 0.0)):
             raise InputError(f"the loss is {row['loss']} at step {state.global_step}; try a smaller --lr or more --warmup")
@@ -251,20 +288,6 @@ def resumable(settings: TrainingSettings) -> Iterator[None]:
         yield
 
 
-def _newest_checkpoint(out: Path) -> str | None:
-    """The newest one that was written to its end; the trainer's state is written last."""
-    found = [file.parent for file in (out / CHECKPOINTS).glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_json(file)]
-    return str(max(found, key=lambda folder: int(folder.name.rpartition("-")[2])).resolve()) if found else None
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text())
-    except ValueError:
-        return False
-    return True
-
-
 def fit(trainer: Trainer, settings: TrainingSettings) -> None:
     """Train, from the newest checkpoint where --resume says so.
 
@@ -274,10 +297,10 @@ def fit(trainer: Trainer, settings: TrainingSettings) -> None:
     log = _Log(settings.out)
     trainer.add_callback(log)
     trainer.remove_callback(PrinterCallback)  # it prints dicts to standard output
-    checkpoint = _newest_checkpoint(settings.out) if settings.resume else None
+    checkpoint = newest_checkpoint(settings.out) if settings.resume else None
     try:
         with stopping(log.stop, patience="saving a checkpoint after this step; interrupt again to leave without"):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=str(checkpoint.resolve()) if checkpoint is not None else None)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise InputError(
             "training does not fit into memory: try a smaller --batch-size with more --accumulate, --gradient-checkpointing,"

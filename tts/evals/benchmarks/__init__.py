@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def load_benchmark(
     grader: str | None = None,
     instruction: str | None = None,
     options: Mapping[str, Any] | None = None,
+    numbered: bool = False,
 ) -> Benchmark:
     """The first `limit` problems of a benchmark.
 
@@ -90,6 +92,7 @@ def load_benchmark(
         grader: How answers are compared; by default the benchmark's grader.
         instruction: How the policy is to answer, or "none" for no instruction; by default the benchmark's.
         options: Keyword arguments of a benchmark that is a function.
+        numbered: Give rows without an id their number as one, as early versions did; by default they get a hash of their text.
 
     Raises:
         InputError: There is no such benchmark, or a row of it is not a problem.
@@ -101,12 +104,12 @@ def load_benchmark(
     if found is None or isinstance(found, Source):
         title, source, rows = _find(name, found, split, data_dir)
         source = source.with_fields(**fields)
-        problems = _unique((row, source.problem(row, seed)) for row in rows if source.takes(row))
+        problems = _unique(_read(source, [row for row in rows if source.takes(row)], seed, numbered))
     else:
         choices = {"split": split, "data-dir": data_dir, **{f"{key}-field": value for key, value in fields.items()}}
         if given := next((option for option, value in choices.items() if value is not None), None):
             raise InputError(f"--{given} is {choices[given]!r}, but {name} is made by code and has none to choose; omit it")
-        title, problems = name.rpartition(".py:")[2], _unique(_made(name, found, limit, dict(options or {})))
+        title, problems = name.rpartition(".py:")[2], _unique(_made(name, found, limit, dict(options or {}), numbered))
     if not problems:
         raise InputError(f"{name} has no problems; expected one JSON object a line with `problem` and `answer`")
     if shuffle:
@@ -119,17 +122,37 @@ def load_benchmark(
     return Benchmark(title, _repeated(problems, repeat), repeat)
 
 
-def _made(name: str, found: Any, limit: int | None, options: dict[str, Any]) -> Iterator[tuple[DataRow, Problem]]:
+def _read(source: Source, rows: Iterable[DataRow], seed: int, numbered: bool) -> Iterator[tuple[DataRow, Problem]]:
+    """The problems of rows, each with its place. Of equal problems without an id, the second gets the id HASH-2."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        problem = source.problem(row, seed)
+        if not source.has_id(row):
+            counts[problem.id] += 1
+            if numbered:
+                problem = replace(problem, id=str(row.number))
+            elif counts[problem.id] > 1:
+                problem = replace(problem, id=f"{problem.id}-{counts[problem.id]}")
+        yield row, problem
+
+
+def _made(
+    name: str, found: Any, limit: int | None, options: dict[str, Any], numbered: bool
+) -> Iterator[tuple[DataRow, Problem]]:
     """The problems of a plug-in, each with its place. A dict is read like a row of a file."""
     if callable(found):
         if "limit" in inspect.signature(found).parameters:
             options.setdefault("limit", limit)
         found = configure(found, options, noun=f"the benchmark {name}", prefix="--benchmark-arg ")
+    rows = []
     for number, item in enumerate(found, 1):
         row = DataRow(f"{name}, item {number}", number, item)
         if not isinstance(item, Problem | dict):
             raise InputError(f"{row.where} is {item!r:.60}; expected a tts.Problem or a dict with problem and answer")
-        yield row, item if isinstance(item, Problem) else Source().problem(row, 0)
+        rows.append(row)
+    read = _read(Source(), [row for row in rows if isinstance(row.fields, dict)], 0, numbered)
+    for row in rows:
+        yield (row, row.fields) if isinstance(row.fields, Problem) else next(read)
 
 
 def _find(name: str, known: Source | None, split: str | None, data_dir: str | None) -> tuple[str, Source, Iterable[DataRow]]:

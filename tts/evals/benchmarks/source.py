@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -62,6 +63,11 @@ def joined(value: Any) -> str | None:
     return ", ".join(answer.strip(" $") for answer in value) or None
 
 
+def id_of(question: str) -> str:
+    """The id of a problem that has none: a hash of its text, so that it is the same in whatever file the problem stands."""
+    return hashlib.sha256(question.strip().encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A data set and the names of its fields. Of several names, the first that a row has is used."""
@@ -79,8 +85,8 @@ class Source:
     """Fields with the reference answer, and how to read it."""
     id: tuple[str, ...] = ("id",)
     """Fields with the problem's id."""
-    numbered: bool = True
-    """Whether a row without an id gets its number as its id; if not, it is an error."""
+    needs_id: bool = False
+    """Whether a row without an id is an error; if not, it gets one from the text of its question."""
     wrong: tuple[str, ...] = ()
     """Fields with the wrong choices. The answer is then the right choice, and the reference answer becomes its letter."""
     only: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +116,7 @@ class Source:
             answer={answer: self.answer.get(answer, next(iter(self.answer.values())))} if answer else self.answer,
             strict=self.strict or answer is not None,
             id=(id,) if id else self.id,
-            numbered=self.numbered and id is None,
+            needs_id=self.needs_id or id is not None,
         )
 
     def takes(self, row: DataRow) -> bool:
@@ -124,7 +130,7 @@ class Source:
         Raises InputError, with the place of the row, if a field is missing or has an unexpected value.
         """
         prompt = row.text(self.question, "--question-field")
-        identifier = self._id(row)
+        identifier = self._id(row, prompt)
         answer = self._answer(row)
         if self.wrong and answer is not None:
             choices = [answer.strip(), *(row.text((name,), None).strip() for name in self.wrong)]
@@ -148,11 +154,17 @@ class Source:
             given = json.dumps(row.fields[name], default=str)[:40]
             raise InputError(f"{row.where}: the answer is {given}; expected {expected}") from None
 
-    def _id(self, row: DataRow) -> str:
+    def has_id(self, row: DataRow) -> bool:
+        """Whether a row has an id of its own."""
+        return isinstance(row.fields, dict) and any(name in row.fields for name in self.id)
+
+    def _id(self, row: DataRow, question: str) -> str:
         name = next((name for name in self.id if name in row.fields), None)
-        if name is None and not self.numbered:
+        if name is None and self.needs_id:
             raise row.lacks(self.id, "--id-field")
-        identifier = row.number if name is None else row.fields[name]
+        if name is None:
+            return id_of(question)
+        identifier = row.fields[name]
         if isinstance(identifier, bool | dict | list) or identifier is None:
             raise InputError(f"{row.where}: the id is {json.dumps(identifier)[:40]}; expected a string or a number")
         return str(identifier)

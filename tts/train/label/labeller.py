@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tts.data.files import writing
 from tts.data.labelled import LabelledTrace, trl_row
 from tts.data.stream import FileSink, Processed, Rejected, Tally, how_to_resume, rejected_of, work_through
 from tts.data.traces import BadRowError, Trace, parse_line, read_lines
@@ -115,11 +116,8 @@ def label_file(
                 sink.add([_row(item, settings) for item in done], refused)
 
     try:
-        run(work())
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {settings.out}: {error.strerror or error}; what was labelled is kept, continue with --resume"
-        ) from error
+        with writing(settings.out, "what was labelled is kept; make room, then continue with --resume"):
+            run(work())
     finally:
         sink.close()
     return tally

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from tts.data.identity import content_of_problems
 from tts.errors import Exit, InputError
 from tts.evals.benchmarks import BENCHMARKS, load_benchmark
 from tts.models import checkpoints
@@ -52,17 +53,20 @@ def _rl(settings: RLSettings, output: Output, scorer: Scorer | None) -> int:
         shared.say(f"--beta is {settings.beta:g}: above {LARGE_BETA}, policies tend to trade correct answers for a high r_hat")
     if settings.beta and scorer is None:
         scorer = _load_scorer(settings)
-    open_folder(settings)
-    rewards = Rewards(scorer if settings.beta else None, alpha=settings.alpha, aggregate=settings.aggregate)
-    trainer = make_grpo_trainer(settings, prompts, problems, held_out, rewards)
+    content = {"benchmark": content_of_problems(problems), "eval-benchmark": content_of_problems(held_out)}
     guard = Guard(settings.window, len(held_out))
-    if settings.window and held_out and settings.beta:
-        trainer.add_callback(guard)
-    try:
-        fit(trainer, settings)
-        shared.save_policy(trainer, settings, settings.model)
-    finally:
-        trainer.close()
+    with open_folder(settings, **content):
+        rewards = Rewards(scorer if settings.beta else None, alpha=settings.alpha, aggregate=settings.aggregate)
+        trainer = make_grpo_trainer(settings, prompts, problems, held_out, rewards)
+        if settings.window and held_out and settings.beta:
+            trainer.add_callback(guard)
+        try:
+            fit(trainer, settings)
+            shared.save_policy(trainer, settings, settings.model)
+        finally:
+            trainer.close()
+        if guard.verdict is not None and is_first():
+            note(settings.out, stopped=guard.verdict)
     if is_first():
         output.result(
             table=lambda: _summary(settings, trainer, len(problems), len(held_out)),
@@ -70,8 +74,6 @@ def _rl(settings: RLSettings, output: Output, scorer: Scorer | None) -> int:
             brief=settings.out,
         )
     if guard.verdict is not None:
-        if is_first():
-            note(settings.out, stopped=guard.verdict)
         shared.say(f"stopped for {guard.verdict}; try a smaller --beta, more --kl or a smaller --lr")
         return Exit.FAILURES
     return Exit.OK

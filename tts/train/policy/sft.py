@@ -61,10 +61,10 @@ def _train(settings: SFTSettings) -> tuple[Any, int]:
         if settings.eval is not None
         else None
     )
-    open_folder(settings)
-    trainer = make_sft_trainer(settings, prompts, traces, held_out)
-    fit(trainer, settings)
-    shared.save_policy(trainer, settings, settings.model)
+    with open_folder(settings):
+        trainer = make_sft_trainer(settings, prompts, traces, held_out)
+        fit(trainer, settings)
+        shared.save_policy(trainer, settings, settings.model)
     return trainer, len(traces)
 
 

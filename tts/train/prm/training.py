@@ -57,7 +57,11 @@ def train_prm(settings: TrainPRMSettings) -> TrainedPRM:
     longest = _longest(settings, config)
     _check_name(settings)
     args = _arguments(settings)
-    open_folder(settings)
+    with open_folder(settings):
+        return _train(settings, longest, args)
+
+
+def _train(settings: TrainPRMSettings, longest: int, args: Any) -> TrainedPRM:
     text = Text(load_prm_tokenizer(settings))
     train = read_examples(settings.data, settings, text, longest, train=True)
     dev = read_examples(settings.eval, settings, text, longest, train=False) if settings.eval is not None else []

@@ -7,8 +7,8 @@ chosen ones are read again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tts.data.store import ESCAPE
-from tts.data.stream import Tally, rejected_of
+from tts.data.files import ESCAPE, part_of, replacing, writing
+from tts.data.lock import Lock
+from tts.data.stream import Tally, begin, check_begun, rejected_of, settings_of
 from tts.errors import Exit, InputError
 from tts.interrupts import on_interrupt
-from tts.options import check_resumable, kept, options_of
+from tts.options import options_of
 from tts.runs.score import score_file
 from tts.runs.settings import PolicyOptions, ScorerOptions, ScoreSettings
 from tts.show.console import Output, warn
@@ -71,10 +72,17 @@ def select_file(
     Raises:
         InputError: The pool or an option cannot be used, no trace can be chosen, or a file cannot be written.
     """
-    tally, complain = tally or Tally(), complain or (lambda message: None)
-    names = settings.names
-    _check_files(settings)
-    out, scorer, scored = settings.out, settings.scorer, None
+    with ExitStack() as stack:
+        with writing(settings.out, "choose another place"):
+            _check_files(settings)
+            stack.enter_context(Lock(settings.out))
+        return _select(settings, tally or Tally(), complain or (lambda message: None), scorer_instance)
+
+
+def _select(
+    settings: SelectSettings, tally: Tally, complain: Callable[[str], object], scorer_instance: Scorer | None
+) -> Selection:
+    names, out, scorer, scored = settings.names, settings.out, settings.scorer, None
     if scorer is None and settings.by in REWARDED and lacks_rewards(settings.pool, names):
         scorer = ScorerOptions.scorer
         complain(f"{settings.pool} has no rewards; scoring it with {scorer} first (choose another with --scorer)")
@@ -188,7 +196,7 @@ def _check_files(settings: SelectSettings) -> None:
     pool, out = settings.pool, settings.out
     if not pool.is_file():
         raise InputError(f"no file {pool}; give a JSONL file of traces")
-    for written in (out, _part_of(out), _settings_of(out), _scored_of(out), rejected_of(out)):
+    for written in (out, part_of(out), settings_of(out), _scored_of(out), rejected_of(out)):
         if written.resolve() == pool.resolve():
             raise InputError(f"--out {out} would overwrite the pool, {pool}; choose another --out")
     if out.exists():
@@ -196,34 +204,21 @@ def _check_files(settings: SelectSettings) -> None:
     if settings.plot is not None and find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib; install it with pip install 'tts-toolkit[report]', or omit --plot")
     for file in filter(None, (out, settings.plot)):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {file}: {error.strerror or error}; choose another place") from error
+        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _check_same(settings: SelectSettings) -> None:
     """Raise InputError unless --out, which exists, was made with the same settings and --resume is given."""
-    out, beside = settings.out, _settings_of(settings.out)
+    out, beside = settings.out, settings_of(settings.out)
     if not settings.resume:
         raise InputError(f"{out} exists; choose another --out")
-    try:
-        begun = json.loads(beside.read_text())
-    except (OSError, ValueError):
-        raise InputError(f"{out} was not made by tts select (no {beside.name} beside it); choose another --out") from None
-    check_resumable(out, begun, settings)
+    if not beside.is_file():
+        raise InputError(f"{out} was not made by tts select (no {beside.name} beside it); choose another --out")
+    check_begun(out, settings)
 
 
 def _scored_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.scored.jsonl")
-
-
-def _part_of(out: Path) -> Path:
-    return out.with_name(out.name + ".part")
-
-
-def _settings_of(out: Path) -> Path:
-    return out.with_name(out.name + ".settings.json")
 
 
 def _count_lines(path: Path) -> int:
@@ -239,7 +234,7 @@ def _score_pool(settings: SelectSettings, scorer: str, out: Path, tally: Tally, 
     score_file(
         ScoreSettings(
             **{**shared, "scorer": scorer}, traces=settings.pool, fields=settings.fields, out=out,
-            resume=settings.resume and _settings_of(out).exists(),
+            resume=settings.resume and settings_of(out).exists(), accept_changes=settings.accept_changes,
         ),
         tally=tally, scorer_instance=scorer_instance,
     )  # fmt: skip
@@ -258,20 +253,18 @@ def _raise_empty(pool: Path, set_aside: int, rejected: list[Path]) -> None:
 
 def _write(settings: SelectSettings, selection: Selection, pool: TracePool, chosen: Indices) -> None:
     """Write the chosen rows, the plot and the settings. The output file appears last and complete."""
-    out, by, part = settings.out, settings.by, _part_of(settings.out)
-    try:
-        with pool.path.open("rb") as source, part.open("w", encoding="utf-8", errors=ESCAPE) as file:
-            for rank, index in enumerate(chosen, 1):
-                score = None if by in UNSCORED else float(pool.traces["score"][index])
-                row = {**pool.fields_of(index, source), "selected": {"rank": rank, "score": score, "by": by}}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")  # keeps a NaN among the row's own fields
-            file.flush()
-            os.fsync(file.fileno())
+    out, by = settings.out, settings.by
+    again = "; give the same command with --resume, which keeps what was scored" if selection.scored else ""
+    with writing(out, f"make room, or choose another place{again}"):
         if settings.plot is not None:
             columns = {name: pool.traces[name] for name in selection.histograms}
             fine = {name: Histogram.of(values, chosen, bins=24, log=name != "score") for name, values in columns.items()}
-            draw_histograms(selection, fine, settings.plot)
-        _settings_of(out).write_text(json.dumps(kept(settings), indent=2) + "\n")
-        part.replace(out)
-    except OSError as error:
-        raise InputError(f"cannot write to {error.filename or out}: {error.strerror or error}; choose another place") from error
+            with replacing(settings.plot) as picture:
+                draw_histograms(selection, fine, picture)
+        begin(out, settings)
+        with pool.path.open("rb") as source, replacing(out) as file:
+            for rank, index in enumerate(chosen, 1):
+                score = None if by in UNSCORED else float(pool.traces["score"][index])
+                row = {**pool.fields_of(index, source), "selected": {"rank": rank, "score": score, "by": by}}
+                line = json.dumps(row, ensure_ascii=False) + "\n"  # keeps a NaN among the row's own fields
+                file.write(line.encode("utf-8", ESCAPE))

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from tts.data.store import ESCAPE
+from tts.data.files import ESCAPE
 from tts.data.stream import Tally
 from tts.data.traces import BadRowError, Trace, parse_line
 from tts.errors import InputError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -164,8 +164,8 @@ def _bar_table(name: str, histogram: Histogram) -> Table:
     return table
 
 
-def draw_histograms(selection: Selection, histograms: Mapping[str, Histogram], path: Path) -> None:
-    """Write the histograms as a PNG. Needs matplotlib. Raises OSError if the file cannot be written."""
+def draw_histograms(selection: Selection, histograms: Mapping[str, Histogram], file: IO[bytes]) -> None:
+    """Write the histograms into an open file, as a PNG. Needs matplotlib. Raises OSError."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, PercentFormatter
@@ -192,4 +192,4 @@ def draw_histograms(selection: Selection, histograms: Mapping[str, Histogram], p
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
         grid[0].legend(frameon=False)
-        figure.savefig(path, dpi=160, format="png")
+        figure.savefig(file, dpi=160, format="png")
