@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from shlex import quote
 
 import cyclopts
 import numpy as np
@@ -82,12 +83,11 @@ class Bench:
 
 
 def written(options: dict[str, object]) -> str:
-    flags = {key: key.replace("_", "-") for key in options}
-    words = {True: "--{}", False: "--no-{}"}
-    return " ".join(
-        words[value].format(flags[key]) if isinstance(value, bool) else f"--{flags[key]} {value}"
-        for key, value in options.items()
-    )
+    words = []
+    for key, value in options.items():
+        flag = key.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {quote(str(value))}")
+    return " ".join(words)
 
 
 def percent(values: Estimate, sign: str = "") -> str:
