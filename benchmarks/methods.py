@@ -18,12 +18,13 @@ import numpy as np
 import tts
 from strategies import BUDGET, MAX_TOKENS, correct, percent, written
 from tts.engines.transformers import TransformersEngine
-from tts.evals.summary import estimate
+from tts.evals.intervals import estimate_difference
 from tts.scorers.prm import PRM
 
 PARTICLE = {"n": 16}
 BEAM = {"n": 12, "width": 4}
-MCTS = {"n": 16, "width": 4, "simulations": 64}
+PUCT = {"n": 16, "width": 4, "simulations": 64, "rule": "puct", "c": 1.0, "to_end": False}
+PAPERS_MCTS = PUCT | {"rule": "uct", "c": 2.0, "to_end": True}
 DEEPCONF = {"n": 16}
 ONLINE = {**DEEPCONF, "warmup": 4, "window": 16}
 FORCED = {"n": 8, "min_thinking": 0, "max_thinking": 40}
@@ -35,19 +36,22 @@ PAIRS = {
     ],
     "beam": [(BEAM, BEAM | {"filter_duplicates": True})],
     "mcts": [
-        (MCTS, MCTS | {"unvisited": "zero"}),
-        (MCTS, MCTS | {"rule": "uct", "c": 2.0}),
-        (MCTS, MCTS | {"to_end": True}),
-        (MCTS, MCTS | {"rule": "uct", "c": 2.0, "to_end": True}),
+        (PAPERS_MCTS, PUCT),
+        (PAPERS_MCTS, PAPERS_MCTS | {"to_end": False}),
+        (PAPERS_MCTS, PAPERS_MCTS | {"rule": "puct", "c": 1.0}),
+        (PAPERS_MCTS, PAPERS_MCTS | {"unvisited": "zero"}),
+        (PUCT, PUCT | {"unvisited": "zero"}),
     ],
     "deepconf": [
         (DEEPCONF, DEEPCONF | {"keep": 0.1}),
         (DEEPCONF, DEEPCONF | {"keep": 0.5}),
-        (DEEPCONF, DEEPCONF | {"top": 0}),
         (DEEPCONF, DEEPCONF | {"window": 16}),
+        (DEEPCONF, DEEPCONF | {"top": 0}),
         (DEEPCONF | {"window": 16, "keep": 0.1}, DEEPCONF | {"window": 16, "keep": 0.1, "measure": "bottom"}),
         (DEEPCONF | {"window": 16, "keep": 0.1}, DEEPCONF | {"window": 16, "keep": 0.1, "measure": "tail"}),
         (ONLINE, ONLINE | {"keep": 0.1}),
+        (ONLINE, ONLINE | {"consensus": 2.0}),
+        (DEEPCONF, ONLINE),
     ],
     "budget-forcing": [(FORCED, FORCED | {"final": "Final Answer:"})],
 }  # fmt: skip
@@ -99,7 +103,7 @@ def main(*, only: str = "", limit: int = 100, seed: int = 2) -> None:
             (first, tokens), (second, more) = (known[written(options)] for options in pair)
             cells = [
                 name, *(f"`{written(options)}`" for options in pair), f"{tokens:,.0f}, {more:,.0f}",
-                f"{100 * first.mean():.1f}, {100 * second.mean():.1f}", percent(estimate((second - first).tolist()), "+"),
+                f"{100 * first.mean():.1f}, {100 * second.mean():.1f}", percent(estimate_difference(first, second), "+"),
                 f"{sum(first > second):.0f} : {sum(second > first):.0f}",
             ]  # fmt: skip
             print(f"| {' | '.join(cells)} |", flush=True)

@@ -82,7 +82,10 @@ class Bench:
 
 
 def written(options: dict[str, object]) -> str:
-    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+    flags = {key: "--" + key.replace("_", "-") for key in options}
+    return " ".join(
+        flags[key] if value is True else f"{flags[key]} {value}" for key, value in options.items() if value is not False
+    )
 
 
 def percent(values: Estimate, sign: str = "") -> str:

@@ -13,6 +13,8 @@ END = 0
 class ScriptedEngine:
     """Tokens are characters. `write(prompt, seed)` is the whole completion that a seed draws."""
 
+    exact = True
+
     def __init__(self, write: Callable[[str, int], str]) -> None:
         self.write, self.calls, self.context = write, 0, None
 

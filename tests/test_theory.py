@@ -193,7 +193,7 @@ async def answered(name, engine, scorer, trials, **options):
         ("weighted", Answers, {"n": 4}, any_of(P, 4)),  # wrong answers have no weight
         ("revise", Answers, {"n": 4, "chains": 2}, any_of(P, 4)),  # independent attempts, ranked by an exact reward
         ("deepconf", SureWhenRight, {"n": 4, "keep": 0.25}, any_of(P, 4)),  # the most confident one votes
-        ("deepconf", SureWhenRight, {"n": 6, "keep": 0.17, "warmup": 2}, any_of(P, 6)),  # none is stopped wrongly
+        ("deepconf", SureWhenRight, {"n": 6, "keep": 0.17, "warmup": 2, "consensus": 2}, any_of(P, 6)),  # none is stopped
         # a right pilot sample is chosen at once; otherwise the problem gets all n samples
         ("compute-optimal", Answers, {"n": 8, "pilot": 2, "easy": "bon", "medium": "bon", "hard": "bon"}, any_of(P, 8)),
     ],

@@ -46,6 +46,12 @@ def test_tags_around_the_response_are_not_a_step():
     assert parse(solution) == (("a",), ("b",))
 
 
+def test_every_step_is_a_part_of_the_text(tags):
+    text = f"Sure. {tags.open}a b{tags.close}c <|end_of_solution|> d"
+    assert parse(text) == (("Sure.", "a b"), ("c", "d"))
+    assert all(step in text for step in parse(text).steps)
+
+
 def test_text_in_the_normal_form_has_think_tags(tags):
     assert with_tags(f"{tags.open}\na\n{tags.close}\n\nb") == "<think>\na\n</think>\n\nb"
     assert with_tags(f"a\n{tags.close}\n\nuse {tags.open}") == f"a\n</think>\n\nuse {tags.open}"

@@ -17,6 +17,8 @@ from tts.errors import InputError
 from tts.scorers.judge import Judge
 from tts.scorers.verdicts import LABEL_TOKENS, TOP, Examiner, Scale
 from tts.show.summary import show
+from tts.strategies.particle import Particle
+from tts.strategies.search import Node
 from tts.types import Candidate, Generation, Problem, Result, Reward, Sampling, Scorer, Step
 
 
@@ -287,3 +289,13 @@ def test_a_run_counts_missing_verdicts_and_keeps_them_as_null(engine):
     )
     rows = tts.load_run("run").rows()
     assert {row["reward_mean"] for row in rows} == {0.5, None}
+
+
+def test_particles_without_a_verdict_are_not_resampled():
+    def nodes(*rewards):
+        return [Node(whole("a"), reward=reward) for reward in rewards]
+
+    unknown = Reward((None,), final_missing=True)
+    weights = Particle(weights="reward", softmax_temperature=1.0)._weights
+    assert weights(nodes(unknown, Reward((), -1.0), Reward((), -1.0 - math.log(3)))) == pytest.approx([0, 0.75, 0.25])
+    assert weights(nodes(unknown, unknown)) == [0.5, 0.5]

@@ -13,7 +13,8 @@ import pytest
 import tts
 from tts.cli import main
 from tts.errors import InputError
-from tts.runs.verify import _detects, first_difference, verify
+from tts.evals.agreement import changes_found, first_difference
+from tts.runs.verify import verify
 
 LIMIT = 10
 
@@ -215,15 +216,15 @@ def test_a_policy_that_is_not_there_is_bad_input(run, loaded):
 
 def test_the_power_is_that_of_drawing_rows_without_replacement():
     rng, rows, checked = random.Random(0), 60, 6
-    changed = _detects(rows, checked)
+    changed = changes_found(rows, checked)
 
     def share_found(changed):
         return sum(min(rng.sample(range(rows), checked)) < changed for _ in range(20_000)) / 20_000
 
     assert share_found(changed - 1) < 0.955
     assert share_found(changed) > 0.945
-    assert _detects(60, 60) == 1
-    assert _detects(0, 0) is None
+    assert changes_found(60, 60) == 1
+    assert changes_found(0, 0) is None
 
 
 def test_the_first_difference_of_two_values():

@@ -202,6 +202,22 @@ async def test_a_truncated_solution_does_not_hold_the_place_of_one_that_can_fini
         assert (best.finish, best.text.count(boxed(2))) == ("stop", 1), strategy
 
 
+async def test_mcts_explores_whatever_the_unit_and_the_zero_of_the_rewards():
+    async def visited(rate):
+        def write(prompt, seed):
+            return f"{seed % 7}\n\n{seed % 5}\n\n{seed % 3}\n\n{boxed(1)}"
+
+        generator = Generator(ScriptedEngine(write), PROBLEM, Sampling())
+        scorer = MeteredScorer(Rates(rate), usage=Usage(), clock=generator.clock)
+        result = await MCTS(n=4, width=3, simulations=12, c=0.5).solve(PROBLEM, generator, scorer)
+        return [(branch.parent, branch.text) for branch in result.tree]
+
+    def rate(text):
+        return sum(map(ord, text)) % 11 / 11 - 0.5  # of mixed sign
+
+    assert await visited(lambda text: 1000 * rate(text) - 5000) == await visited(rate)
+
+
 async def test_compute_optimal_refuses_rewards_that_thresholds_say_nothing_about():
     with pytest.raises(InputError, match="rates a trace as a whole; use a reward model that rates steps"):
         ComputeOptimal().check_scorer(Rates(lambda text: 0.0))

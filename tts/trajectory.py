@@ -86,7 +86,7 @@ def parse(text: str) -> Trajectory:
 
 
 def split(text: str) -> tuple[str, str]:
-    """The thinking and the response of a completion, each as it was written, without tags.
+    """The thinking and the response of a completion, each as it was written, with a boundary in place of a tag.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
     completion that opens its thinking but does not close it has no response; one without either tag has only a response. The
@@ -95,9 +95,9 @@ def split(text: str) -> tuple[str, str]:
     thinking, response = "", text
     if (tags := tags_in(text)) is not None:
         thinking, _, response = text.partition(tags.close)
-        thinking = thinking.replace(tags.open, "", 1)
+        thinking = thinking.replace(tags.open, BOUNDARY, 1)
     for tag in WRAPPERS:
-        response = response.replace(tag, "")
+        response = response.replace(tag, BOUNDARY)
     return thinking, response
 
 

@@ -238,7 +238,7 @@ class Reward:
     @property
     def known(self) -> tuple[float, ...]:
         """The rewards of the steps that have a verdict."""
-        return tuple(step for step in self.steps if step is not None)
+        return tuple(step for step in self.steps if step is not None) if None in self.steps else self.steps  # type: ignore
 
     @property
     def missing(self) -> int:
@@ -266,7 +266,7 @@ class Reward:
         weight = 1.0 if self.how == "final" else self.alpha
         return _aggregate(steps, self.how) + weight * (final or 0.0)
 
-    @property
+    @cached_property
     def share(self) -> float | None:
         """`total` as a share of the largest value possible, if it is made of probabilities.
 

@@ -267,7 +267,7 @@ def at_k(strategy: Parallel, record: Record, k: int, reward: Callable[[Attempt],
 
 
 def _at_sizes(strategy: Parallel, record: Record, sizes: Sequence[int], rewards: Sequence[Reward]) -> list[Sampled]:
-    """`at_k` for several sizes. The last one may be the number of candidates, the others are smaller."""
+    """`at_k` for several sizes in ascending order."""
     attempts, n = record.candidates, len(record.candidates)
     correct = [bool(attempt.correct) for attempt in attempts]
     groups = [attempt.group for attempt in attempts]
@@ -283,16 +283,17 @@ def _at_sizes(strategy: Parallel, record: Record, sizes: Sequence[int], rewards:
     def choose(subset: Sequence[int]) -> int:
         return -max(prefer(subset)).place
 
-    if sizes[-1] == n:
-        whole = prefer(range(n))
-        smaller = _at_sizes(strategy, record, sizes[:-1], rewards) if len(sizes) > 1 else []
-        return [*smaller, Sampled(float(correct[-max(whole).place]))]
-    if not strategy.uses_answers:  # each score depends on its own candidate alone
-        return [Sampled(value) for value in best_curve(prefer(range(n)), correct, sizes)]
-    if strategy.counts_votes and n <= COUNTED:
+    whole, smaller = prefer(range(n)), [k for k in sizes if k < n]
+    if not smaller:
+        found = []
+    elif not strategy.uses_answers:  # each score depends on its own candidate alone
+        found = [Sampled(value) for value in best_curve(whole, correct, smaller)]
+    elif strategy.counts_votes and n <= COUNTED:
         finished = [attempt.finish == "stop" for attempt in attempts]
-        return [Sampled(value) for value in majority_curve(groups, correct, finished, sizes)]
-    return [choice_at_k(choose, correct, k, seed=0) for k in sizes]
+        found = [Sampled(value) for value in majority_curve(groups, correct, finished, smaller)]
+    else:
+        found = [choice_at_k(choose, correct, k, seed=0) for k in smaller]
+    return found if len(found) == len(sizes) else [*found, Sampled(float(correct[-max(whole).place]))]
 
 
 def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:

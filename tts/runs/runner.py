@@ -107,10 +107,7 @@ def prepare(
         if store is not None:
             store.lock()
             stack.callback(store.close)
-        benchmark = chosen.load_benchmark(
-            seed=chosen.seed, shuffle=chosen.shuffle, repeat=chosen.repeat, instruction=chosen.instruction,
-            numbered=store is not None and store.numbered,
-        )  # fmt: skip
+        benchmark = _problems_of(chosen, store)
         chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
         folder = chosen.out or _default_folder(chosen)
         progress.stage = "looking at data and models"
@@ -125,6 +122,21 @@ def prepare(
             store = RunStore.create(folder, kept(chosen), {**facts(), "content": content})
         stack.pop_all()
     return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+
+
+def _problems_of(settings: RunSettings, store: RunStore | None) -> Benchmark:
+    return settings.load_benchmark(
+        seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, instruction=settings.instruction,
+        numbered=store is not None and store.numbered,
+    )  # fmt: skip
+
+
+def settings_of(begun: Mapping[str, Any], **others: Any) -> RunSettings:
+    """The settings that run.json holds, with others in their places. Raises InputError."""
+    known = {o.name for o in options_of(RunSettings)}
+    kept_then = {name: value for name, value in begun.items() if name in known}
+    # a run from before there were instructions had none
+    return configure(RunSettings, {"instruction": NO_INSTRUCTION, **kept_then, **others})
 
 
 def content_of_run(settings: RunSettings, benchmark: Benchmark) -> dict[str, str]:
@@ -150,9 +162,7 @@ def load_run_of(
     """The run of a folder with what it needs loaded, to look at it or to redraw rows; nothing is written. Raises InputError."""
     _check_instances(engine_instance, scorer_instance)
     solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
-    benchmark = settings.load_benchmark(
-        seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, numbered=store.numbered
-    )
+    benchmark = _problems_of(settings, store)
     engine, scorer, loaded = _load(settings, solver, engine_instance, scorer_instance, progress)
     return Run(settings, solver, benchmark, engine, scorer, store, progress, loaded)
 
@@ -202,10 +212,8 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
         # what a resumed run does not say anew is as it was
         options = {**(begun["options"] if name == begun.get("strategy") else {}), **options}
         solver = configure(get_strategy(name), options, noun=f"the strategy {name}")
-    known = {name: value for name, value in begun.items() if name in names}
-    if store is not None:
-        known.setdefault("instruction", NO_INSTRUCTION)  # a run from before there were any
-    chosen = configure(RunSettings, {**known, **own, "strategy": name, "options": asdict(solver)})  # type: ignore[call-overload]
+    own = {**own, "strategy": name, "options": asdict(solver)}  # type: ignore[call-overload]
+    chosen = settings_of(begun, **own) if store is not None else configure(RunSettings, own)
     if store is not None:
         check_resumable(store.folder, begun, chosen)
     solver.check_sampling(chosen.sampling)

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from tts.data.store import Record
 from tts.errors import InputError
-from tts.evals.intervals import paired_p
+from tts.evals.agreement import FALSE_ALARMS, Compared, changes_found, compare_pairs, first_difference, quantities
 from tts.evals.load import open_run, read_json, read_summary
 from tts.evals.summary import Seconds
 from tts.grading.pool import Grader
-from tts.options import configure, options_of
 from tts.runs.runner import Progress, Run, content_of_run, facts, grading, load_run_of, wait
 from tts.runs.settings import RunSettings
 from tts.solving.clock import Clock
 from tts.types import Candidate, Engine, Problem, Result, Scorer, Step, Usage
 
 Method = Literal["auto", "bytes", "statistics"]
-
-FALSE_ALARMS = 0.01
-"""Probability that the statistical check finds a difference in an honest run, over all quantities."""
 
 SHOWN = 20
 """Differences that are reported one by one."""
@@ -43,18 +37,6 @@ class Difference(NamedTuple):
     """Path in the JSON object, such as `candidates[2].answer`."""
     recorded: Any
     expected: Any
-
-
-class Compared(NamedTuple):
-    """The mean of a quantity over the checked rows."""
-
-    name: str
-    recorded: float
-    redrawn: float
-    p: float
-    """p-value of no difference: of each pair of rows, it is chance which one was recorded."""
-    detects: float | None
-    """Difference that would be found with a probability of 80 %; None where no pair differs, which tells nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +116,12 @@ def verify(
         InputError: The folder is not a run folder, or its settings cannot be used here.
     """
     store = open_run(Path(run))
-    known = {o.name for o in options_of(RunSettings)}
-    begun = {name: value for name, value in store.settings.items() if name in known}
-    settings = configure(RunSettings, {**begun, **places})
     job = load_run_of(
-        settings, store, progress=progress or Progress(), engine_instance=engine_instance, scorer_instance=scorer_instance
+        settings_of(store.settings, **places),
+        store,
+        progress=progress or Progress(),
+        engine_instance=engine_instance,
+        scorer_instance=scorer_instance,
     )
     return wait(_Check(job, share, count, secrets.randbits(32) if seed is None else seed, method).work)
 
@@ -233,7 +216,7 @@ class _Check:
                 self._report(difference)
             else:
                 self._report(_row_difference(line, await self._graded_again(problem, recorded, grader)))
-            self.pairs.append((_quantities(recorded), _quantities(record)))
+            self.pairs.append((quantities(recorded), quantities(record)))
 
     async def _graded_again(self, problem: Problem, record: Record, grader: Grader) -> Record:
         """The row that follows from a row's own texts, scores and rewards: answers, grades and choice are found again."""
@@ -292,8 +275,8 @@ class _Check:
             differences=tuple(self.differences),
             different=self.different,
             identical=self.identical,
-            compared=_compared(self.pairs) if method == "statistics" else (),
-            detects=_detects(self.rows, self.checked) if method == "bytes" else None,
+            compared=compare_pairs(self.pairs) if method == "statistics" else (),
+            detects=changes_found(self.rows, self.checked) if method == "bytes" else None,
             summary=summary,
             warnings=tuple(_changes(self.run)),
         )
@@ -315,70 +298,6 @@ def _row_difference(line: bytes, record: Record) -> Difference | None:
         return None
     found = first_difference(json.loads(line), json.loads(expected), tolerance=0)
     return Difference(record.id, *(found or ("", "other spaces, numbers or an other order of fields", "the same JSON")))
-
-
-def first_difference(recorded: Any, expected: Any, *, tolerance: float = 1e-9, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first place at which two JSON values differ: its path, and what is there; None if they are equal."""
-    if isinstance(recorded, dict) and isinstance(expected, dict):
-        pairs = [(f"{path}.{k}".lstrip("."), recorded.get(k), expected.get(k)) for k in dict.fromkeys((*recorded, *expected))]
-    elif isinstance(recorded, list) and isinstance(expected, list) and len(recorded) == len(expected):
-        pairs = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(recorded, expected, strict=True))]
-    else:
-        numbers = all(isinstance(value, float | int) and not isinstance(value, bool) for value in (recorded, expected))
-        equal = math.isclose(recorded, expected, rel_tol=tolerance, abs_tol=tolerance) if numbers else recorded == expected
-        return None if equal and (numbers or type(recorded) is type(expected)) else (path, recorded, expected)
-    return next((found for name, a, b in pairs if (found := first_difference(a, b, tolerance=tolerance, path=name))), None)
-
-
-# Statistics
-
-
-def _quantities(record: Record) -> dict[str, float]:
-    """What the statistical check compares of a row."""
-    attempts = record.candidates
-    found = {"tokens generated": float(record.usage.generated)}
-    if attempts:
-        found |= {
-            "candidates with an answer": fmean(attempt.answer is not None for attempt in attempts),
-            "candidates that finished": fmean(attempt.finish == "stop" for attempt in attempts),
-        }
-        if record.correct is not None:
-            found |= {"accuracy": float(record.correct), "pass@1": fmean(bool(attempt.correct) for attempt in attempts)}
-        if all(attempt.rewards is not None and attempt.reward().known for attempt in attempts):
-            found["reward"] = fmean(attempt.reward().aggregate("mean") for attempt in attempts)
-    return found
-
-
-def _compared(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> tuple[Compared, ...]:
-    """Means of the quantities, over the pairs of rows that have them."""
-    names = ("accuracy", "pass@1", "candidates with an answer", "candidates that finished", "tokens generated", "reward")
-    columns = {name: [(a[name], b[name]) for a, b in pairs if name in a and name in b] for name in names}
-    columns = {name: column for name, column in columns.items() if column}
-    z = NormalDist().inv_cdf(1 - FALSE_ALARMS / max(1, len(columns)) / 2) + NormalDist().inv_cdf(0.8)
-    found = []
-    for name, column in columns.items():
-        recorded, redrawn = ([pair[i] for pair in column] for i in (0, 1))
-        moved = [b - a for a, b in column]
-        spread = stdev(moved) / math.sqrt(len(moved)) if len(moved) > 1 else 0.0
-        found.append(Compared(name, fmean(recorded), fmean(redrawn), paired_p(recorded, redrawn), z * spread or None))
-    return tuple(found)
-
-
-def _detects(rows: int, checked: int) -> int | None:
-    """The smallest number of changed rows of which one is among the checked with a probability of 95 %; None without rows."""
-
-    def missed(changed: int) -> float:
-        if changed > rows - checked:
-            return 0.0
-        logs = (math.lgamma(rows - changed + 1), math.lgamma(rows - checked + 1), math.lgamma(rows - changed - checked + 1),
-                math.lgamma(rows + 1))  # fmt: skip
-        return math.exp(logs[0] + logs[1] - logs[2] - logs[3])
-
-    low, high = 1, rows
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if missed(middle) <= 0.05 else (middle + 1, high)
-    return low if checked else None
 
 
 def _changes(run: Run) -> Iterator[str]:

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tts.runs.verify import FALSE_ALARMS, Verification
+from tts.evals.agreement import FALSE_ALARMS
+from tts.runs.verify import Verification
 from tts.show.browse import printable
 
 LONGEST = 120

@@ -68,7 +68,8 @@ class ComputeOptimal(Strategy):
                 f"compute-optimal compares step rewards with --easy-above and --hard-below, which are between 0 and 1; this"
                 f" scorer's are {min(given):.3g} to {max(given):.3g}. Use a reward model whose rewards are probabilities"
             )
-        ease = sum(reward.aggregate("mean") for reward in pilot.rewards) / len(samples)
+        means = [reward.aggregate("mean") for reward in pilot.rewards if reward.known]
+        ease = sum(means) / len(means) if means else (self.hard_below + self.easy_above) / 2  # not known: neither easy nor hard
         if ease > self.easy_above:
             arm = self._arm(self.easy, max(1, self.n // 4))
         else:

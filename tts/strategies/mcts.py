@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from tts.errors import InputError
 from tts.solving.generator import Generator
 from tts.strategies.search import BranchingSearch, Node, StepSearch, best
 from tts.types import Count, Problem, Result, Scorer
@@ -39,16 +41,21 @@ class MCTS(BranchingSearch):
     def __post_init__(self) -> None:
         """Accept any width: n limits how many solutions are returned, not how many are drawn in a round."""
         StepSearch.__post_init__(self)
+        if self.resample and self.width == 1:
+            raise InputError(
+                "--resample has no effect with --width 1, where no step has a sibling to repeat; omit one of the two"
+            )
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
         visits: defaultdict[Node, int] = defaultdict(int)
         worth: defaultdict[Node, float] = defaultdict(float)
         children: dict[Node, list[Node]] = {}
+        scale = _Scale()
 
         def bound(node: Node, parent: Node) -> float:
-            own = node.value if self.unvisited == "reward" else 0.0
-            mean = worth[node] / visits[node] if visits[node] else own
+            own = scale(node.value) if self.unvisited == "reward" else 0.0
+            mean = scale(worth[node] / visits[node]) if visits[node] else own
             return mean + self.c * self.bonus(visits[node], visits[parent], len(children[parent]))
 
         for _ in range(self.simulations):
@@ -62,6 +69,7 @@ class MCTS(BranchingSearch):
             while not node.done:
                 children[node] = await search.grow([node], [self.width])
                 await search.score(children[node])
+                scale.see(children[node])
                 [node] = best(children[node], 1)
                 path.append(node)
                 if not self.to_end:
@@ -69,6 +77,7 @@ class MCTS(BranchingSearch):
             end = node
             if self.rollouts and not node.done:
                 [end] = await search.finish([node])
+                scale.see([end])
             for visited in path:
                 visits[visited] += 1
                 worth[visited] += end.value
@@ -84,3 +93,20 @@ class MCTS(BranchingSearch):
         if self.rule == "puct":
             return math.sqrt(parent) / (siblings * (1 + visits))
         return math.sqrt(math.log(max(1, parent)) / max(1, visits))
+
+
+class _Scale:
+    """Values on the scale of the bonus: as they are where rewards are probabilities. Others are mapped to [0, 1], by the
+    smallest and the largest value of the tree so far, as in MuZero (https://arxiv.org/abs/1911.08265, appendix B)."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.bounded = math.inf, -math.inf, True
+
+    def see(self, nodes: Sequence[Node]) -> None:
+        for reward in (node.reward for node in nodes):
+            if reward is not None and reward.rated:
+                self.low, self.high = min(self.low, reward.total), max(self.high, reward.total)
+                self.bounded &= reward.share is not None
+
+    def __call__(self, value: float) -> float:
+        return value if self.bounded else (value - self.low) / ((self.high - self.low) or 1.0)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
+from tts.errors import InputError
 from tts.solving.generator import Generator, derive_seed
 from tts.strategies.search import Node, StepSearch
 from tts.types import CERTAIN, Count, Problem, Result, Scorer
@@ -33,6 +34,11 @@ class Particle(StepSearch):
     """Resample when the effective sample size falls to this share of n; 1 resamples after every step."""
     iterations: Count = 1
     """Number of passes; above 1 this is particle Gibbs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations > 1 and self.n == 1:
+            raise InputError("--iterations has no effect with --n 1: the only solution is the reference; give a larger --n")
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer)
@@ -71,13 +77,18 @@ class Particle(StepSearch):
         return search.result(list(dict.fromkeys(particles)))
 
     def _weights(self, nodes: Sequence[Node]) -> list[float]:
-        """Resampling weights, which sum to 1."""
-        values = [node.value for node in nodes]
-        shares = [node.reward.share if node.reward is not None else 0.0 for node in nodes]
+        """Resampling weights, which sum to 1. A particle without a verdict has none, unless no particle has one."""
+        rewards = [node.reward for node in nodes if node.reward is not None and node.reward.rated]
+        if not rewards:
+            return [1 / len(nodes)] * len(nodes)
+        values = [reward.total for reward in rewards]
+        shares = [reward.share for reward in rewards]
         if self.weights == "logit" and None not in shares:
             values = [_logit(share or 0.0) for share in shares]
         weights = [math.exp((value - max(values)) / self.softmax_temperature) for value in values]
-        return [weight / sum(weights) for weight in weights]
+        each = iter(weights)
+        rated = [node.reward is not None and node.reward.rated for node in nodes]
+        return [next(each) / sum(weights) if known else 0.0 for known in rated]
 
 
 def _logit(probability: float) -> float:

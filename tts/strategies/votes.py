@@ -50,7 +50,12 @@ def _weights(rewards: Sequence[Reward], of_probability: Callable[[Reward], float
     rated = [reward for reward in rewards if reward.rated]
     if all(reward.share is not None for reward in rated):
         return [max(of_probability(reward), SMALLEST) for reward in rewards]
-    totals = [reward.total for reward in rated]
-    mean, top = math.fsum(totals) / len(totals), max(totals)
-    spread = math.hypot(*(total - mean for total in totals)) / math.sqrt(len(totals)) or 1.0
-    return [max(math.exp((reward.total - top) / spread), SMALLEST) if reward.rated else SMALLEST for reward in rewards]
+    weights = iter(standardized([reward.total for reward in rated]))
+    return [max(next(weights), SMALLEST) if reward.rated else SMALLEST for reward in rewards]
+
+
+def standardized(values: Sequence[float]) -> list[float]:
+    """exp((v - max) / s) for each value v, with their standard deviation s: at most 1, and 1 for all where all are equal."""
+    mean, top = math.fsum(values) / len(values), max(values)
+    spread = math.hypot(*(value - mean for value in values)) / math.sqrt(len(values)) or 1.0
+    return [math.exp((value - top) / spread) for value in values]
