@@ -416,7 +416,7 @@ LABELLED = {
 }  # fmt: skip
 TRACES = [{"problem": f"{i}+1?", "answer": "2", "text": "ä" * 300} for i in range(60)]
 TRAINING = ["--max-steps", "4", "--save-steps", "2", "--batch-size", "2", "--device", "cpu"]
-LABELS = ["--targets", "quality", "--final", "outcome", "--limit", "30", "--n", "1", "--max-tokens", "40"]
+LABELS = ["--targets", "quality", "--final", "outcome", "--n", "1", "--max-tokens", "40"]
 
 
 @pytest.mark.slow
