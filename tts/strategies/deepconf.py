@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
@@ -78,6 +77,8 @@ class DeepConf(Strategy):
 
     def _threshold(self, candidates: Sequence[Candidate], measure: Measure) -> float:
         """The confidence that the share `keep` of the candidates reaches."""
+        import numpy as np
+
         return float(np.quantile([self.confidence(candidate, measure) for candidate in candidates], 1 - self.keep)) - 1e-9
 
     def _vote(self, candidates: list[Candidate], groups: Sequence[int | None], by: Measure, threshold: float) -> Result:
