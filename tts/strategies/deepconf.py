@@ -38,8 +38,7 @@ class DeepConf(Strategy):
     top: Annotated[int, Ge(0)] = 20
     """Number of most probable tokens for the confidence of a token; 0 takes the drawn token."""
     warmup: Annotated[int, Ge(0)] = 0
-    """Solutions to finish first. Later ones are stopped after a step with which a group falls below the lowest groups of those
-    that vote. 0 finishes all solutions."""
+    """Solutions to finish first; later ones are stopped once a group is less confident than those of the votes. 0: all."""
     consensus: Annotated[float, Gt(0)] = 0.95
     """After a warm-up, share of the votes at which the leading answer ends the sampling; above 1 it never does."""
     batch: Count = 4
