@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from shlex import quote
 
 import cyclopts
 import numpy as np
@@ -29,14 +30,14 @@ DEV, TEST = {"benchmark": "arith:dev", "limit": 100, "seed": 1}, {"benchmark": "
 GRID = {
     "single": {},
     "majority": {"n": [4, 8, 16]},
-    "deepconf": {"n": [16], "keep": [0.1, 0.5, 0.9], "window": [8, 32, 128]},
-    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96], "max_thinking": [300]},
+    "deepconf": {"n": [16], "keep": [0.1, 0.5, 0.9], "window": [16, 2048]},
+    "budget-forcing": {"n": [4, 8, 12], "min_thinking": [32, 64, 96], "max_thinking": [128]},
     "weighted": {"n": [4, 8, 16]},
     "adaptive": {"n": [16], "batch": [2, 4, 8], "confidence": [0.9, 0.95, 0.99]},
     "bon": {"n": [4, 8, 16]},
     "revise": {"n": [8, 16], "chains": [1, 4, 8]},
-    "particle": {"n": [8, 12, 16], "softmax_temperature": [0.03, 0.1, 0.3]},
-    "mcts": {"n": [16], "width": [4], "simulations": [32, 64, 128], "c": [0.3, 1.0, 3.0]},
+    "particle": {"n": [8, 12, 16], "softmax_temperature": [0.3, 1.0, 3.0]},
+    "mcts": {"n": [16], "width": [4], "simulations": [32, 64], "rule": ["uct", "puct"], "c": [1.0, 2.0]},
     "compute-optimal": {"n": [12, 16], "easy_above": [0.8, 0.95], "hard": ["bon", "beam"]},
     "dvts": {"n": [16, 24, 32], "width": [4, 8]},
     "lookahead": {"n": [4, 8, 12], "width": [4], "k": [1, 2, 3]},
@@ -82,10 +83,11 @@ class Bench:
 
 
 def written(options: dict[str, object]) -> str:
-    flags = {key: "--" + key.replace("_", "-") for key in options}
-    return " ".join(
-        flags[key] if value is True else f"{flags[key]} {value}" for key, value in options.items() if value is not False
-    )
+    words = []
+    for key, value in options.items():
+        flag = key.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {quote(str(value))}")
+    return " ".join(words)
 
 
 def percent(values: Estimate, sign: str = "") -> str:

@@ -416,7 +416,7 @@ LABELLED = {
 }  # fmt: skip
 TRACES = [{"problem": f"{i}+1?", "answer": "2", "text": "ä" * 300} for i in range(60)]
 TRAINING = ["--max-steps", "4", "--save-steps", "2", "--batch-size", "2", "--device", "cpu"]
-LABELS = ["--targets", "quality", "--final", "outcome", "--limit", "30", "--n", "1", "--max-tokens", "40"]
+LABELS = ["--targets", "quality", "--final", "outcome", "--n", "1", "--max-tokens", "40"]
 
 
 @pytest.mark.slow
@@ -433,6 +433,7 @@ LABELS = ["--targets", "quality", "--final", "outcome", "--limit", "30", "--n", 
         (12600, ["train-prm", "l.jsonl", *TRAINING], "model.safetensors"),  # within the model
         (9000, ["sft", "l.jsonl", *TRAINING], "model.safetensors"),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_on_a_full_disk_a_command_says_so_in_a_line_and_resumes_when_there_is_room(disk, kib, command, result):
     Path("l.jsonl").write_text((json.dumps(LABELLED) + "\n") * 8)

@@ -132,7 +132,7 @@ def test_bad_rows_are_set_aside_with_their_line_numbers(tmp_path, prm):
     assert [row["line"] for row in rejected] == [*range(1, 13)]
     expected = [
         "not valid JSON", "not a JSON object", "no string under 'problem'", "the line has no trace", "the trace is empty",
-        "'steps' is \"a\"; expected a list", "the <think> or </think> tags in 'steps'",
+        "'steps' is \"a\"; expected a list", "the thinking tags in 'steps'",
         "a trace of 4011 tokens is longer than the 1024", "the id is [1]",
         "candidate 0 has no list of strings", "not valid JSON: NaN", "not valid JSON: nested too deeply",
     ]  # fmt: skip

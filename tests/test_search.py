@@ -206,11 +206,14 @@ async def test_dvts_returns_one_solution_of_every_subtree():
 
 
 async def test_mcts_finishes_solutions_within_its_simulations():
-    for rollouts in (False, True):
+    for options, most in (
+        ({}, 10 * 3 * 5),
+        ({"to_end": False}, 10 * 3 + 4),
+        ({"to_end": False, "rollouts": True}, 10 * 3 + 10),
+    ):
         engine = TreeEngine()
-        result = await solve("mcts", engine, n=4, width=3, simulations=10, rollouts=rollouts)
-        expanded = [prefix for prefix, _, _ in engine.asked]
-        assert len(expanded) <= 10 * 3 + (10 if rollouts else 4)
+        result = await solve("mcts", engine, n=4, width=3, simulations=10, **options)
+        assert len(engine.asked) <= most  # a solution has five steps
         assert all(candidate.finish == "stop" for candidate in result.candidates)
 
 
@@ -222,8 +225,9 @@ async def test_mcts_without_exploration_is_greedy():
 
 def test_the_bonus_of_a_child():
     # a child of four with 2 visits, whose parent has 9; then one without any
-    assert [MCTS().bonus(2, 9, 4), MCTS().bonus(0, 9, 4)] == pytest.approx([3 / 12, 3 / 4])
-    assert [MCTS(rule="uct").bonus(2, 9, 4), MCTS(rule="uct").bonus(0, 9, 4)] == pytest.approx([1.048147, 1.482304], abs=1e-6)
+    puct, uct = MCTS(rule="puct"), MCTS(rule="uct")
+    assert [puct.bonus(2, 9, 4), puct.bonus(0, 9, 4)] == pytest.approx([3 / 12, 3 / 4])
+    assert [uct.bonus(2, 9, 4), uct.bonus(0, 9, 4)] == pytest.approx([1.048147, 1.482304], abs=1e-6)
 
 
 async def test_mcts_can_go_to_the_end_in_one_simulation():
@@ -236,7 +240,7 @@ async def test_an_unvisited_child_begins_at_its_reward_or_at_zero():
     async def second(**options):
         """The first step that the second simulation continues."""
         engine = TreeEngine(digits=3)
-        await solve("mcts", engine, n=1, width=3, simulations=2, c=1.0, **options)
+        await solve("mcts", engine, n=1, width=3, simulations=2, rule="puct", c=1.0, to_end=False, **options)
         return engine.asked[3][0][:1]
 
     # of the first steps 0, 1 and 2, the last has a visit: 2/9 + 1/6 = 0.39 against 1/9 + 1/3 = 0.44 for step 1, or 1/3 alone
@@ -486,7 +490,8 @@ async def test_mcts_returns_distinct_solutions_and_the_best_so_far():
     assert len(set(result.candidates)) == len(result.candidates)
     assert result.best.finish == "stop" or not any(candidate.finish == "stop" for candidate in result.candidates)
     late = await solve("mcts", Late(depth=400), n=4, deadline=math.inf)
-    values = [branch.reward for branch in late.tree if branch.reward is not None]
+    inner = {branch.parent for branch in late.tree}
+    values = [branch.reward for i, branch in enumerate(late.tree) if branch.reward is not None and i not in inner]
     assert late.rewards[late.choice].total == max(values)
 
 

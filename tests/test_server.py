@@ -138,10 +138,12 @@ async def test_confidence_is_of_the_likeliest_tokens_that_a_server_reports():
 
     with serving(answer) as server:
         engine = ServerEngine("arith-policy", url=server.url)
-        [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling(logprobs=True, confidence=2))).steps
+        [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling(logprobs=True, confidence=2, top=1))).steps
         await engine.close()
     assert set(step.logprobs) == {-7.0}
     assert set(step.confidence) == {1.5}
+    assert step.top[0] == {"a": -1.0, "b": -2.0, "drawn": -7.0}
+    assert len(step.top) == len(step.token_ids)
     assert len(step.confidence) == len(step.token_ids)
 
 

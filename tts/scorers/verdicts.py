@@ -208,7 +208,7 @@ class Examiner:
             for i, logprob in enumerate(step.logprobs or ()):
                 last = i + 1 == len(step.token_ids)
                 longer = step.text if last else self.engine.decode(step.token_ids[: i + 1])
-                likeliest = step.top[i] if step.top else {}
+                likeliest = step.top[i] if step.top and i < len(step.top) else {}
                 spelled = {text + word: p * math.exp(q) for word, q in likeliest.items()} or {longer: p * math.exp(logprob)}
                 after[step.token_ids[:i]] = after.get(step.token_ids[:i], {}) | spelled
                 text, p = longer, p * math.exp(logprob)

@@ -6,9 +6,8 @@ import heapq
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 Measure = Literal["lowest", "bottom", "tail", "mean"]
@@ -33,6 +32,8 @@ def measured(tokens: Sequence[float], measure: Measure, window: int) -> float:
         measure: What to measure.
         window: Number of tokens in a group, and in the tail; a shorter solution is one group.
     """
+    import numpy as np
+
     values = np.asarray(tokens, float)
     if measure == "mean":
         return float(values.mean())
@@ -47,6 +48,8 @@ def measured(tokens: Sequence[float], measure: Measure, window: int) -> float:
 
 def _groups(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """The mean of each window of consecutive tokens."""
+    import numpy as np
+
     width = min(window, len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     means: NDArray[np.float64] = (sums[width:] - sums[:-width]) / width

@@ -31,8 +31,8 @@ class BudgetForcing(Strategy):
     """Maximum number of times that the end of the thinking is replaced."""
     word: str = "Wait"
     """Text written in place of the end of the thinking."""
-    final: str = ""
-    """Text written after a forced `</think>`, such as "Final Answer:", so that the response does not think on."""
+    final: str = "Final Answer:"
+    """Text written after a `</think>` forced at the maximum, so that the response does not think on; empty for none."""
 
     uses_scorer: ClassVar[bool] = False
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
@@ -38,8 +37,7 @@ class DeepConf(Strategy):
     top: Annotated[int, Ge(0)] = 20
     """Number of most probable tokens for the confidence of a token; 0 takes the drawn token."""
     warmup: Annotated[int, Ge(0)] = 0
-    """Solutions to finish first. Later ones are stopped after a step with which a group falls below the lowest groups of those
-    that vote. 0 finishes all solutions."""
+    """Solutions to finish first; later ones are stopped once a group is less confident than those of the votes. 0: all."""
     consensus: Annotated[float, Gt(0)] = 0.95
     """After a warm-up, share of the votes at which the leading answer ends the sampling; above 1 it never does."""
     batch: Count = 4
@@ -79,6 +77,8 @@ class DeepConf(Strategy):
 
     def _threshold(self, candidates: Sequence[Candidate], measure: Measure) -> float:
         """The confidence that the share `keep` of the candidates reaches."""
+        import numpy as np
+
         return float(np.quantile([self.confidence(candidate, measure) for candidate in candidates], 1 - self.keep)) - 1e-9
 
     def _vote(self, candidates: list[Candidate], groups: Sequence[int | None], by: Measure, threshold: float) -> Result:

@@ -18,7 +18,8 @@ from tts.types import Count, Problem, Result, Scorer
 
 @dataclass(frozen=True)
 class MCTS(BranchingSearch):
-    """Monte Carlo tree search: descend to a leaf, draw `width` next steps, and back up the best one's reward.
+    """Monte Carlo tree search: descend to a leaf, draw `width` next steps, then `width` that follow the best of these, until a
+    solution is finished, and back up its reward.
 
     The descent follows the child with the highest mean value plus a bonus for few visits; `rule` is the bonus. In PUCT all
     children of a node have the same prior. The n best finished solutions are returned.
@@ -26,15 +27,16 @@ class MCTS(BranchingSearch):
 
     simulations: Count = 32
     """Number of descents from the root."""
-    rule: Literal["puct", "uct"] = "puct"
-    """Bonus of a child with v visits and a parent with p: sqrt(p) / (children (1 + v)), or sqrt(ln(p) / v) as in rStar-Math,
-    where a child that was only drawn has v = 1."""
-    c: Annotated[float, Ge(0)] = 1.0
-    """Weight of the bonus; 0 always follows the highest mean value. rStar-Math has 2."""
+    rule: Literal["uct", "puct"] = "uct"
+    """Bonus of a child with v visits and a parent with p: sqrt(ln(p) / v), where a child that was only drawn has v = 1, or
+    sqrt(p) / (children (1 + v))."""
+    c: Annotated[float, Ge(0)] = 2.0
+    """Weight of the bonus; 0 always follows the highest mean value. PUCT needs about 1."""
     unvisited: Literal["reward", "zero"] = "reward"
-    """Value of a child before its first visit: its own reward, as in rStar-Math, or 0."""
-    to_end: bool = False
-    """Draw step after step in one simulation, until a solution is finished, as in rStar-Math."""
+    """Value of a child before its first visit: its own reward, or 0."""
+    to_end: bool = True
+    """Draw step after step in one simulation, until a solution is finished; otherwise only the steps after one leaf, and back
+    up the best one's reward."""
     rollouts: bool = False
     """Rate a step by the reward of a finished solution, rolled out from it, instead of by its own reward."""
 
