@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -72,11 +72,11 @@ def test_rows_in_another_form_are_found_too(store):
 
 def test_an_outcome_is_its_row_without_the_candidates(store):
     for record, outcome in zip(store.records(), store.outcomes(), strict=True):
-        assert outcome == Outcome(record.id, record.problem, record.correct, record.usage, record.error)
+        assert all(getattr(outcome, field.name) == getattr(record, field.name) for field in fields(Outcome))
 
 
 def test_a_row_is_read_as_it_was_written(store):
-    for line, record in store.lines():
+    for line, record in store.lines(TRAPS):
         assert record.to_line() == line
         assert record == Record.from_json(json.dumps(json.loads(line)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -299,9 +299,11 @@ class RunStore:
         """The complete rows without their candidates, one at a time. Raises InputError at a bad one."""
         return self._read_rows(Outcome.from_json)
 
-    def lines(self) -> Iterator[tuple[bytes, Record]]:
-        """The complete rows as they stand in the file, without line ends, and parsed. Raises InputError at a bad one."""
-        return self._read_rows(lambda line: (line, Record.from_json(line)))
+    def lines(self, ids: Container[str]) -> Iterator[tuple[bytes, Record]]:
+        """The complete rows with these ids as they stand in the file, without line ends, and parsed. Raises InputError."""
+        for line in whole_lines(self.results):
+            if self._read_row(Outcome.from_json, line).id in ids:
+                yield line, self._read_row(Record.from_json, line)
 
     def find(self, problem_id: str) -> Record | None:
         """The row of a problem; None if there is none. Raises InputError if it cannot be read.

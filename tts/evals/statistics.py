@@ -95,28 +95,34 @@ def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], sizes: Se
         if not right.any():
             continue
         mates = size[chosen] - 1 - np.arange(len(members))  # who may vote beside i: unfinished ones, and those after i
+        # of a rival with t votes, those who can have them if i is chosen: unfinished ones, and those after i
+        ties = {group: size[group] - np.searchsorted(found, members) for group, found in places.items() if group != chosen}
         for t in range(1, min(largest, size[chosen]) + 1):
-            rivals = [group for group in places if group != chosen and size[group] >= t]
+            rivals = [group for group in ties if size[group] >= t]
             others = len(voters) - size[chosen] - sum(size[group] for group in rivals)
-            counts = np.tile(choose[others, : largest - t + 1], (len(members), 1))  # by i and number of candidates
+            width = largest - t + 1
+            chances = (right * choose[mates, t - 1])[:, None] * choose[others, :width]  # by i and number of candidates beside
             for group in rivals:
-                counts = _with_rival(counts, places[group], size[group], t, members, choose)
-            found = (right * choose[mates, t - 1]) @ counts  # by number of candidates beside those with the t votes
+                tied = choose[ties[group], t][:, None] * chances[:, : max(0, width - t)]
+                chances = chances @ _not_tied(size[group], size[group] - len(places[group]), t, width)
+                chances[:, t:] += tied
+            total = chances.sum(0)
             for place, k in enumerate(sizes):
                 if t <= k <= len(voters):
-                    ways[place] += float(found[k - t])
+                    ways[place] += float(total[k - t])
     return ways
 
 
-def _with_rival(
-    counts: NDArray[np.float64], places: list[int], size: int, t: int, members: list[int], choose: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """`counts` after adding a group with finished candidates at `places`, none of which is preferred to those at `members`."""
-    unfinished, later = size - len(places), len(places) - np.searchsorted(places, members)
-    grown, width = counts.copy(), counts.shape[1]
-    for votes in range(1, min(width - 1, max(t, unfinished), size) + 1):
-        allowed = choose[size if votes < t else unfinished + later if votes == t else unfinished, votes]
-        grown[:, votes:] += np.reshape(allowed, (-1, 1)) * counts[:, : width - votes]
+@lru_cache(maxsize=4096)
+def _not_tied(size: int, unfinished: int, t: int, width: int) -> NDArray[np.float64]:
+    """What multiplies the coefficients of a generating function by those of a group that has not t candidates in a subset.
+
+    It has fewer, or more that are all unfinished. [width, width]
+    """
+    grown = np.zeros((width, width))
+    for votes in range(min(size, width - 1) + 1):
+        if votes != t:
+            grown += np.diag(np.full(width - votes, float(comb(size if votes < t else unfinished, votes))), votes)
     return grown
 
 

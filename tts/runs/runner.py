@@ -270,6 +270,7 @@ class Run:
         self.run_budget = Budget(None if limit is None else max(0, limit - spent))
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
         todo = iter([problem for problem in self.benchmark.problems if problem.id not in solved])
+        del solved, timed  # a large run's fill memory
 
         def elapsed() -> Seconds:
             clock = progress.clock

@@ -191,10 +191,9 @@ class _Check:
     def _lines(self) -> Iterator[tuple[Problem, bytes, Record]]:
         """The chosen rows as they stand in the file, each once."""
         problems, left = {problem.id: problem for problem in self.run.benchmark.problems}, set(self.chosen)
-        for line, record in self.run.store.lines():
-            if record.id in left:
-                left.remove(record.id)
-                yield problems[record.id], line, record
+        for line, record in self.run.store.lines(left):
+            left.remove(record.id)
+            yield problems[record.id], line, record
 
     async def _compare_rows(self, todo: Iterator[tuple[Problem, bytes, Record]], grader: Grader, *, redraw: bool) -> None:
         for problem, line, recorded in todo:
@@ -232,7 +231,11 @@ class _Check:
 
     def _check_summary(self, recorded: dict[str, Any]) -> bool:
         """Whether summary.json follows from the rows, but for times and the folder's name."""
-        expected = json.loads(json.dumps(self.run.summarize(Seconds()).to_json()))
+        try:
+            expected = json.loads(json.dumps(self.run.summarize(Seconds()).to_json()))
+        except ValueError as error:  # rows that contradict themselves
+            self._report(Difference("summary.json", "", "a summary", f"none, as the rows have none: {error}"))
+            return False
         for name in ("seconds", "run"):
             expected[name] = recorded.get(name)
         expected["flops"] = {k: v if v is not None else recorded.get("flops", {}).get(k) for k, v in expected["flops"].items()}
