@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; before torch is loaded
@@ -13,6 +14,10 @@ from tts.demo import arith
 from tts.engines.transformers import TransformersEngine
 from tts.scorers.prm import PRM
 from tts.types import Problem
+
+for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # as under nohup: the commands that tests interrupt inherit it
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

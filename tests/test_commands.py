@@ -54,7 +54,7 @@ def test_an_option_is_declared_once():
     for _, option in EVERY:
         if option.name in {f.name for group in (SamplingOptions, ScorerOptions) for f in fields(group)}:
             texts.setdefault(option.name, set()).add(option.help)
-    assert {name for name, helps in texts.items() if len(helps) > 2} <= {"seed"}  # what it seeds differs
+    assert {name for name, helps in texts.items() if len(helps) > 2} <= {"seed", "scorer"}  # what they seed, and rate, differs
     assert len(texts["alpha"]) == len(texts["aggregate"]) == len(texts["scorer_url"]) == 1
 
 

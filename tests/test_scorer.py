@@ -83,10 +83,10 @@ async def test_a_separator_in_the_text_cannot_forge_a_step(folder):
     assert len(reward.steps) == 2
 
 
-async def test_empty_steps_are_dropped_and_an_empty_text_scores_zero(folder):
+async def test_empty_steps_are_dropped_and_an_empty_text_has_no_verdict(folder):
     rewards = await PRM(str(folder)).score([candidate("a\n\n \n\n\n\nb\n\n"), candidate("<think>\n\n</think>\n\n")])
     assert len(rewards[0].steps) == 2
-    assert (rewards[1].steps, rewards[1].final, rewards[1].total) == ((), 0.0, 0.0)
+    assert (rewards[1].steps, rewards[1].final, rewards[1].rated) == ((), None, False)
 
 
 async def test_scores_are_bit_identical_in_any_batch(prm, engine, problems):

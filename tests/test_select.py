@@ -446,7 +446,7 @@ def test_an_error_leaves_no_partial_output():
         (["--field", "prompt=question"], "--field prompt is not a field of a trace; these are: id, problem"),
         (["--out", "pool.jsonl"], "--out pool.jsonl would overwrite the pool"),
         (["--out", "taken.jsonl"], "taken.jsonl exists; choose another --out"),
-        (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none/x.jsonl"),
+        (["--out", "/proc/none/x.jsonl"], "cannot write to /proc/none: "),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):

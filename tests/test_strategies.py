@@ -359,7 +359,7 @@ def test_every_strategy_is_a_short_file_that_knows_no_engine():
     assert len(files) >= 14
     for file in files:
         text = file.read_text()
-        assert len(text.splitlines()) <= 105, file
+        assert len(text.splitlines()) <= 115, file
         assert not re.search(r"vllm|sglang|transformers|openai", text, re.IGNORECASE), file
 
 

@@ -618,7 +618,7 @@ def test_other_architectures_can_have_only_a_trace_head(tmp_path):
         (["--head", "trace", "--lambda-final", "0"], "leave --head trace untrained"),
         (["--max-length", "0"], "--max-length is '0'; it should be a whole number, at least 1"),
         (["--head", "value"], "--head is 'value'; it should be step, trace or both"),
-        (["--resume"], "out holds no training to go on with"),
+        (["--resume"], "out holds no training to resume"),
         (["--model", "nowhere"], "no model at 'nowhere'"),
     ],
 )
@@ -647,7 +647,7 @@ def test_missing_libraries_are_named(policy, monkeypatch):
 def test_a_training_resumes_only_with_its_own_settings(policy):
     settings = settings_of(policy, rows=[ROW], max_steps=1)
     assert isinstance(train_prm(settings), TrainedPRM)
-    with pytest.raises(InputError, match="out exists and is not an empty folder; go on with it by --resume"):
+    with pytest.raises(InputError, match="out exists and is not an empty folder; continue in it with --resume"):
         train_prm(settings)
     with pytest.raises(InputError, match=r"out was started with --lambda-step 1\.0, not 0\.5"):
         train_prm(replace(settings, lambda_step=0.5, resume=True))

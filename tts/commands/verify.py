@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from tts.errors import Exit
 from tts.interrupts import on_interrupt
 from tts.options import Count, Settings, option
-from tts.runs.verify import Method
+from tts.runs.settings import Method
 from tts.show.console import Output
 
 

@@ -214,7 +214,7 @@ def summarize(
         pass_at_1=over(lambda row: row.mean),
         majority=over(lambda row: row.majority),
         pass_at_n=over(lambda row: float(row.passed)),
-        oracle_gap=over(lambda row: float(row.passed) - float(row.right)),
+        oracle_gap=over(lambda row: float(row.passed and not row.right)),
         flops=flops(usage, counts["tokens"] / max(1, counts["attempts"])) if flops else Flops(),
         curve=_curve([row for row in rows if row.candidates == n], _sizes(n, fixed)) if ranks and n > 1 else (),
         omitted=OMITTED if ranks and fixed and n > 2 else "",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tts.data.traces import FIELDS
 from tts.demo import POLICY, PRM
@@ -20,6 +20,8 @@ from tts.models.templates import has, read_prompt_template
 from tts.options import Arguments, Count, NotNegative, Positive, Proportion, Settings, option
 from tts.scorers import load_scorer
 from tts.types import NO_INSTRUCTION, Aggregate, Engine, Part, Sampling, Scorer, counts_final
+
+Method = Literal["auto", "bytes", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True)

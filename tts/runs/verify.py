@@ -18,11 +18,9 @@ from tts.evals.load import open_run, read_json, read_summary
 from tts.evals.summary import Seconds
 from tts.grading.pool import Grader
 from tts.runs.runner import Progress, Run, content_of_run, facts, grading, load_run_of, settings_of, wait
-from tts.runs.settings import RunSettings
+from tts.runs.settings import Method, RunSettings
 from tts.solving.clock import Clock
 from tts.types import Candidate, Engine, Problem, Result, Scorer, Step, Usage
-
-Method = Literal["auto", "bytes", "statistics"]
 
 SHOWN = 20
 """Differences that are reported one by one."""
