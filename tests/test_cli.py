@@ -91,6 +91,7 @@ def refused(monkeypatch, capsys):
         ("--strategy mcts --search-over think --response-delimiter .", "--response-delimiter has no effect with --search-over"),
         ("--strategy mcts --width 1 --resample", "--resample has no effect with --width 1, where no step has a sibling"),
         ("--strategy particle --n 1 --iterations 2", "--iterations has no effect with --n 1: the only solution is"),
+        ("--strategy mcts --rollouts", "--rollouts has no effect where each simulation finishes a solution; add --no-to-end"),
         ("--strategy lookahead --k 0 --keep-rollout", "--keep-rollout has no effect with --k 0, which rolls nothing out"),
         ("--strategy beam --search-over answer", "--search-over is 'answer'; it should be all, think or response"),
         ("--strategy lookahead --k -1", "--k is '-1'; it should be a whole number, at least 0"),

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import inspect
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -290,7 +291,7 @@ def test_the_guard_stops_a_training_that_hacks_its_reward(tmp_path, capsys):
     assert rl(given, scorer=Scripted(lambda candidate: 1 - len(candidate.text) / 400)) == 1
     said = capsys.readouterr().err
     assert "reward hacking: from step" in said
-    assert "held-out accuracy fell from 25.0%" in said
+    assert re.search(r"held-out accuracy fell from 2\d\.\d% to \d\.\d%", said)
     assert "reward hacking" in json.loads((given.out / "training.json").read_text())["stopped"]
     last = max(row["step"] for row in log_of(given))
     assert last < 30

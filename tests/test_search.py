@@ -486,7 +486,7 @@ async def test_without_any_budget_one_empty_solution_is_returned(name):
 
 
 async def test_mcts_returns_distinct_solutions_and_the_best_so_far():
-    result = await solve("mcts", n=8, width=3, rollouts=True, budget=150)
+    result = await solve("mcts", n=8, width=3, rollouts=True, to_end=False, budget=150)
     assert len(set(result.candidates)) == len(result.candidates)
     assert result.best.finish == "stop" or not any(candidate.finish == "stop" for candidate in result.candidates)
     late = await solve("mcts", Late(depth=400), n=4, deadline=math.inf)

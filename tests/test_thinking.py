@@ -149,7 +149,7 @@ async def test_strategies_treat_all_tags_alike(tags, opens):
         await generator.grader.close()
         return best
 
-    cut = await solve(BudgetForcing(min_thinking=0, max_thinking=30))
+    cut = await solve(BudgetForcing(min_thinking=0, max_thinking=30, final=""))
     assert cut.text.count(tags.close) == 1
     assert cut.trajectory.response == ("so", "\\boxed{0}")
     assert cut.text.count("hmm") < 10

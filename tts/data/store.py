@@ -359,6 +359,7 @@ class RunStore:
         kept: dict[str, Outcome] = {}
 
         def keep(line: bytes) -> bool:
+            Record.from_json(line)  # damage may be among the candidates, which an outcome leaves out
             row = Outcome.from_json(line)
             if row.error is not None or row.id in kept:
                 return False

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from typing import Literal
 
 Measure = Literal["lowest", "bottom", "tail", "mean"]
 """Confidence of a solution: that of its least confident group, the mean over its least confident tenth of groups, that of its
@@ -39,18 +35,15 @@ def measured(tokens: Sequence[float], measure: Measure, window: int) -> float:
         return float(values.mean())
     if measure == "tail":
         return float(values[-window:].mean())
-    groups = _groups(values, window)
-    if measure == "lowest":
-        return float(groups.min())
-    count = max(1, int(BOTTOM * len(groups)))
+    width = min(window, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    groups = (sums[width:] - sums[:-width]) / width
+    count = 1 if measure == "lowest" else max(1, int(BOTTOM * len(groups)))
     return float(np.partition(groups, count - 1)[:count].mean())
 
 
-def _groups(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of each window of consecutive tokens."""
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which a share of the values lies, interpolated between two of them."""
     import numpy as np
 
-    width = min(window, len(values))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    means: NDArray[np.float64] = (sums[width:] - sums[:-width]) / width
-    return means
+    return float(np.quantile(values, share))

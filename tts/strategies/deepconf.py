@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Gt, Le
 
 from tts.errors import InputError
-from tts.solving.confidence import Measure, measured
+from tts.solving.confidence import Measure, measured, quantile
 from tts.solving.generator import Generator
 from tts.strategies.votes import tally
 from tts.types import Candidate, Count, Problem, Result, Scorer, Strategy
@@ -77,9 +77,7 @@ class DeepConf(Strategy):
 
     def _threshold(self, candidates: Sequence[Candidate], measure: Measure) -> float:
         """The confidence that the share `keep` of the candidates reaches."""
-        import numpy as np
-
-        return float(np.quantile([self.confidence(candidate, measure) for candidate in candidates], 1 - self.keep)) - 1e-9
+        return quantile([self.confidence(candidate, measure) for candidate in candidates], 1 - self.keep) - 1e-9
 
     def _vote(self, candidates: list[Candidate], groups: Sequence[int | None], by: Measure, threshold: float) -> Result:
         """The vote of the answers that reach the threshold by the measure `by`; of all answers if none does."""

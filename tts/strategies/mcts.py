@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from annotated_types import Ge
 
 from tts.errors import InputError
 from tts.solving.generator import Generator
-from tts.strategies.search import BranchingSearch, Node, StepSearch, best
+from tts.strategies.search import BranchingSearch, Node, Scale, StepSearch, best
 from tts.types import Count, Problem, Result, Scorer
 
 
@@ -38,7 +37,7 @@ class MCTS(BranchingSearch):
     """Draw step after step in one simulation, until a solution is finished; otherwise only the steps after one leaf, and back
     up the best one's reward."""
     rollouts: bool = False
-    """Rate a step by the reward of a finished solution, rolled out from it, instead of by its own reward."""
+    """With --no-to-end, rate a step by the reward of a finished solution, rolled out from it, instead of by its own."""
 
     def __post_init__(self) -> None:
         """Accept any width: n limits how many solutions are returned, not how many are drawn in a round."""
@@ -47,13 +46,15 @@ class MCTS(BranchingSearch):
             raise InputError(
                 "--resample has no effect with --width 1, where no step has a sibling to repeat; omit one of the two"
             )
+        if self.rollouts and self.to_end:
+            raise InputError("--rollouts has no effect where each simulation finishes a solution; add --no-to-end")
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
         search = self.search(problem, generator, scorer, resample=self.resample)
         visits: defaultdict[Node, int] = defaultdict(int)
         worth: defaultdict[Node, float] = defaultdict(float)
         children: dict[Node, list[Node]] = {}
-        scale = _Scale()
+        scale = Scale()
 
         def bound(node: Node, parent: Node) -> float:
             own = scale(node.value) if self.unvisited == "reward" else 0.0
@@ -95,20 +96,3 @@ class MCTS(BranchingSearch):
         if self.rule == "puct":
             return math.sqrt(parent) / (siblings * (1 + visits))
         return math.sqrt(math.log(max(1, parent)) / max(1, visits))
-
-
-class _Scale:
-    """Values on the scale of the bonus: as they are where rewards are probabilities. Others are mapped to [0, 1], by the
-    smallest and the largest value of the tree so far, as in MuZero (https://arxiv.org/abs/1911.08265, appendix B)."""
-
-    def __init__(self) -> None:
-        self.low, self.high, self.bounded = math.inf, -math.inf, True
-
-    def see(self, nodes: Sequence[Node]) -> None:
-        for reward in (node.reward for node in nodes):
-            if reward is not None and reward.rated:
-                self.low, self.high = min(self.low, reward.total), max(self.high, reward.total)
-                self.bounded &= reward.share is not None
-
-    def __call__(self, value: float) -> float:
-        return value if self.bounded else (value - self.low) / ((self.high - self.low) or 1.0)

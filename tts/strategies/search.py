@@ -6,6 +6,7 @@ can be displayed, and replayed, from its result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,23 @@ class Node:
     def standing(self) -> tuple[bool, bool, float]:
         """Sort key of nodes: as in `Preference`, but that one in progress can still finish."""
         return self.candidate.finish != "length", self.reward is None or self.reward.rated, self.value
+
+
+class Scale:
+    """Values on the scale of the bonus: as they are where rewards are probabilities. Others are mapped to [0, 1], by the
+    smallest and the largest value of the tree so far, as in MuZero (https://arxiv.org/abs/1911.08265, appendix B)."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.bounded = math.inf, -math.inf, True
+
+    def see(self, nodes: Sequence[Node]) -> None:
+        for reward in (node.reward for node in nodes):
+            if reward is not None and reward.rated:
+                self.low, self.high = min(self.low, reward.total), max(self.high, reward.total)
+                self.bounded &= reward.share is not None
+
+    def __call__(self, value: float) -> float:
+        return value if self.bounded else (value - self.low) / ((self.high - self.low) or 1.0)
 
 
 class Search:
