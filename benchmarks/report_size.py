@@ -14,7 +14,8 @@ from pathlib import Path
 
 import cyclopts
 
-from tts.data.store import Attempt, Record, RunStore
+from tts.data.records import Attempt, Record
+from tts.data.store import RunStore
 from tts.evals.load import load_run
 from tts.evals.summary import Seconds, summarize
 from tts.options import configure, kept

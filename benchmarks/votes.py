@@ -16,7 +16,7 @@ from pathlib import Path
 import cyclopts
 
 import tts
-from tts.data.store import Attempt, Record
+from tts.data.records import Attempt, Record
 from tts.strategies.votes import standardized, tally
 from tts.types import Preference, Reward
 

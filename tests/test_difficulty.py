@@ -8,7 +8,8 @@ import shlex
 import pytest
 
 from tts.cli import main
-from tts.data.store import Attempt, Record, RunStore
+from tts.data.records import Attempt, Record
+from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.evals.difficulty import fit_difficulty
 from tts.options import configure

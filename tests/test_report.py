@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tts.data.store import Attempt, Record, RunStore
+from tts.data.records import Attempt, Record
+from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.evals.calibration import calibration, reward_length_correlation
 from tts.evals.load import load_run

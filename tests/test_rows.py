@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tts.data.store import Attempt, Outcome, Record, RunStore
+from tts.data.records import Attempt, Outcome, Record
+from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.evals.summary import Seconds, summarize
 from tts.options import configure

@@ -16,7 +16,8 @@ import pytest
 
 import tts
 from tests.killing import run_killed
-from tts.data.store import Record, RunStore
+from tts.data.records import Record
+from tts.data.store import RunStore
 from tts.runs.runner import Progress
 from tts.types import Candidate, Result, Strategy
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.scripted import ScriptedEngine, ScriptedScorer
 from tts import run
-from tts.data.store import Record, RunStore
+from tts.data.records import Record
+from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.options import configure
 from tts.solving.budget import Budget

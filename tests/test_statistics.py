@@ -6,7 +6,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from tts.data.store import Attempt, Record
+from tts.data.records import Attempt, Record
 from tts.evals.intervals import estimate, estimate_difference, estimate_over_seeds, paired_p
 from tts.evals.statistics import best_of_k, choice_at_k, majority_of_k, pass_at_k
 from tts.evals.summary import Seconds, at_k, summarize

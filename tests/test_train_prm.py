@@ -363,7 +363,8 @@ def test_a_process_leaves_its_group_before_python_ends(policy, error, code):
     assert process.returncode == bool(code), process.stderr
     assert not code or f"exitcode  : {code} " in process.stderr, process.stderr
     assert "SIGABRT" not in process.stderr
-    threads = [Path(f"threads-{rank}").read_text() for rank in (0, 1)]
+    threads = [path.read_text() for path in Path().glob("threads-*")]
+    assert len(threads) >= (1 if code else 2)  # torchrun may end the second of two that fail before it has looked
     assert all("python" in names and "gloo" not in names for names in threads), threads
 
 

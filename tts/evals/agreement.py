@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
-from tts.data.store import Record
+from tts.data.records import Record
 from tts.evals.intervals import paired_p
 
 FALSE_ALARMS = 0.01

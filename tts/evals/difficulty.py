@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tts.data.store import Record
+from tts.data.records import Record
 from tts.errors import InputError
 from tts.evals.load import open_run
 

@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tts.data.store import Record, RunStore
+from tts.data.records import Record
+from tts.data.store import RunStore
 from tts.errors import InputError
 
 

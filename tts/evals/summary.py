@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import fsum
 from typing import Any, NamedTuple
 
-from tts.data.store import Attempt, Record
+from tts.data.records import Attempt, Record
 from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
 from tts.evals.intervals import Estimate, estimate

@@ -12,7 +12,8 @@ from pathlib import Path
 import cyclopts
 
 import tts
-from tts.data.store import Attempt, Record, RunStore
+from tts.data.records import Attempt, Record
+from tts.data.store import RunStore
 from tts.evals.intervals import Estimate, estimate, estimate_difference
 from tts.evals.statistics import pass_at_k
 from tts.evals.summary import at_k
@@ -48,20 +49,17 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
 
         def pool(strategy: str, scorer: str, benchmark: str, limit: int) -> list[Record]:
-            out = Path(folder, f"{len(list(Path(folder).iterdir()))}")
+            out = Path(tempfile.mkdtemp(dir=folder))
             tts.run(strategy, n=N, model=policy, scorer=scorer, benchmark=benchmark, limit=limit, seed=seed, out=out)
             return sorted(RunStore.open(out).records(), key=lambda record: record.id)
 
         full, response = (pool("bon", scorer, benchmark, limit) for scorer in (prm, response_prm))
         more = [pool("majority", prm, *which) for which in MORE]
-    best: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(BestOfN(), r, k, _reward).value for r in pool]  # noqa: E731
-    votes: Callable[[list[Record], int], list[float]] = lambda pool, k: [at_k(Majority(), r, k, _reward).value for r in pool]  # noqa: E731
-    passes: Callable[[list[Record], int], list[float]] = lambda pool, k: [pass_at_k(_right(r), k) for r in pool]  # noqa: E731
-    vote, one = [votes(full, k) for k in (2, 4, 8, N)], passes(full, 1)
+    vote, one = [_votes(full, k) for k in (2, 4, 8, N)], _passes(full, 1)
     rows: list[tuple[str, list[list[float]]]] = [
-        ("pass@N", [passes(full, k) for k in (1, 2, 4, 8, N)]),
-        ("best-of-N, trajectory-aware PRM", [best(full, k) for k in (1, 2, 4, 8, N)]),
-        ("best-of-N, response-only PRM", [best(response, k) for k in (1, 2, 4, 8, N)]),
+        ("pass@N", [_passes(full, k) for k in (1, 2, 4, 8, N)]),
+        ("best-of-N, trajectory-aware PRM", [_best(full, k) for k in (1, 2, 4, 8, N)]),
+        ("best-of-N, response-only PRM", [_best(response, k) for k in (1, 2, 4, 8, N)]),
         ("majority", [one, *vote]),
     ]
     print(f"{len(full)} problems of {benchmark}, seed {seed}, temperature 1, 95 % intervals over problems\n")
@@ -69,18 +67,18 @@ def evaluate(
     for name, values in rows:
         print(f"| {name} | " + " | ".join(_percent(estimate(v)) for v in values) + " |")
     print("\n| difference in points | |\n|---|---|")
-    top, weak = best(full, N), best(response, N)
+    top, weak = _best(full, N), _best(response, N)
     for name, a, b in (
         ("majority@16 over pass@1", vote[-1], one),
         ("best-of-16 over majority@16", top, vote[-1]),
-        ("best-of-16 over best-of-8", top, best(full, 8)),
-        ("best-of-8 over best-of-4", best(full, 8), best(full, 4)),
-        ("best-of-4 over best-of-2", best(full, 4), best(full, 2)),
+        ("best-of-16 over best-of-8", top, _best(full, 8)),
+        ("best-of-8 over best-of-4", _best(full, 8), _best(full, 4)),
+        ("best-of-4 over best-of-2", _best(full, 4), _best(full, 2)),
         ("trajectory-aware over response-only PRM, best-of-16", top, weak),
     ):
         print(f"| {name} | {_difference(a, b)} |")
     for (which, _), records in zip(MORE, more, strict=True):
-        points = _difference(votes(records, N), passes(records, 1))
+        points = _difference(_votes(records, N), _passes(records, 1))
         print(f"| majority@16 over pass@1, {len(records):,} problems of {which} | {points} |")
     print("\n| best-of-16 by | " + " | ".join(AGGREGATES) + " |\n|---|" + "---|" * len(AGGREGATES))
     print(
@@ -88,6 +86,18 @@ def evaluate(
         + " | ".join(_percent(estimate([at_k(BestOfN(), r, N, f).value for r in full])) for f in AGGREGATES.values())
         + " |"
     )
+
+
+def _best(pool: list[Record], k: int) -> list[float]:
+    return [at_k(BestOfN(), record, k, _reward).value for record in pool]
+
+
+def _votes(pool: list[Record], k: int) -> list[float]:
+    return [at_k(Majority(), record, k, _reward).value for record in pool]
+
+
+def _passes(pool: list[Record], k: int) -> list[float]:
+    return [pass_at_k(_right(record), k) for record in pool]
 
 
 def _reward(attempt: Attempt) -> Reward:

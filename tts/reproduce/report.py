@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tts.data.store import Record, RunStore
+from tts.data.records import Record
+from tts.data.store import RunStore
 from tts.evals.intervals import estimate_over_seeds
 from tts.evals.statistics import best_of_k, majority_of_k, pass_at_k
 from tts.reproduce.experiments import ARMS, PRMS

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from tts import interrupts
 from tts.data.files import writing
 from tts.data.identity import check_content, content_of, content_of_problems
-from tts.data.store import Attempt, Outcome, Record, RunStore, check_creatable
+from tts.data.records import Attempt, Outcome, Record
+from tts.data.store import RunStore, check_creatable
 from tts.engines import ENGINES, installed
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark

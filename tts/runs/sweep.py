@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tts.data.files import write_whole, writing
 from tts.data.lock import Lock
-from tts.data.store import Attempt, Record
+from tts.data.records import Attempt, Record
 from tts.errors import InputError
 from tts.evals.benchmarks import problem_of
 from tts.evals.intervals import Estimate, estimate, estimate_difference

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tts.data.store import Record
+from tts.data.records import Record
 from tts.errors import InputError
 from tts.evals.agreement import FALSE_ALARMS, Compared, changes_found, compare_pairs, first_difference, quantities
 from tts.evals.load import open_run, read_json, read_summary

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tts.data.store import Attempt, Record
+from tts.data.records import Attempt, Record
 from tts.errors import InputError
 from tts.evals.load import open_run, read_json, read_summary
 from tts.show.style import reward_style

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from heapq import heappop, heappush
 
-from tts.data.store import Record
+from tts.data.records import Record
 
 PROBLEMS = 1000
 """Problems in a report, by default."""
