@@ -18,7 +18,7 @@ import tts
 from tests.killing import run_killed
 from tts.data.records import Record
 from tts.data.store import RunStore
-from tts.runs.runner import Progress
+from tts.runs.progress import Progress
 from tts.types import Candidate, Result, Strategy
 
 SMALL = {"limit": 12, "n": 4}

@@ -38,8 +38,9 @@ def strategies(named: Mapping[str, Any]) -> dict[str, type[Strategy]]:
 
 def run(given: dict[str, Any], output: Output) -> int:
     """The command."""
+    from tts.runs import runner
     from tts.runs.forecast import forecast
-    from tts.runs.runner import Progress, prepare, resolve, wait
+    from tts.runs.progress import Progress
     from tts.show.live import RunView
     from tts.show.summary import show
     from tts.show.tracking import load_service, log_run
@@ -48,14 +49,14 @@ def run(given: dict[str, Any], output: Output) -> int:
     strategy = given.pop("strategy", None)
     tracker = load_service(service) if service is not None else None
     if dry:
-        settings, solver, store = resolve(strategy, given)
+        settings, solver, store = runner.resolve(strategy, given)
         found = forecast(settings, solver, solved=store.solved() if store is not None else 0)
         output.result(table=found.show, data=found.to_json)
         return Exit.OK
     progress = Progress()
     with on_interrupt(lambda: how_to_resume(progress)):
         summary = output.watched(
-            lambda: wait(prepare(strategy, progress=progress, **given).solve), lambda console: RunView(progress, console)
+            lambda: runner.run(strategy, progress=progress, **given), lambda console: RunView(progress, console)
         )
     if tracker is not None:
         log_run(tracker, summary, RunStore.open(Path(summary.run)).settings)

@@ -50,7 +50,7 @@ def strategies(named: Mapping[str, Any]) -> dict[str, type[Strategy]]:
 
 def sweep(given: dict[str, Any], output: Output) -> int:
     """The command."""
-    from tts.runs.runner import Progress
+    from tts.runs.progress import Progress
     from tts.runs.sweep import forecast_sweep
     from tts.runs.sweep import sweep as sweep_strategies
     from tts.show.live import RunView

@@ -52,7 +52,7 @@ PLACES = ("model", "scorer", "benchmark", "url")
 
 def verify(settings: VerifyCommand, output: Output) -> int:
     """The command."""
-    from tts.runs.runner import Progress
+    from tts.runs.progress import Progress
     from tts.runs.verify import verify as verify_run
     from tts.show.live import RunView
     from tts.show.verification import show

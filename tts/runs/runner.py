@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,50 +14,29 @@ from typing import Any, TypeVar
 from tts import interrupts
 from tts.data.files import writing
 from tts.data.identity import check_content, content_of, content_of_problems
-from tts.data.records import Attempt, Outcome, Record
+from tts.data.records import Attempt, Record
 from tts.data.store import RunStore, check_creatable
-from tts.engines import ENGINES, installed
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark
 from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
 from tts.grading.pool import Grader
 from tts.options import check_resumable, configure, kept, keywords_of, options_of
+from tts.runs.facts import facts
+from tts.runs.models import Models
+from tts.runs.progress import Progress
 from tts.runs.settings import RunSettings
 from tts.scorers import is_reward_model
 from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
-from tts.types import NO_INSTRUCTION, Candidate, Engine, Problem, Reward, Scorer, Strategy, Usage
+from tts.types import NO_INSTRUCTION, Engine, Problem, Reward, Scorer, Strategy, Usage
 
 T = TypeVar("T")
 
 
-@dataclass
-class Progress:
-    """What a live view looks at while a run is under way."""
-
-    stage: str = "starting"
-    total: int = 0
-    done: int = 0
-    resumed: int = 0
-    """Of `done`, those that an earlier session solved."""
-    failed: int = 0
-    damaged: int = 0
-    """Rows that an earlier session had written and something has damaged since; their problems are solved again."""
-    graded: int = 0
-    right: int = 0
-    generated: int = 0
-    """Tokens, in this session."""
-    clock: Clock = field(default_factory=Clock)
-    folder: Path | None = None
-
-    def add(self, record: Record | Outcome) -> None:
-        self.done += 1
-        self.failed += record.error is not None
-        self.graded += record.correct is not None
-        self.right += bool(record.correct)
+RESUME = "what was solved is kept; when that is fixed, resume with: tts run --resume {folder}"
 
 
 @keywords_of(RunSettings)
@@ -97,35 +72,70 @@ def prepare(
     *,
     engine_instance: Engine | None = None,
     scorer_instance: Scorer | None = None,
+    models: Models | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Run:
-    """A run that is ready to be solved: everything checked and loaded, its folder made. Arguments are those of `run`."""
+    """A run that is ready to be solved: everything checked, what its problems need loaded, its folder made.
+
+    `models`, instead of the two instances, are those of several runs, and the caller closes them. Other arguments are those of
+    `run`.
+    """
     progress = progress or Progress()
-    _check_instances(engine_instance, scorer_instance)
     chosen, solver, store = resolve(strategy, settings)
+    own = Models(chosen, progress, engine_instance, scorer_instance)
+    models = models or own
     with ExitStack() as stack:
         if store is not None:
             store.lock()
             stack.callback(store.close)
-        benchmark = _problems_of(chosen, store)
+        benchmark = problems_of(chosen, store)
         chosen = replace(chosen, instruction=benchmark.instruction)  # so that run.json has it
         folder = chosen.out or _default_folder(chosen)
         progress.stage = "looking at data and models"
         content = content_of_run(chosen, benchmark)
-        if store is not None:
-            _compare(store, content, chosen)
-        else:
-            check_creatable(folder)
-        engine, scorer, loaded = _load(chosen, solver, engine_instance, scorer_instance, progress)
-        solver.check_scorer(scorer)
         if store is None:
-            store = RunStore.create(folder, kept(chosen), {**facts(), "content": content})
+            check_creatable(folder)
+            models.load(solver)
+            store, before = RunStore.create(folder, kept(chosen), {**facts(), "content": content}), Before()
+        else:
+            _compare(store, content, chosen)
+            progress.stage = "reading what is solved"
+            before = before_now(store, progress)
+            if any(problem.id not in before.solved for problem in benchmark.problems):
+                models.load(solver)
         stack.pop_all()
-    return Run(chosen, solver, benchmark, engine, scorer, store, progress, loaded)
+    return Run(chosen, solver, benchmark, models, store, progress, before, owns=models is own)
 
 
-def _problems_of(settings: RunSettings, store: RunStore | None) -> Benchmark:
+@dataclass(frozen=True)
+class Before:
+    """What earlier sessions of a run have done."""
+
+    solved: frozenset[str] = frozenset()
+    """Ids of the problems that have a row."""
+    seconds: Seconds = field(default_factory=Seconds)
+    generated: int = 0
+    """Tokens, those of problems that failed and will be tried again among them."""
+
+
+def before_now(store: RunStore, progress: Progress) -> Before:
+    """Prepare a folder to be written on, and say what it has. Raises InputError where it cannot be written."""
+    with writing(store.folder, RESUME.format(folder=store.folder)):
+        solved, progress.damaged = store.recover()
+    for outcome in solved.values():
+        progress.add(outcome)
+    progress.resumed = progress.done
+    seconds, generated, timed = Seconds(), 0, set[str]()
+    for row in store.timing_rows():
+        seconds, generated = Seconds(**row["run"]), generated + row.get("generated", 0)
+        timed.add(row["id"])
+    generated += sum(row.usage.generated for row in solved.values() if row.id not in timed)  # killed before its timing
+    return Before(frozenset(solved), seconds, generated)
+
+
+def problems_of(settings: RunSettings, store: RunStore | None) -> Benchmark:
+    """The problems as a run's settings say. Raises InputError."""
     return settings.load_benchmark(
         seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, instruction=settings.instruction,
         numbered=store is not None and store.numbered,
@@ -150,48 +160,6 @@ def _compare(store: RunStore, content: dict[str, str], settings: RunSettings) ->
     if changes := check_content(store.folder, store.read_run(), content, accept=settings.accept_changes):
         with writing(store.folder, "make room, then resume again"):
             store.note(**changes)
-
-
-def load_run_of(
-    settings: RunSettings,
-    store: RunStore,
-    *,
-    progress: Progress,
-    engine_instance: Engine | None = None,
-    scorer_instance: Scorer | None = None,
-) -> Run:
-    """The run of a folder with what it needs loaded, to look at it or to redraw rows; nothing is written. Raises InputError."""
-    _check_instances(engine_instance, scorer_instance)
-    solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
-    benchmark = _problems_of(settings, store)
-    engine, scorer, loaded = _load(settings, solver, engine_instance, scorer_instance, progress)
-    return Run(settings, solver, benchmark, engine, scorer, store, progress, loaded)
-
-
-def _load(
-    settings: RunSettings, solver: Strategy, engine: Engine | None, scorer: Scorer | None, progress: Progress
-) -> tuple[Engine, Scorer, list[Engine | Scorer]]:
-    """Engine and scorer, unless they are given, and those of the two that were loaded here."""
-    loaded: list[Engine | Scorer] = []
-    if engine is None:
-        progress.stage = f"loading {settings.model}"
-        loaded.append(engine := settings.load_engine())
-    if scorer is None:
-        progress.stage = f"loading {settings.scorer}"
-        scorer = settings.load_scorer(policy=settings) if solver.uses_scorer else _NoScorer()
-        loaded.append(scorer)
-    return engine, scorer, loaded
-
-
-def _check_instances(engine: Engine | None, scorer: Scorer | None) -> None:
-    """Raise InputError where an object that a caller made lacks something that will be asked of it."""
-    asked: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "Engine": (engine, ("context", "tells_steps", "encode", "decode", "generate", "close")),
-        "Scorer": (scorer, ("by_step", "compares", "logprobs", "over", "score", "close")),
-    }
-    for base, (given, names) in asked.items():
-        if given is not None and (lacking := [name for name in names if not hasattr(given, name)]):
-            raise InputError(f"{type(given).__name__} has no {lacking[0]}; subclass tts.{base}, which has it")
 
 
 def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[RunSettings, Strategy, RunStore | None]:
@@ -221,13 +189,6 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
     return chosen, solver, store
 
 
-class _NoScorer(Scorer):
-    """The scorer of a strategy that declares that it asks for no rewards."""
-
-    async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
-        raise RuntimeError("this strategy declares uses_scorer = False, yet it asked for rewards")
-
-
 @dataclass
 class Run:
     """A strategy, an engine, a scorer and problems, about to be solved or under way."""
@@ -235,43 +196,42 @@ class Run:
     settings: RunSettings
     strategy: Strategy
     benchmark: Benchmark
-    engine: Engine
-    scorer: Scorer
+    models: Models
     store: RunStore
     progress: Progress
-    loaded: list[Engine | Scorer]
-    """What was loaded for this run and is let go of after it."""
+    before: Before = field(default_factory=Before)
+    owns: bool = False
+    """Whether the models are this run's alone, to be closed after it."""
     run_budget: Budget = field(init=False, default_factory=Budget)
     _server: str | None = field(init=False, default=None)
     """What the engine's server says that it runs."""
+
+    @property
+    def engine(self) -> Engine:
+        return self.models.engine
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.models.scorer_of(self.strategy)
 
     async def solve(self) -> Summary:
         """Solve every problem that has no row yet, and sum up."""
         folder = self.store.folder
         try:
-            with writing(folder, f"what was solved is kept; when that is fixed, resume with: tts run --resume {folder}"):
+            with writing(folder, RESUME.format(folder=folder)):
                 return await self._solve()
         finally:
             self.store.close()
-            for part in self.loaded:
-                await part.close()
+            if self.owns:
+                await self.models.close()
 
     async def _solve(self) -> Summary:
-        progress, start = self.progress, time.perf_counter()
-        solved, progress.damaged = self.store.recover()
-        for outcome in solved.values():
-            progress.add(outcome)
-        progress.resumed = progress.done
-        before, spent, timed = Seconds(), 0, set[str]()
-        for row in self.store.timing_rows():  # also of problems that failed and will be tried again
-            before, spent = Seconds(**row["run"]), spent + row.get("generated", 0)
-            timed.add(row["id"])
-        spent += sum(row.usage.generated for row in solved.values() if row.id not in timed)  # killed before its timing
+        progress, before, start = self.progress, self.before.seconds, time.perf_counter()
         limit = self.settings.run_budget
-        self.run_budget = Budget(None if limit is None else max(0, limit - spent))
+        self.run_budget = Budget(None if limit is None else max(0, limit - self.before.generated))
         progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
-        todo = iter([problem for problem in self.benchmark.problems if problem.id not in solved])
-        del solved, timed  # a large run's fill memory
+        left = [problem for problem in self.benchmark.problems if problem.id not in self.before.solved]
+        todo = iter(left)
 
         def elapsed() -> Seconds:
             clock = progress.clock
@@ -296,7 +256,7 @@ class Run:
 
         try:
             async with grading() as grader, asyncio.TaskGroup() as group:
-                for _ in range(min(self.settings.concurrency, len(self.benchmark.problems))):
+                for _ in range(min(self.settings.concurrency, len(left))):
                     group.create_task(work(grader))
         except* InputError as errors:
             raise errors.exceptions[0] from None
@@ -326,7 +286,7 @@ class Run:
             seconds=seconds,
             run=str(self.store.folder),
             reward=self.reward,
-            compares=self.scorer.compares,
+            compares=self.models.compares,
             flops=self._flops,
         )
 
@@ -394,30 +354,3 @@ def _default_folder(settings: RunSettings) -> Path:
         number += 1
         folder = Path("runs") / f"{stem}-{number}"
     return folder
-
-
-def _git() -> dict[str, Any] | None:
-    """The commit of the repository that the run is started in, if any, and whether files differ from it."""
-    try:
-        commit, status = (
-            subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "changed": bool(status)}
-
-
-def facts() -> dict[str, Any]:
-    """Versions and hardware, by which one run is told from another later."""
-    runs_on = [ENGINES.get(name).requires for name in ENGINES]
-    packages = ["tts-toolkit", "torch", "transformers", "math-verify", "numpy", *filter(None, runs_on)]
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git": _git(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: number for name in packages if (number := installed(name)) is not None},
-        },
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": sys.platform},
-    }

@@ -12,7 +12,7 @@ from tts.data.stream import CallbackSink, FileSink, Processed, Rejected, Sink, T
 from tts.data.traces import Trace
 from tts.errors import InputError
 from tts.runs.settings import ScoreSettings
-from tts.scorers import SCORERS, is_reward_model
+from tts.scorers import compares, is_reward_model
 from tts.solving.scoring import check_rewards
 from tts.types import Part, Reward, Scorer
 
@@ -46,7 +46,7 @@ def score_file(
     source = settings.traces.expanduser()
     if not source.is_file():
         raise InputError(f"no file {settings.traces}; give a JSONL file of traces")
-    if getattr(SCORERS.find(settings.scorer), "compares", False):  # a class, or a function, which has no such attribute
+    if compares(settings.scorer):
         raise InputError(f"the scorer {settings.scorer} compares solutions of one problem; tts score reads traces one by one")
     sink: Sink = CallbackSink(write, complain)
     if out is not None:

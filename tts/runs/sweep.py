@@ -29,9 +29,11 @@ from tts.evals.statistics import Sampled, pass_at_k
 from tts.evals.summary import at_k
 from tts.options import configure, keywords_of, options_of
 from tts.runs.forecast import Forecast, forecast
-from tts.runs.runner import Progress, Run, prepare, wait
+from tts.runs.models import Models
+from tts.runs.progress import Progress
+from tts.runs.runner import Run, prepare, wait
 from tts.runs.settings import RunSettings
-from tts.scorers import SCORERS
+from tts.scorers import compares
 from tts.strategies import get_strategy
 from tts.strategies.bon import BestOfN
 from tts.strategies.majority import Majority
@@ -140,23 +142,17 @@ def sweep(
     folder = Path(out)
     common = {name: value for name, value in settings.items() if name in {o.name for o in options_of(RunSettings)}}
     options = {name: value for name, value in settings.items() if name not in common}
-    plan = _plan(list(dict.fromkeys(strategies)), ns, options, common, _compares(common, scorer_instance))
-    loaded: dict[str, Any] = {"engine_instance": engine_instance, "scorer_instance": scorer_instance}
     progress = progress or Progress()
+    models = Models(configure(RunSettings, common), progress, engine_instance, scorer_instance)
+    plan = _plan(list(dict.fromkeys(strategies)), ns, options, common, models.compares)
 
     async def solve() -> list[_Measured]:
         rows: list[_Measured] = []
         for job in plan.jobs:
             runs = []
             for seed in numbers:
-                run = _prepare(
-                    job, folder / f"{job.name}-seed{seed}", seed=seed, progress=progress, **loaded, **common,
-                )  # fmt: skip
-                opened.extend(run.loaded)
-                run.loaded = []  # kept for the next one
-                loaded["engine_instance"] = run.engine
-                if job.solver.uses_scorer:
-                    loaded["scorer_instance"] = run.scorer
+                where = folder / f"{job.name}-seed{seed}"
+                run = _prepare(job, where, seed=seed, models=models, progress=progress, **common)
                 await run.solve()
                 runs.append(run)
                 progress.done = progress.resumed = progress.failed = progress.graded = progress.right = 0
@@ -175,10 +171,8 @@ def sweep(
         try:
             return await solve()
         finally:
-            for part in opened:
-                await part.close()
+            await models.close()
 
-    opened: list[Any] = []
     with writing(folder, "what was solved is kept; make room, then give the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder):
@@ -204,7 +198,8 @@ def forecast_sweep(strategies: Sequence[str], n: Sequence[int], *, seeds: int = 
     common = {name: value for name, value in settings.items() if name in names}
     options = {name: value for name, value in settings.items() if name not in names}
     found = []
-    for job in _plan(list(dict.fromkeys(strategies)), sorted(set(n)), options, common, _compares(common, None)).jobs:
+    alone = compares(common.get("scorer", RunSettings.scorer))
+    for job in _plan(list(dict.fromkeys(strategies)), sorted(set(n)), options, common, alone).jobs:
         run = configure(RunSettings, {**common, "strategy": job.strategy, "options": asdict(job.solver)})  # type: ignore[call-overload]
         found += [forecast(run, job.solver)] * seeds
     return found
@@ -232,12 +227,6 @@ class _Measured(NamedTuple):
 
     row: SweepRow
     by_problem: Mapping[str, float]
-
-
-def _compares(settings: Mapping[str, Any], scorer: Scorer | None) -> bool:
-    """Whether the scorer compares candidates with each other, so that their rewards are those of one size only."""
-    found = scorer if scorer is not None else SCORERS.find(settings.get("scorer", RunSettings.scorer))
-    return bool(getattr(found, "compares", False))  # a function has no such attribute
 
 
 def _plan(names: Sequence[str], ns: Sequence[int], options: dict[str, Any], common: dict[str, Any], compares: bool) -> _Plan:

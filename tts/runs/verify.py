@@ -17,9 +17,14 @@ from tts.evals.agreement import FALSE_ALARMS, Compared, changes_found, compare_p
 from tts.evals.load import open_run, read_json, read_summary
 from tts.evals.summary import Seconds
 from tts.grading.pool import Grader
-from tts.runs.runner import Progress, Run, content_of_run, facts, grading, load_run_of, settings_of, wait
+from tts.options import configure
+from tts.runs.facts import facts
+from tts.runs.models import Models
+from tts.runs.progress import Progress
+from tts.runs.runner import Run, content_of_run, grading, problems_of, settings_of, wait
 from tts.runs.settings import Method, RunSettings
 from tts.solving.clock import Clock
+from tts.strategies import get_strategy
 from tts.types import Candidate, Engine, Problem, Result, Scorer, Step, Usage
 
 SHOWN = 20
@@ -114,13 +119,10 @@ def verify(
         InputError: The folder is not a run folder, or its settings cannot be used here.
     """
     store = open_run(Path(run))
-    job = load_run_of(
-        settings_of(store.settings, **places),
-        store,
-        progress=progress or Progress(),
-        engine_instance=engine_instance,
-        scorer_instance=scorer_instance,
-    )
+    settings, progress = settings_of(store.settings, **places), progress or Progress()
+    solver = configure(get_strategy(settings.strategy), settings.options, noun=f"the strategy {settings.strategy}")
+    models = Models(settings, progress, engine_instance, scorer_instance)
+    job = Run(settings, solver, problems_of(settings, store), models, store, progress)
     return wait(_Check(job, share, count, secrets.randbits(32) if seed is None else seed, method).work)
 
 
@@ -144,8 +146,7 @@ class _Check:
         try:
             return await self._work()
         finally:
-            for part in self.run.loaded:
-                await part.close()
+            await self.run.models.close()
 
     async def _work(self) -> Verification:
         summary = read_summary(self.run.store.folder)

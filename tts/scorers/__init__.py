@@ -41,6 +41,11 @@ def is_reward_model(name: str) -> bool:
     return SCORERS.find(name) is None
 
 
+def compares(name: str) -> bool:
+    """Whether a scorer compares candidates with each other, so that its rewards are those among these candidates only."""
+    return bool(getattr(SCORERS.find(name), "compares", False))  # of a class; a function has no such attribute
+
+
 def load_scorer(
     name: str,
     *,

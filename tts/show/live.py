@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tts.data.stream import Tally
-from tts.runs.runner import Progress
+from tts.runs.progress import Progress
 from tts.runs.score import Scored
 from tts.show.style import reward_style
 from tts.types import Part
