@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import cyclopts
@@ -51,8 +52,10 @@ def large_run(folder, name, problems, seed):
             row["candidates"] = [row["candidates"][k] for k in order]
             row["choice"] = order.index(row["choice"])
             row["id"] = f"p-{int(row['id'].removeprefix('p-')) + 60 * (i // len(rows))}"
-            file.write(json.dumps(timings[i % len(rows)] | {"id": row["id"], "at": results.tell()}) + "\n")
-            results.write(json.dumps(row, ensure_ascii=False) + "\n")
+            line = json.dumps(row, ensure_ascii=False)
+            timing = {"id": row["id"], "at": results.tell(), "crc": zlib.crc32(line.encode())}
+            file.write(json.dumps(timings[i % len(rows)] | timing) + "\n")
+            results.write(line + "\n")
     settings = json.loads((folder / "small" / "run.json").read_text())
     settings["settings"] |= {"benchmark": str(data), "seed": seed}
     settings.pop("content", None)  # that of the small run's data

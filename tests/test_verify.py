@@ -107,6 +107,19 @@ def test_an_edited_row_is_found(run, loaded, field, change):
     assert found.identical == LIMIT - 1
 
 
+def test_an_edited_row_is_found_by_its_checksum_though_it_was_not_chosen(run, loaded):
+    rewards = iter([0.123, 0.321])
+    names = {edit(run, lambda row: row["candidates"][1]["rewards"].__setitem__(0, next(rewards)), which) for which in (3, 5)}
+    for seed in range(3):
+        found = verify(run, count=1, seed=seed, method="statistics", **loaded)
+        assert {d.where for d in found.differences} >= names
+    timings = run / "timings.jsonl"
+    rows = [json.loads(line) for line in timings.read_text().splitlines()]
+    timings.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "crc"}) + "\n" for row in rows))
+    found = verify(run, count=1, seed=0, method="statistics", **loaded)  # a run of an early version
+    assert not {d.where for d in found.differences} & names
+
+
 def test_bytes_are_compared_not_only_values(run, loaded):
     lines = (run / "results.jsonl").read_text().splitlines()
     lines[0] = lines[0].replace('"candidates": [', '"candidates":[', 1)

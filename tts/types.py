@@ -248,6 +248,8 @@ class Reward:
     @property
     def rated(self) -> bool:
         """Whether anything that `total` is made of is known. A candidate that is not rated ranks below those that are."""
+        if self.known and self.how != "final":
+            return True
         steps, final = self._parts
         return (bool(steps) and self.how != "final") or (final is not None and counts_final(self.alpha, self.how))
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 from tts.data.files import BLOCK, ESCAPE, append_lines, part_of, repair, whole_lines, write_whole, writing
 from tts.data.lock import LOCK, Lock
@@ -30,6 +31,8 @@ class _Timing:
     run: dict[str, float]
     """The run's clock at that moment, in seconds."""
     generated: int = 0
+    crc: int | None = None
+    """CRC-32 of the row; None in folders of early versions."""
 
 
 class RunStore:
@@ -192,23 +195,42 @@ class RunStore:
         kept: dict[str, Outcome] = {}
 
         def keep(line: bytes) -> bool:
-            row = Record.from_json(line).outcome  # read whole, as damage may be among the candidates
+            row = Outcome.from_json(line)
+            if written.get(row.id) != crc32(line):
+                row = Record.from_json(line).outcome  # read whole, as damage may be among the candidates
             if row.error is not None or row.id in kept:
                 return False
             kept[row.id] = row
             return True
 
-        damaged = repair(self.results, keep)
         repair(self.timings, lambda line: bool(parse_as(_Timing, line)))
-        return kept, damaged
+        written = self._checksums()
+        return kept, repair(self.results, keep)
+
+    def _checksums(self) -> dict[str, int]:
+        """CRC-32 of the rows as they were written, by id."""
+        return {row["id"]: row["crc"] for row in self.timing_rows() if row.get("crc") is not None}
+
+    def edited(self) -> Iterator[str]:
+        """Ids of the rows that are not as they were written, as far as timings.jsonl says so. Raises InputError at a bad row."""
+        written = self._checksums()
+        for line in whole_lines(self.results):
+            name = self._read_row(Outcome.from_json, line).id
+            if written.get(name, crc := crc32(line)) != crc:
+                yield name
 
     def append(self, record: Record, timing: dict[str, Any]) -> None:
-        """Append the row of a problem to results.jsonl, then its timing, with the row's place, to timings.jsonl.
+        """Append the row of a problem to results.jsonl, then its timing, with the row's place and checksum, to timings.jsonl.
 
         Raises OSError; then neither file ends in half a row.
         """
-        timing = {**timing, "at": self.results.stat().st_size if self.results.exists() else 0}
-        append_lines(self.results, [record.to_json()])
+        row = record.to_json()
+        timing = {
+            **timing,
+            "at": self.results.stat().st_size if self.results.exists() else 0,
+            "crc": crc32(row.encode(errors=ESCAPE)),
+        }
+        append_lines(self.results, [row])
         append_lines(self.timings, [json.dumps(timing)])
 
     def timing_rows(self) -> Iterator[dict[str, Any]]:

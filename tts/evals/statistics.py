@@ -82,8 +82,11 @@ def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], sizes: Se
 
     Subsets are counted for each number of votes t and each candidate i of a group with right ones: those in which i is chosen
     with t votes. Of every other group with finished members, they have fewer than t candidates, or t with no finished one
-    before i, or only unfinished ones. The coefficients of a product of generating functions, one per group, count them.
+    before i, or only unfinished ones. Above the size of the largest of those groups, this holds for all subsets; up to there,
+    the coefficients of a product of generating functions, one per group, count them.
     """
+    if not voters:
+        return [0.0] * len(sizes)
     choose, size = _binomials(len(voters)), Counter(group for group, _, _ in voters if group is not None)
     places: dict[int, list[int]] = {}  # of finished members
     for i, (group, _, done) in enumerate(voters):
@@ -91,17 +94,26 @@ def _ways_to_be_right(voters: Sequence[tuple[int | None, bool, bool]], sizes: Se
             places.setdefault(group, []).append(i)
     ways, largest = [0.0] * len(sizes), min(max(sizes), len(voters))
     for chosen, members in places.items():
-        right = np.array([voters[i][1] for i in members])
-        if not right.any():
+        right = [float(voters[i][1]) for i in members]
+        if not any(right):
             continue
         mates = size[chosen] - 1 - np.arange(len(members))  # who may vote beside i: unfinished ones, and those after i
+        wins = choose[mates, : size[chosen]] * np.array(right)[:, None]  # [i, t - 1]
+        outside, contested = len(voters) - size[chosen], max((size[group] for group in places if group != chosen), default=0)
+        for place, k in enumerate(sizes):
+            last = min(k, size[chosen])
+            if contested < last:
+                rest = choose[outside, k - last : k - contested][::-1]  # of the others, for t = contested + 1, …, last
+                ways[place] += float(wins[:, contested:last].sum(0) @ rest)
         # of a rival with t votes, those who can have them if i is chosen: unfinished ones, and those after i
-        ties = {group: size[group] - np.searchsorted(found, members) for group, found in places.items() if group != chosen}
-        for t in range(1, min(largest, size[chosen]) + 1):
+        ties = {
+            group: [size[group] - bisect_left(found, i) for i in members] for group, found in places.items() if group != chosen
+        }
+        for t in range(1, min(largest, size[chosen], contested) + 1):
             rivals = [group for group in ties if size[group] >= t]
-            others = len(voters) - size[chosen] - sum(size[group] for group in rivals)
+            others = outside - sum(size[group] for group in rivals)
             width = largest - t + 1
-            chances = (right * choose[mates, t - 1])[:, None] * choose[others, :width]  # by i and number of candidates beside
+            chances = wins[:, t - 1, None] * choose[others, :width]  # [i, number of candidates beside those with votes]
             for group in rivals:
                 tied = choose[ties[group], t][:, None] * chances[:, : max(0, width - t)]
                 chances = chances @ _not_tied(size[group], size[group] - len(places[group]), t, width)

@@ -185,6 +185,7 @@ def summarize(
     for record in records:
         attempts = record.candidates
         rewards = [reward(attempt) for attempt in attempts]
+        rated = [r.rated for r in rewards]
         usage, n = usage + record.usage, max(n, len(attempts))
         counts.update(
             problems=1,
@@ -193,7 +194,7 @@ def summarize(
             tokens=sum(sum(attempt.tokens) for attempt in attempts),
             truncated=sum(attempt.finish == "length" for attempt in attempts),
             missing=sum(r.missing for r in rewards),
-            unrated=sum(attempt.rewards is not None and not r.rated for attempt, r in zip(attempts, rewards, strict=True)),
+            unrated=sum(attempt.rewards is not None for attempt, known in zip(attempts, rated, strict=True) if not known),
         )
         if record.correct is not None:
             rows.append(_measure(record, strategy, rewards, repeat, fixed))
@@ -311,6 +312,8 @@ def _curve(rows: Sequence[_Graded], sizes: Sequence[int]) -> tuple[Point, ...]:
 
 def _over_problems(values: Sequence[float], problems: Sequence[str]) -> Estimate:
     """The estimate over problems from one value per row; repetitions of one problem say nothing about other problems."""
+    if len(set(problems)) == len(problems):
+        return estimate(values)
     repetitions: defaultdict[str, list[float]] = defaultdict(list)
     for problem, value in zip(problems, values, strict=True):
         repetitions[problem].append(value)

@@ -139,6 +139,8 @@ class _Check:
     identical: int = 0
     different: int = 0
     differences: list[Difference] = field(default_factory=list)
+    reported: set[str] = field(default_factory=set)
+    """Ids of the rows that differ."""
     errors: list[str] = field(default_factory=list)
     pairs: list[tuple[dict[str, float], dict[str, float]]] = field(default_factory=list)
 
@@ -163,6 +165,8 @@ class _Check:
             raise errors.exceptions[0] from None
         if self.errors and len(self.errors) == self.checked:
             raise InputError(f"none of {self.checked} rows could be redrawn: {self.errors[0]}")
+        for name in set(self.run.store.edited()) - self.reported:
+            self._report(Difference(name, "", "other bytes than its checksum in timings.jsonl", "the row as it was written"))
         good = self._check_summary(summary) if summary is not None else None
         return self._result(cause, good)
 
@@ -248,6 +252,7 @@ class _Check:
     def _report(self, difference: Difference | None) -> None:
         if difference is not None:
             self.different += 1
+            self.reported.add(difference.where)
             if len(self.differences) < SHOWN:
                 self.differences.append(difference)
 
