@@ -212,7 +212,7 @@ class RunStore:
         return {row["id"]: row["crc"] for row in self.timing_rows() if row.get("crc") is not None}
 
     def edited(self) -> Iterator[str]:
-        """Ids of the rows that are not as they were written, as far as timings.jsonl says so. Raises InputError at a bad row."""
+        """Ids of the rows that do not have the checksums of timings.jsonl. Raises InputError at a bad row."""
         written = self._checksums()
         for line in whole_lines(self.results):
             name = self._read_row(Outcome.from_json, line).id
@@ -225,11 +225,8 @@ class RunStore:
         Raises OSError; then neither file ends in half a row.
         """
         row = record.to_json()
-        timing = {
-            **timing,
-            "at": self.results.stat().st_size if self.results.exists() else 0,
-            "crc": crc32(row.encode(errors=ESCAPE)),
-        }
+        place = self.results.stat().st_size if self.results.exists() else 0
+        timing = {**timing, "at": place, "crc": crc32(row.encode(errors=ESCAPE))}
         append_lines(self.results, [row])
         append_lines(self.timings, [json.dumps(timing)])
 
