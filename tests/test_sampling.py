@@ -253,6 +253,8 @@ def test_a_recommendation_that_is_no_value_is_refused_or_left_out(tmp_path, capl
         RunSettings(model=model, temperature=0).note_recommended()  # greedy text has no tail to cut off
     assert [record.message for record in caplog.records if "--top-p 0.9, which" in record.message]
     assert len(caplog.records) == 1
+    served = RunSettings(model="a-servers-name", engine_args={"tokenizer": model}, top_p=1.0)
+    assert [(o.name, value) for o, value in served._passed_over()] == [("top_p", 0.9)]
 
 
 def test_a_run_from_before_these_options_resumes(tmp_path):

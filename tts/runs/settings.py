@@ -78,6 +78,11 @@ class PolicyOptions(Settings):
             object.__setattr__(self, name, value)  # the one way to set a field of a frozen dataclass
 
     @property
+    def files(self) -> str:
+        """The model whose files are on this machine or the hub."""
+        return self.model
+
+    @property
     def prompting(self) -> dict[str, Any]:
         """The arguments of `tts.models.prompts.Prompter` that are not its defaults, besides the model."""
         given = {name: getattr(self, name) for name in ("system", "prompt_template", "chat_template_args")}
@@ -98,6 +103,10 @@ class EngineOptions(PolicyOptions):
     """Address of the server, for engines that are a client of one."""
     adapter: str | None = option(None, names="model")
     """LoRA adapter of the policy: a folder or a hub id."""
+
+    @property
+    def files(self) -> str:
+        return str(self.engine_args.get("tokenizer") or self.model)  # the model behind a server's name for it
 
     def load_engine(self) -> Engine:
         """Start the engine. Raises InputError."""
@@ -209,12 +218,12 @@ class SamplingOptions(PolicyOptions):
     generation_config.json."""
 
     def __post_init__(self) -> None:
-        open_ = [o for o in options_of(type(self)) if o.otherwise is not None and getattr(self, o.name) is None]
-        own = recommended(self.model) if open_ and self.generation_config == "model" else {}
-        for o in open_:
-            value = convert(o, own[o.name], f"{FILE} of {self.model}: ") if o.name in own else o.otherwise
-            object.__setattr__(self, o.name, value)  # the one way to set a field of a frozen dataclass
         super().__post_init__()
+        left = [o for o in options_of(type(self)) if o.otherwise is not None and getattr(self, o.name) is None]
+        own = recommended(self.files) if left and self.generation_config == "model" else {}
+        for o in left:
+            value = convert(o, own[o.name], f"{FILE} of {self.files}: ") if o.name in own else o.otherwise
+            object.__setattr__(self, o.name, value)  # the one way to set a field of a frozen dataclass
         if self.min_tokens > self.max_tokens:
             raise InputError(f"--min-tokens is {self.min_tokens}; --max-tokens, which is {self.max_tokens}, should be above it")
 
@@ -228,11 +237,11 @@ class SamplingOptions(PolicyOptions):
         unused = {o.flag: value for o, value in self._passed_over() if value != o.otherwise}
         if unused and self.generation_config == "none":
             flags = " ".join(f"{flag} {value}" for flag, value in unused.items())
-            _warn_once(f"{FILE} of {self.model} recommends {flags}, which is not used; give that, or --generation-config model")
+            _warn_once(f"{FILE} of {self.files} recommends {flags}, which is not used; give that, or --generation-config model")
 
     def _passed_over(self) -> Iterator[tuple[Option, Any]]:
         """Options that have their neutral value, with what the model recommends; not those without an effect on greedy text."""
-        own = recommended(self.model, required=False)
+        own = recommended(self.files, required=False)
         for o in options_of(type(self)):
             inert = self.temperature == 0 and o.name in ("top_p", "top_k", "min_p")
             if o.name in own and getattr(self, o.name) == o.otherwise and not inert:
