@@ -19,6 +19,7 @@ from tts.data.store import RunStore
 from tts.demo import MODELS
 from tts.engines.counting import MOST, bias_of, check_counts
 from tts.engines.drawing import draw, penalize, truncate, uniform
+from tts.engines.sglang import SGLangEngine
 from tts.engines.vllm import VLLMEngine
 from tts.errors import InputError
 from tts.options import without_defaults
@@ -312,3 +313,33 @@ def test_the_frequency_penalty_of_a_prefix_is_a_bias():
 def test_vllm_reports_no_other_log_probabilities():
     with pytest.raises(InputError, match="logprobs_mode is processed_logprobs; tts needs raw_logprobs"):
         VLLMEngine("arith-policy", logprobs_mode="processed_logprobs")
+
+
+async def test_sglang_gets_every_value_and_reads_again_what_it_drew_from_another_distribution(problems):
+    engine, asked = SGLangEngine("arith-policy", url="http://127.0.0.1:9"), []
+    prompt = engine.encode(problems[0])
+
+    async def answer(request):
+        asked.append(request)
+        if request["sampling_params"]["max_new_tokens"]:
+            return {"output_ids": [5, 6], "meta_info": {"finish_reason": {"type": "length"}}}
+        [ids] = request["input_ids"]
+        assert ids == [*prompt, 5, 6]
+        logprobs = [(None, prompt[-1], None), (-0.5, 5, None), (-0.25, 6, None)]
+        return [{"meta_info": {"input_token_logprobs": logprobs}}]
+
+    engine._ask = answer
+    for temperature, requests in ((1.0, 1), (0.6, 3)):
+        [step] = (await engine.generate(prompt, 1, Sampling(temperature, max_tokens=2, logprobs=True))).steps
+        assert len(asked) == requests
+        assert asked[requests - 1]["return_logprob"]
+    assert step.logprobs == (-0.5, -0.25)
+    said = asked[0]["sampling_params"]
+    neutral = Sampling().parameters(neutral=True)
+    neutral["min_new_tokens"] = neutral.pop("min_tokens")
+    assert {name: said[name] for name in neutral} == neutral
+    await engine.generate((*prompt, 5, 6, 5), 1, Sampling(frequency_penalty=0.5, written=3))
+    assert asked[-1]["sampling_params"]["logit_bias"] == {"5": -1.0, "6": -0.5}
+    with pytest.raises(InputError, match="SGLang applies --presence-penalty only"):
+        await engine.generate((*prompt, 5), 1, Sampling(presence_penalty=0.5, written=1))
+    await engine.close()
