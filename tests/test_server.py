@@ -17,7 +17,7 @@ from tts.data.store import RunStore
 from tts.engines import load_engine
 from tts.engines.http import JsonClient, ServerError
 from tts.engines.server import ServerEngine
-from tts.errors import InputError
+from tts.errors import InputError, UnsupportedError
 from tts.models.prompts import Prompter
 from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Sampling
@@ -44,7 +44,7 @@ class Server:
                 self.respond(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
             def respond(self, body):
-                outer.requests.append((self.path, body, dict(self.headers)))
+                outer.requests.append((self.path, body, {k.lower(): v for k, v in self.headers.items()}))
                 status, headers, text = answer(self, self.path, body, len(outer.requests))
                 if status is None:
                     self.close_connection = True
@@ -101,8 +101,8 @@ def openai(handler, path, body, count, *, ids=True, reasons=True, takes_ids=True
         choice["stop_reason"] = matched
     if ids:
         choice["token_ids"] = prompter.tokenizer.encode(rest, add_special_tokens=False)
-    choices = [{**choice, "index": i} for i in range(body["n"])]
-    count = len(prompter.tokenizer.encode(rest, add_special_tokens=False)) * body["n"]
+    choices = [{**choice, "index": i} for i in range(body.get("n", 1))]
+    count = len(prompter.tokenizer.encode(rest, add_special_tokens=False)) * len(choices)
     return respond({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": count}})
 
 
@@ -156,7 +156,7 @@ async def test_a_server_that_takes_only_text_gets_text_with_the_same_tokens():
 
 async def test_a_server_that_does_not_report_why_it_stopped_cannot_search_by_steps():
     with serving(lambda *a: openai(*a, ids=False, reasons=False)) as server:
-        with pytest.raises(ServerError, match="does not report whether it stopped at a stop string or at the end"):
+        with pytest.raises(UnsupportedError, match="does not report whether it stopped at a stop string or at the end"):
             await grow(ServerEngine("arith-policy", url=server.url))
         engine = ServerEngine("arith-policy", url=server.url)
         [whole] = await Generator(engine, PROBLEM, Sampling()).finish(Candidate(PROBLEM))
@@ -166,9 +166,10 @@ async def test_a_server_that_does_not_report_why_it_stopped_cannot_search_by_ste
 
 def chat(handler, path, body, count):
     if path == "/v1/chat/completions":
-        message = {"content": "The result is \\boxed{3}", "reasoning_content": "1) 1+2=3"}
-        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i in range(body["n"])]
-        return respond({"choices": choices, "usage": {"prompt_tokens": 11, "completion_tokens": 20 * body["n"]}})
+        contents = [f"The result is \\boxed{{{3 + i}}}" for i in range(body.get("n", 1))]
+        messages = [{"content": content, "reasoning_content": "1) 1+2=3"} for content in contents]
+        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i, message in enumerate(messages)]
+        return respond({"choices": choices, "usage": {"prompt_tokens": 11, "completion_tokens": 20 * len(choices)}})
     return respond({}, 404)
 
 
@@ -193,15 +194,15 @@ def models(*models):
 @pytest.mark.parametrize(
     ("api", "listed", "answer", "complaint"),
     [
-        ("completions", respond({"error": "later"}), respond({}), "/v1/models did not return a list of models"),
-        ("completions", respond([1, 2]), respond({}), "/v1/models did not return a list of models"),
         ("completions", models("a"), respond({"choices": [{}]}), "returned a choice without text"),
-        ("completions", models("a"), respond({"choices": ["text"]}), "does not have the 1 choices that were requested"),
-        ("completions", models("a"), respond([]), "does not have the 1 choices that were requested"),
+        ("completions", models("a"), respond({"choices": ["text"]}), r"choices\.0: Input should be a valid dictionary"),
+        ("completions", models("a"), respond([]), "did not answer as an OpenAI-compatible server: the answer: "),
+        ("completions", models("a"), respond({"choices": []}), r"answered without choices \(6 attempts\)"),
+        ("completions", models("a"), respond({"error": {"message": "too hot"}}), r"answered with an error: too hot \(6"),
         ("chat", models("a"), respond({"choices": [{"text": "a"}]}), "returned a choice without message"),
     ],
 )
-async def test_answers_that_are_not_an_openai_servers(api, listed, answer, complaint):
+async def test_answers_that_are_not_an_openai_servers(impatient, api, listed, answer, complaint):
     with serving(lambda handler, path, body, count: listed if path == "/v1/models" else answer) as server:
         engine = ServerEngine("arith-policy", url=server.url, api=api)
         with pytest.raises(ServerError, match=complaint):
@@ -221,7 +222,7 @@ async def test_sglangs_native_client_sends_either_key(monkeypatch):
         [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling())).steps
         await engine.close()
         assert (step.token_ids, step.finish) == ((5, 6), "stop")
-        assert server.requests[0][2]["Authorization"] == "Bearer secret-1234"
+        assert server.requests[0][2]["authorization"] == "Bearer secret-1234"
 
 
 @pytest.fixture
@@ -281,12 +282,12 @@ async def test_waits_grow_and_vary(impatient):
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"), "answered with text/html, not JSON"),
-        (lambda *a: respond({}, 401), r"rejected the API key \(401\); set TTS_API_KEY or OPENAI_API_KEY"),
-        (lambda *a: respond({"message": "no such model"}, 404), r"does not exist \(404\): .*no such model"),
+        (lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"), "answered with a web page, not JSON; is this the URL of an API"),
+        (lambda *a: respond({}, 401), r"rejected the API key \(401\): .*; set TTS_API_KEY or OPENAI_API_KEY"),
+        (lambda *a: respond({"message": "no such model"}, 404), "answered 404: no such model"),
         (lambda *a: respond({"message": "bad temperature"}, 400), "rejected the request.*bad temperature"),
         (lambda *a: respond({}, 418), "answered 418"),
-        (undecodable, "answered with text/plain, not JSON"),
+        (undecodable, "answered with something other than JSON"),
         (lambda *a: (None, {}, ""), "cannot be reached or broke the connection"),
     ],
 )
@@ -350,7 +351,7 @@ def test_the_key_is_sent_and_not_stored(monkeypatch):
     monkeypatch.setenv("TTS_API_KEY", "secret-1234")
     with serving(openai) as server:
         tts.run("bon", n=2, limit=2, engine="server", url=server.url, scorer_instance=ScriptedScorer(len), out="r")
-        assert all(headers.get("Authorization") == "Bearer secret-1234" for _, _, headers in server.requests)
+        assert all(headers.get("authorization") == "Bearer secret-1234" for _, _, headers in server.requests)
     for file in Path("r").iterdir():
         assert "secret-1234" not in file.read_text()
 
