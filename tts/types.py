@@ -194,6 +194,10 @@ class Engine(Protocol):
         """Find out whether it can be used, before the first problem. Raises InputError if not."""
         return
 
+    def for_problem(self, problem: Problem) -> Engine:
+        """The engine that one problem is solved on: one of several servers, for instance."""
+        return self
+
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
         return True

@@ -112,22 +112,27 @@ class JsonClient:
         self._slots = asyncio.Semaphore(concurrency)
         self._client: openai.AsyncOpenAI | None = None
 
+    def address(self, path: str) -> str:
+        """The whole address: of OpenAI's API for a path that begins with /v1, otherwise beside it."""
+        return self.base + path.removeprefix("/v1") if path.startswith("/v1/") else self.url + path
+
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a POST request; return the answer's JSON. Raises ServerError."""
         return await self.ask(path, body, lambda answer: answer)
 
-    async def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+    async def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], T], *, retries: int | None = None) -> T:
         """Send a POST request.
 
         Args:
             path: Of OpenAI's API if it begins with /v1, as /v1/completions; otherwise beside it, as /pooling.
             body: What is sent, as JSON.
             read: Makes the result of the answer's JSON. Where it raises BusyError, the request is repeated.
+            retries: How often it is repeated; by default as often as the client repeats requests.
 
         Raises:
             ServerError: There is no good answer.
         """
-        return await self._ask("POST", path, body, read)
+        return await self._ask("POST", path, body, read, retries)
 
     async def get(self, path: str, *, retries: int | None = None) -> Any:
         """Send a GET request; return the answer's JSON. Raises ServerError."""
@@ -152,14 +157,12 @@ class JsonClient:
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> str:
         """The text of an answer. Raises ServerError."""
-        where = self.url + path
-        address = path.removeprefix("/v1") if path.startswith("/v1/") else self.url + path
-        client = self._connected()
+        where, client = self.address(path), self._connected()
         try:
             async with asyncio.timeout(self.timeout):
                 if method == "GET":
-                    return await client.get(address, cast_to=str, options=self._options)
-                return await client.post(address, cast_to=str, body=body, options=self._options)
+                    return await client.get(where, cast_to=str, options=self._options)
+                return await client.post(where, cast_to=str, body=body, options=self._options)
         except (TimeoutError, openai.APITimeoutError):
             raise LostError(f"the server at {self.url} did not answer within {self.timeout:g} s") from None
         except openai.APIStatusError as error:
@@ -189,7 +192,7 @@ class JsonClient:
 
     def _parse(self, path: str, text: str) -> Any:
         """The JSON of an answer of status 200, which may be an error all the same. Raises ServerError."""
-        where = self.url + path
+        where = self.address(path)
         if not text.strip():
             raise BusyError(f"{where} answered with an empty body")
         try:

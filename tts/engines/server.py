@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tts.engines.answers import Answer, Choice, reader
 from tts.engines.dialect import Dialect
-from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, excerpt, key_from_environment
+from tts.engines.http import BadRequestError, JsonClient, LostError, NoSuchPathError, ServerError, excerpt, key_from_environment
 from tts.engines.served import Served, read_models
 from tts.errors import InputError, UnsupportedError
 from tts.models import checkpoints
@@ -158,6 +158,8 @@ class ServerEngine(Engine):
         body = self._body(served, n, sampling, len(prefix))
         choices, answers = await self._draw(tuple(prefix), body, n, sampling.seed)
         counts = [answer.generated_tokens for answer in answers]
+        if self.chat and None in counts:
+            self.dialect.note(f"the server at {self.client.url} does not say how many tokens it generated; they count as 0")
         return Generation(
             tuple(self._step(choice, sampling) for choice in choices),
             next((answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None), len(prefix)),
@@ -268,7 +270,7 @@ class ServerEngine(Engine):
 
     async def _post(self, path: str, body: dict[str, Any], *, chat: bool = False) -> Answer:
         """Send a request until the server takes it, without what it refuses. Raises ServerError."""
-        read = reader(f"{self.client.url}{path}", chat=chat)
+        read = reader(self.client.address(path), chat=chat)
         while True:
             sent = self.dialect.write(body)
             if not self.dialect.many and sent.get("n", 1) > 1:
@@ -340,7 +342,9 @@ class ServerEngine(Engine):
             if self._served is None:
                 try:
                     answer = await self.client.get("/v1/models", retries=retries)
-                except NoSuchPathError:
+                except LostError:
+                    raise
+                except ServerError:  # it does not list its models, or not to everybody: a request says whether it can be used
                     answer = None
                 self._served = read_models(answer, self.model)
                 self.served = self._served.about
