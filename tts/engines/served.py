@@ -13,6 +13,10 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 """Options that make a server return stop strings and token ids, by `owned_by` in its /v1/models."""
 
+FILLS = frozenset((*EXTRAS, "llamacpp", "library", "organization_owner"))
+"""Servers, by `owned_by`, that put defaults of their own or the model's in place of what is not sent: also llama.cpp (0.8 for
+the temperature), Ollama and LM Studio."""
+
 
 class Served(NamedTuple):
     """The model at a server."""
@@ -21,6 +25,8 @@ class Served(NamedTuple):
     """The server's name for the model."""
     extras: dict[str, Any]
     """The options of EXTRAS for this kind of server; empty for a server that does not report why it stopped."""
+    fills: bool
+    """Whether it is one of FILLS, to which everything is sent."""
     context: int | None
     """The model's context in tokens, if the server gives it."""
     known: tuple[str, ...]
@@ -41,6 +47,7 @@ def read_models(answer: Any, model: str) -> Served:
     return Served(
         name,
         EXTRAS.get(str(entry.get("owned_by")), {}),
+        str(entry.get("owned_by")) in FILLS,
         context if isinstance(context, int) else None,
         (*known,),
         ", ".join([name, *(f"{key} {entry[key]}" for key in ("owned_by", "root") if entry.get(key))]),

@@ -180,7 +180,7 @@ class ServerEngine(Engine):
         body: dict[str, Any] = {"model": served.name, "n": n, "max_tokens": room, "seed": sampling.seed % SEEDS}
         drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         # what is at its default is sent only to servers that would put the model's own default in its place
-        body |= {name: value for name, value in drawing.items() if served.extras or value != 1}
+        body |= {name: value for name, value in drawing.items() if served.fills or value != 1}
         if sampling.logprobs or sampling.likeliest:
             count = min(sampling.likeliest, MANY if served.extras else FEW)
             body |= {"logprobs": True, "top_logprobs": count} if self.chat else {"logprobs": max(1, count)}
