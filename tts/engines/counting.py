@@ -11,10 +11,11 @@ tokens of that solution (`Sampling.written`), but vLLM, SGLang and servers know 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tts.errors import InputError
-from tts.types import Sampling
+from tts.errors import UnsupportedError
+from tts.solving.segment import Segmenter
+from tts.types import Finish, Sampling
 
 MOST = 1024
 """Tokens that may have a logit bias in one request of vLLM."""
@@ -23,7 +24,7 @@ WAYS_OUT = "use --engine transformers, or a strategy that draws whole solutions,
 
 
 def check_counts(sampling: Sampling, engine: str, *, repeats_prompt: bool) -> None:
-    """Raise InputError for a penalty that an engine would count otherwise than `tts.types.Sampling` defines it.
+    """Raise UnsupportedError for a penalty that an engine would count otherwise than `tts.types.Sampling` defines it.
 
     Args:
         sampling: What is asked of the engine.
@@ -31,17 +32,17 @@ def check_counts(sampling: Sampling, engine: str, *, repeats_prompt: bool) -> No
         repeats_prompt: Whether its repetition penalty counts the prefix.
     """
     if sampling.repetition_penalty != 1 and not repeats_prompt:
-        raise InputError(
+        raise UnsupportedError(
             f"{engine} applies --repetition-penalty only to tokens that a request generates, not to those of the prompt; omit"
             " it, or use --engine vllm or transformers"
         )
     if sampling.written and sampling.presence_penalty:
-        raise InputError(
+        raise UnsupportedError(
             f"{engine} applies --presence-penalty only to tokens that one request generates, not to the earlier steps of a"
             f" solution; use --frequency-penalty instead, {WAYS_OUT}"
         )
     if sampling.written and sampling.frequency_penalty and sampling.repetition_penalty != 1:
-        raise InputError(
+        raise UnsupportedError(
             f"{engine} cannot apply --frequency-penalty to earlier steps of a solution together with --repetition-penalty;"
             f" omit one of them, {WAYS_OUT}"
         )
@@ -61,3 +62,17 @@ def bias_of(sampling: Sampling, prefix: Sequence[int]) -> dict[int, float]:
             f"--frequency-penalty on {len(counts)} different tokens of a solution; a request takes {MOST}. {WAYS_OUT}"
         )
     return {token: -sampling.frequency_penalty * count for token, count in counts.items()}
+
+
+def cut_at_stop(
+    tokens: tuple[int, ...], finish: Finish, sampling: Sampling, decode: Callable[[Sequence[int]], str]
+) -> tuple[tuple[int, ...], Finish]:
+    """A continuation by vLLM up to its first stop string, which vLLM overlooks among the first `min_tokens` tokens.
+
+    What is left is drawn as without that: tokens do not depend on later ones.
+    """
+    if not (sampling.min_tokens and sampling.stop and tokens):
+        return tokens, finish
+    segmenter = Segmenter(decode, sampling.stop)
+    first = next(segmenter.split(tokens))
+    return first, "step" if segmenter.ends(first) else finish

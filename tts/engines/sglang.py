@@ -7,7 +7,7 @@ from typing import Any
 
 from tts.engines.counting import bias_of, check_counts
 from tts.engines.http import JsonClient, key_from_environment
-from tts.errors import InputError
+from tts.errors import InputError, UnsupportedError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.solving.confidence import confidence_of
@@ -90,10 +90,10 @@ class SGLangEngine(Prompter, Engine):
         if self.processor is None:
             try:
                 check_counts(sampling, "SGLang", repeats_prompt=False)
-            except InputError as error:
+            except UnsupportedError as error:
                 if self.client is not None:
                     raise
-                raise InputError(f"{error}; or add --engine-arg enable_custom_logit_processor=true") from None
+                raise UnsupportedError(f"{error}; or add --engine-arg enable_custom_logit_processor=true") from None
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = checkpoints.room(self.context, len(prefix))

@@ -8,12 +8,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from tts.engines.counting import bias_of, check_counts
+from tts.engines.counting import bias_of, check_counts, cut_at_stop
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
 from tts.solving.confidence import confidence_of
-from tts.solving.segment import Segmenter
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -118,10 +117,7 @@ class VLLMEngine(Prompter, Engine):
 
     def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens, finish = tuple(completion.token_ids), _finish(completion.finish_reason, completion.stop_reason)
-        if sampling.min_tokens and sampling.stop:  # vLLM overlooks stop strings among the first min_tokens tokens
-            segmenter = Segmenter(self.decode, sampling.stop)
-            tokens = next(segmenter.split(tokens))
-            finish = "step" if segmenter.ends(tokens) else finish
+        tokens, finish = cut_at_stop(tokens, finish, sampling, self.decode)
         logprobs = top = confidence = None
         if completion.logprobs:
             places = completion.logprobs[: len(tokens)]
