@@ -17,7 +17,7 @@ import tts
 from tests.scripted import ScriptedEngine
 from tts.data.store import RunStore
 from tts.demo import MODELS
-from tts.engines.counting import MOST, bias_of, check_counts
+from tts.engines.counting import MOST, bias_of, check_counts, cut_at_stop
 from tts.engines.drawing import draw, penalize, truncate, uniform
 from tts.engines.sglang import SGLangEngine
 from tts.engines.vllm import VLLMEngine
@@ -25,7 +25,7 @@ from tts.errors import InputError
 from tts.options import without_defaults
 from tts.runs.settings import RunSettings
 from tts.solving.generator import Generator
-from tts.types import PARAMETERS, Candidate, Problem, Sampling
+from tts.types import PARAMETERS, Candidate, Problem, Sampling, Step
 
 ENDS = (3, 7)
 SHAPES = [
@@ -313,6 +313,19 @@ def test_the_frequency_penalty_of_a_prefix_is_a_bias():
 def test_vllm_reports_no_other_log_probabilities():
     with pytest.raises(InputError, match="logprobs_mode is processed_logprobs; tts needs raw_logprobs"):
         VLLMEngine("arith-policy", logprobs_mode="processed_logprobs")
+
+
+def test_a_continuation_is_cut_at_a_stop_string_that_was_overlooked():
+    def decode(tokens):
+        return "".join(map(chr, tokens))
+
+    step = Step("ab|cd|", tuple(b"ab|cd|"), "length", logprobs=(-1.0,) * 6, top=({},) * 6)
+    sampling = Sampling(min_tokens=5, stop=("|",))
+    cut = cut_at_stop(step, sampling, decode)
+    assert cut == Step("ab|", tuple(b"ab|"), "step", logprobs=(-1.0,) * 3)
+    assert len(cut.top) == 3
+    assert cut_at_stop(step, replace(sampling, min_tokens=0), decode) is step
+    assert cut_at_stop(step, replace(sampling, stop=("x",)), decode) == step
 
 
 async def test_sglang_gets_every_value_and_reads_again_what_it_drew_from_another_distribution(problems):

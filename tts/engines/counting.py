@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tts.errors import UnsupportedError
 from tts.solving.segment import Segmenter
-from tts.types import Finish, Sampling
+from tts.types import Sampling, Step
 
 MOST = 1024
 """Tokens that may have a logit bias in one request of vLLM."""
@@ -64,15 +65,17 @@ def bias_of(sampling: Sampling, prefix: Sequence[int]) -> dict[int, float]:
     return {token: -sampling.frequency_penalty * count for token, count in counts.items()}
 
 
-def cut_at_stop(
-    tokens: tuple[int, ...], finish: Finish, sampling: Sampling, decode: Callable[[Sequence[int]], str]
-) -> tuple[tuple[int, ...], Finish]:
+def cut_at_stop(step: Step, sampling: Sampling, decode: Callable[[Sequence[int]], str]) -> Step:
     """A continuation by vLLM up to its first stop string, which vLLM overlooks among the first `min_tokens` tokens.
 
     What is left is drawn as without that: tokens do not depend on later ones.
     """
-    if not (sampling.min_tokens and sampling.stop and tokens):
-        return tokens, finish
+    if not (sampling.min_tokens and sampling.stop and step.token_ids):
+        return step
     segmenter = Segmenter(decode, sampling.stop)
-    first = next(segmenter.split(tokens))
-    return first, "step" if segmenter.ends(first) else finish
+    tokens = next(segmenter.split(step.token_ids))
+    reported = {name: getattr(step, name) for name in ("logprobs", "top", "confidence")}
+    return replace(
+        step, text=decode(tokens), token_ids=tokens, finish="step" if segmenter.ends(tokens) else step.finish,
+        **{name: values[: len(tokens)] for name, values in reported.items() if values is not None},
+    )  # fmt: skip

@@ -117,16 +117,16 @@ class VLLMEngine(Prompter, Engine):
 
     def _step(self, completion: Any, sampling: Sampling) -> Step:
         tokens, finish = tuple(completion.token_ids), _finish(completion.finish_reason, completion.stop_reason)
-        tokens, finish = cut_at_stop(tokens, finish, sampling, self.decode)
         logprobs = top = confidence = None
         if completion.logprobs:
-            places = completion.logprobs[: len(tokens)]
+            places = completion.logprobs
             logprobs = tuple(at[token].logprob for token, at in zip(tokens, places, strict=True))
             if sampling.top:
                 top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in places)
             if count := sampling.confidence:  # vLLM adds the drawn token
                 confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in places)
-        return Step(self.decode(tokens), tokens, finish, logprobs, top, confidence)
+        step = Step(self.decode(tokens), tokens, finish, logprobs, top, confidence)
+        return cut_at_stop(step, sampling, self.decode)
 
     async def close(self) -> None:
         self.llm.shutdown()
