@@ -541,9 +541,8 @@ async def test_what_is_at_its_default_is_sent_only_where_the_server_would_put_an
             await engine.generate(engine.encode(PROBLEM), 1, Sampling())
             await engine.close()
             sent = server.requests[-1][1]
-            assert {name: sent[name] for name in PARAMETERS if name in sent} == (
-                Sampling().parameters(neutral=True) if ids else {}
-            )
+            expected = Sampling().parameters(neutral=True) if ids else {}
+            assert {name: sent[name] for name in PARAMETERS if name in sent} == expected
 
 
 async def test_penalties_reach_a_server_where_it_counts_what_they_are_of():
