@@ -133,6 +133,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, fragments: Sequence[Fragment]) ->
     return encoded
 
 
+def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the index in `text` at which each of its tokens begins. Raises InputError if the tokenizer is not a fast one."""
+    return [start for start, _ in _with_offsets(tokenizer).encode(text, add_special_tokens=False).offsets]
+
+
 _controls: WeakKeyDictionary[PreTrainedTokenizerBase, dict[frozenset[int], re.Pattern[str]]] = WeakKeyDictionary()
 _offsetters: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
 
