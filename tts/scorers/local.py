@@ -60,6 +60,9 @@ class LocalReader:
     async def prepare(self) -> None:
         """Do nothing: the model is loaded."""
 
+    async def check(self) -> None:
+        return
+
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         return await self._batcher(queries)
 

@@ -84,6 +84,9 @@ class PRM(Scorer):
         read = iter(await self.reader.read([query for plan in plans for query, _ in plan]))
         return [self._reward([(window, next(read)) for _, window in plan]) for plan in plans]
 
+    async def check(self) -> None:
+        await self.reader.check()
+
     async def close(self) -> None:
         """Release the backend's processes and connections."""
         await self.reader.close()

@@ -61,6 +61,10 @@ class Reader(Protocol):
         """Ask for what only a running model knows, such as the context that a server was started with; called before `read`."""
         return
 
+    async def check(self) -> None:
+        """Find out whether it can be used. Raises InputError if not."""
+        return
+
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         """Return the rewards at each query's positions, in the order of the queries."""
         ...
