@@ -88,8 +88,9 @@ async def measure(problems, n, windows):
     lengths = sorted(reward.tokens // 2 for ones in whole for reward in ones)
     print(f"{len(pools)} problems, {len(lengths)} solutions of {lengths[0]} to {lengths[-1]} tokens with the problem,"
           f" median {lengths[len(lengths) // 2]}; accuracy of best-of-{n}, read whole: {shown(base, 100, 1)} %\n")  # fmt: skip
-    print("| window | problems | windows per solution | tokens read, relative | step rewards differ by | final: end of the trace |"
-          " final: mean over windows | accuracy: end | accuracy: mean |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    columns = ["window", "problems", "windows per solution", "tokens, relative", "steps differ by", "`final` differs by",
+               "mean over windows differs by", "accuracy with `final`", "accuracy with the mean"]  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for window in windows:
         await compare(window, pools, right, whole)
 
