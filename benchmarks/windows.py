@@ -95,7 +95,7 @@ async def measure(problems, n, windows):
         await compare(window, pools, right, whole)
 
 
-def main(problems: int = 200, n: int = 8, windows: tuple[int, ...] = (192, 160, 144, 128, 112)) -> None:
+def main(problems: int = 200, n: int = 8, windows: tuple[int, ...] = (160, 144, 128)) -> None:
     """Run the comparison.
 
     Args:

@@ -16,6 +16,7 @@ import tts
 from tts.cli import entry
 from tts.demo import MODELS
 from tts.errors import InputError
+from tts.models.batching import groups
 from tts.runs.score import score_file
 from tts.runs.settings import ScoreSettings
 from tts.scorers import load_scorer, windows
@@ -109,6 +110,15 @@ async def test_likelihoods_that_cannot_be_read():
         await load_scorer("logprob", policy="arith-policy", options={"window": False}).score([long])
     with pytest.raises(InputError, match=r"the problem takes \d+ of the 1024 tokens"):
         await load_scorer("logprob", policy="arith-policy").score([candidate("a", "7 * 8 + " * 300)])
+
+
+async def test_what_is_held_in_memory_is_bounded_and_changes_nothing(monkeypatch):
+    scorer = load_scorer("logprob", policy="arith-policy", options={"window": 64})
+    long = [candidate("1) 7*8=6\n\n" * count) for count in (20, 3, 9)]
+    expected = await scorer.score(long)
+    monkeypatch.setattr(type(scorer), "HELD", 100)
+    assert await scorer.score(long) == expected
+    assert [*map(list, groups([3, 4, 9, 1, 1], lambda size: size, 7))] == [[3, 4], [9], [1, 1]]
 
 
 # --- what a reader of the results knows

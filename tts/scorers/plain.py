@@ -14,7 +14,7 @@ from tts.demo import POLICY
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models import checkpoints
-from tts.models.batching import Batcher
+from tts.models.batching import Batcher, groups
 from tts.models.prompts import Prompter
 from tts.options import Count, NotNegative
 from tts.scorers import windows
@@ -86,6 +86,7 @@ class Likelihood(Scorer):
     reads_ahead = True
     """Whether the weights are needed for certain, and so loaded at once."""
     ROWS = 1024  # of logits at a time: a vocabulary is wide
+    HELD = 2**17  # tokens whose hidden states are held at a time
 
     def __init__(
         self,
@@ -168,16 +169,18 @@ class Likelihood(Scorer):
         body, self._logits = language_model(self.policy, **self._weights)
         self._forest = forest_of(self.policy, body, **self._memory)
 
-    def _read(self, sequences: list[_Query]) -> list[float]:
+    def _read(self, queries: list[_Query]) -> list[float]:
         import torch
 
+        sums: list[float] = []
         with torch.inference_mode():
-            ids = [sequence for sequence, _ in sequences]
-            hidden = self._forest(ids, [range(start - 1, len(sequence) - 1) for sequence, start in sequences])
-            return [
-                self._add(rows, torch.tensor(sequence[start:], device=rows.device))
-                for rows, (sequence, start) in zip(hidden, sequences, strict=True)
-            ]
+            for group in groups(queries, lambda query: len(query[0]), self.HELD):
+                hidden = self._forest([ids for ids, _ in group], [range(start - 1, len(ids) - 1) for ids, start in group])
+                sums += [
+                    self._add(rows, torch.tensor(ids[start:], device=rows.device))
+                    for rows, (ids, start) in zip(hidden, group, strict=True)
+                ]
+        return sums
 
     def _add(self, hidden: Tensor, tokens: Tensor) -> float:
         """The measure summed over a window, from hidden states [tokens, width] and the tokens that followed them."""
