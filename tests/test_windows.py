@@ -218,13 +218,13 @@ async def test_a_server_may_have_a_shorter_context_than_the_model(monkeypatch, e
     async def get(path):
         return {"data": [{"id": "m", **entry}]}
 
-    async def post(path, body):
+    async def ask(path, body, read, retries=None):
         ids = body["input"]
         [values] = await local.reader.read([Query(ids, range(len(ids)))])
-        return {"data": [{"data": [[1 - value, value] for value in values]}]}
+        return read({"data": [{"data": [[1 - value, value] for value in values]}]})
 
     monkeypatch.setattr(prm.reader.client, "get", get)
-    monkeypatch.setattr(prm.reader.client, "post", post)
+    monkeypatch.setattr(prm.reader.client, "ask", ask)
     [reward], [expected] = [await scorer.score([candidate("\n\n".join(STEPS))]) for scorer in (prm, local)]
     assert (reward.windows, reward.tokens) == (expected.windows, expected.tokens)
     assert reward.steps == pytest.approx(expected.steps, abs=1e-5)
