@@ -241,10 +241,14 @@ def test_every_real_trace_gets_a_reward(scorer):
     if not REAL.is_file():
         pytest.skip(f"{REAL} is not there: real traces are not scored")
     rows = [json.loads(line) for line in REAL.read_text().splitlines()]
-    rows = sorted(rows, key=lambda row: len(row["text"]))[::12]
+    rows = sorted(rows, key=lambda row: len(row["text"]))[::24]
     longer = [row | {"text": row["text"] + 2 * ("\n\n" + row["text"])} for row in rows[:2]]
-    parts = [{"problem": row["problem"], "response": row["text"].rpartition("</think>")[2]} for row in rows]
+    parts = []
+    for row in rows:
+        thinking, _, response = row["text"].removeprefix("<think>").rpartition("</think>")
+        given = {"thinking": thinking, "response": response}
+        parts += [{"problem": row["problem"], name: text} for name, text in given.items() if text.strip()]
     tally, scored = score([*rows, *longer, *parts], scorer=scorer)
     assert tally.rejected == tally.unrated == 0
-    assert len(scored) == 2 * len(rows) + 2
+    assert len(scored) == len(rows) + len(longer) + len(parts) > 2 * len(rows)
     assert tally.windowed == sum("windows" in row for row in scored) > len(rows)

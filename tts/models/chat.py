@@ -129,7 +129,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, fragments: Sequence[Fragment]) ->
             encoded.ids.extend(tokens.ids)
             encoded.positions.extend(before + bisect_left(starts, offset) - 1 for offset in offsets)
         elif string:
-            encoded.ids.extend(tokenizer.encode(string, add_special_tokens=False))
+            encoded.ids.extend(tokenizer.encode(string, add_special_tokens=False, verbose=False))  # callers check the length
     return encoded
 
 
