@@ -275,6 +275,27 @@ def counts_final(alpha: float, how: Aggregate) -> bool:
     return alpha != 0 or how == "final"
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a trace that was read by itself, with the problem before it, as the trace is longer than the model's context.
+
+    Ranges are half-open and count from 0, over the steps that the reward has, or over the trace's tokens.
+    """
+
+    of: Literal["steps", "whole", "tokens"]
+    """What was read: the rewards of steps, the reward of the trace as a whole (`final`), or the probabilities of tokens."""
+    begin: int
+    """The first step or token shown."""
+    rated: int
+    """The first one that was rated in this window; those before it are its context."""
+    end: int
+    """The end of both ranges."""
+    tokens: int
+    """Tokens read, with the problem."""
+    omitted: int = 0
+    """Tokens cut off the beginning of its only step, which is longer than the context."""
+
+
 @dataclass(frozen=True)
 class Reward:
     """What a reward model says of one candidate (arXiv 2506.18896).
@@ -294,6 +315,8 @@ class Reward:
     """How `total` aggregates the steps."""
     final_missing: bool = False
     """Whether the model was asked for `final` and gave no verdict; False where it gives none to any trace."""
+    windows: tuple[Window, ...] = ()
+    """How a trace was read that is longer than the model's context; empty where it was read in one piece."""
 
     @property
     def known(self) -> tuple[float, ...]:

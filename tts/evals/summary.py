@@ -95,6 +95,8 @@ class Summary:
     """Verdicts on candidates, their steps or as a whole, that the scorer was asked for and did not give."""
     unrated: int = 0
     """Candidates that were scored and have no verdict at all; they rank below the others."""
+    windowed: int = 0
+    """Candidates that were longer than the reward model's context, and so were read in windows."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -123,6 +125,7 @@ class Summary:
             "truncated": self.truncated,
             "missing_verdicts": self.missing,
             "unrated": self.unrated,
+            "windowed": self.windowed,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -194,6 +197,7 @@ def summarize(
             tokens=sum(sum(attempt.tokens) for attempt in attempts),
             truncated=sum(attempt.finish == "length" for attempt in attempts),
             missing=sum(r.missing for r in rewards),
+            windowed=sum(bool(attempt.windows) for attempt in attempts),
             unrated=sum(attempt.rewards is not None for attempt, known in zip(attempts, rated, strict=True) if not known),
         )
         if record.correct is not None:
@@ -226,6 +230,7 @@ def summarize(
         repeat=repeat,
         missing=counts["missing"],
         unrated=counts["unrated"],
+        windowed=counts["windowed"],
     )
 
 

@@ -130,7 +130,7 @@ class ScorerOptions(Settings):
     scorer_url: Addresses = option(factory=list, kept=False)
     """Address of vLLM's pooling server, for --scorer-engine server; repeatable for several servers of one model."""
     scorer_args: Arguments = option(factory=dict, flag="--scorer-arg")
-    """Option of the scorer, such as dtype=bfloat16 or window=true; repeatable."""
+    """Option of the scorer, such as dtype=bfloat16 or window=false; repeatable."""
     score_over: Part | None = option(None, shown="the model's own, else all")
     """Part of a trajectory that is rated."""
     alpha: float = 1.0
