@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -365,6 +366,41 @@ async def test_a_step_ends_where_its_part_has_its_delimiter():
     result = await solve("beam", Thinker(), n=4, width=4, think_delimiter="</think>", response_delimiter="\n\n")
     first = [branch.text for branch in result.tree if branch.round == 0]
     assert all(text.endswith("</think>") for text in first)
+
+
+class Sentences(ScriptedEngine):
+    """Writes sentences; a token that completes ". " also holds the next word, as those of most tokenizers do."""
+
+    def __init__(self):
+        super().__init__(lambda prompt, seed: f"1. Take {seed % 7}.5 of e.g. 9. Add 2. 5! = 120! Done.\nIt is {seed % 3}")
+
+    def _one(self, prompt, written, sampling, i):
+        step = super()._one(prompt, written, sampling, i)
+        if step.finish == "step" and step.text.endswith(" "):
+            word = self.write(prompt, sampling.seed + i)[len(written) + len(step.text) :].split(" ")[0]
+            text = step.text + word
+            step = replace(step, text=text, token_ids=(*map(ord, text),))
+        return step
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_a_search_over_sentences_rates_whole_sentences(name):
+    seen: list[tuple[str, ...]] = []
+
+    class Rate(DigitScorer):
+        async def score(self, candidates):
+            seen.extend(candidate.trajectory.response for candidate in candidates if not candidate.done)
+            return [Reward((0.5,) * len(candidate.trajectory.steps), tokens=1) for candidate in candidates]
+
+    problem = Problem("p", "?", step_delimiter="sentence")
+    generator = Generator(Sentences(), problem, Sampling(max_tokens=300))
+    options = {"n": 4} | ({"width": 2} if name != "particle" else {})
+    best = (await get_strategy(name)(**options).solve(problem, generator, Rate())).best
+    await generator.grader.close()
+    whole = re.compile(r"1\. Take \d\.5 of e\.g\. 9\.|Add 2\.|5! = 120!|Done\.")
+    assert [r for r in seen if not r or not all(map(whole.fullmatch, r))] == []
+    assert seen or name == "mcts"  # which may simulate to the end
+    assert [step[:5] for step in best.trajectory.response] == ["1. Ta", "Add 2", "5! = ", "Done.", "It is"]
 
 
 @pytest.mark.parametrize("name", [*SEARCHES, "bon", "majority", "single"])

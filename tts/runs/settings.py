@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tts.data.traces import FIELDS
+from tts.delimiters import DEFAULT, delimiter
 from tts.demo import POLICY, PRM
 from tts.engines import load_engine
 from tts.errors import InputError
@@ -118,6 +119,22 @@ class ScorerOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepOptions(Settings):
+    """How solutions are split into steps."""
+
+    topic: ClassVar[str] = "Steps"
+
+    step_delimiter: str | None = option(None, shown="the trace's own, else blank-line")
+    """What ends a step: blank-line, line, sentence, reasonflux (which is blank-line), or a string of your own, in which \\n
+    stands for a line end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_delimiter is not None:  # one name for each rule, so that equal runs have equal settings
+            object.__setattr__(self, "step_delimiter", delimiter(self.step_delimiter).name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions(Settings):
     """The problems and how answers to them are compared."""
 
@@ -198,7 +215,7 @@ class ResumeOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
+class RunSettings(EngineOptions, ScorerOptions, StepOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
     """A run: a benchmark solved with a strategy."""
 
     topic: ClassVar[str] = "Run"
@@ -207,6 +224,9 @@ class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, Li
     """Strategy: a name that `tts strategies` lists, or file.py:Class. Its own options are flags, such as --n 16."""
     options: Arguments = option(factory=dict, cli=False)
     """The strategy's options."""
+    step_delimiter: str = DEFAULT
+    """What ends a step, for searches and reward models: blank-line, line, sentence, reasonflux (which is blank-line), or a
+    string of your own, in which \\n stands for a line end."""
     shuffle: bool = option(False, topic="Problems")
     """Shuffle the problems, by --seed, before taking the first ones."""
     repeat: Count = option(1, topic="Problems")
@@ -245,7 +265,7 @@ class TraceOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions, ResumeOptions):
+class ScoreSettings(ScorerOptions, StepOptions, TraceOptions, PolicyOptions, ResumeOptions):
     """Score every trace of a file: id, step_rewards, final, total."""
 
     topic: ClassVar[str] = "Traces"
