@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-build/smollm2}
-python=${PYTHON:-.venv/bin/python}
+python=${VENV:-.venv}/bin/python
 [ -e "$folder/config.json" ] && exit 0
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
