@@ -22,12 +22,13 @@ from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.options import configure
 from tts.solving.budget import Budget
+from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.mcts import MCTS
 from tts.strategies.particle import Particle
 from tts.strategies.search import Node, share
-from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Usage
+from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Step, Usage
 
 PROBLEM = Problem("p", "question")
 SEARCHES = ["beam", "lookahead", "dvts", "mcts", "particle"]
@@ -401,6 +402,13 @@ async def test_a_search_over_sentences_rates_whole_sentences(name):
     assert [r for r in seen if not r or not all(map(whole.fullmatch, r))] == []
     assert seen or name == "mcts"  # which may simulate to the end
     assert [step[:5] for step in best.trajectory.response] == ["1. Ta", "Add 2", "5! = ", "Done.", "It is"]
+
+
+async def test_equal_texts_are_rated_apart_where_one_of_them_goes_on():
+    step = Step("It is 5. The", (1,), "step")
+    candidates = [Candidate(Problem("p", "?", step_delimiter="sentence"), (s,)) for s in (step, replace(step, finish="length"))]
+    scorer = MeteredScorer(ScriptedScorer(lambda text: 0.5), usage=Usage(), clock=Clock())
+    assert [len(reward.steps) for reward in await scorer.score(candidates)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", [*SEARCHES, "bon", "majority", "single"])

@@ -306,6 +306,11 @@ def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...]
     return prompt, None
 
 
+def _rated_as(candidate: Candidate) -> tuple[str, bool]:
+    """What a candidate's steps depend on: its text, and, where a step's end shows only in what follows, whether it is done."""
+    return candidate.text, candidate.done or not candidate.problem.ends.looks_ahead
+
+
 class MeteredScorer(Scorer):
     """A scorer that counts the usage of one problem, scores equal texts once, and sets alpha and aggregate of the rewards.
 
@@ -327,10 +332,10 @@ class MeteredScorer(Scorer):
         """One reward per candidate, in order. Raises InputError for rewards that `check_rewards` refuses."""
         if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
-        distinct = {candidate.text: candidate for candidate in candidates}
+        distinct = {_rated_as(candidate): candidate for candidate in candidates}
         rewards = await self._score(list(distinct.values()))
-        by_text = dict(zip(distinct, rewards, strict=True))
-        return [by_text[candidate.text] for candidate in candidates]
+        found = dict(zip(distinct, rewards, strict=True))
+        return [found[_rated_as(candidate)] for candidate in candidates]
 
     async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):
