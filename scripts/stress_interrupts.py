@@ -47,7 +47,7 @@ COMMANDS = {
     "run": "run --limit 40 --n 4 --out new",
     "sweep": "sweep --strategy bon,beam --n 1,2,4 --limit 10 --out new",
     "score": "score traces.jsonl --out new.jsonl",
-    "label": "label traces.jsonl --n 2 --max-tokens 150 --limit 20 --out new.jsonl",
+    "label": "label traces.jsonl --quality rollout --final outcome --n 2 --max-tokens 60 --limit 20 --out new.jsonl",
     "select": "select traces.jsonl --top 5 --out new.jsonl",
     "train-prm": "train-prm traces.jsonl --out new --device cpu --max-steps 5 --save-steps 2 --batch-size 2",
     "sft": "sft traces.jsonl --out new --device cpu --max-steps 5 --save-steps 2 --batch-size 2",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import random
 import threading
+import time
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +20,10 @@ import tts
 from tests.scripted import ScriptedScorer
 from tts.data.store import RunStore
 from tts.engines import load_engine
-from tts.engines.http import JsonClient, ServerError
+from tts.engines.http import JsonClient, LostError, ServerError
 from tts.engines.server import ServerEngine
-from tts.errors import InputError
+from tts.engines.several import Servers
+from tts.errors import InputError, UnsupportedError
 from tts.models.prompts import Prompter
 from tts.solving.generator import Generator
 from tts.types import Candidate, Problem, Sampling
@@ -44,7 +50,7 @@ class Server:
                 self.respond(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
             def respond(self, body):
-                outer.requests.append((self.path, body, dict(self.headers)))
+                outer.requests.append((self.path, body, {k.lower(): v for k, v in self.headers.items()}))
                 status, headers, text = answer(self, self.path, body, len(outer.requests))
                 if status is None:
                     self.close_connection = True
@@ -101,8 +107,8 @@ def openai(handler, path, body, count, *, ids=True, reasons=True, takes_ids=True
         choice["stop_reason"] = matched
     if ids:
         choice["token_ids"] = prompter.tokenizer.encode(rest, add_special_tokens=False)
-    choices = [{**choice, "index": i} for i in range(body["n"])]
-    count = len(prompter.tokenizer.encode(rest, add_special_tokens=False)) * body["n"]
+    choices = [{**choice, "index": i} for i in range(body.get("n", 1))]
+    count = len(prompter.tokenizer.encode(rest, add_special_tokens=False)) * len(choices)
     return respond({"choices": choices, "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": count}})
 
 
@@ -156,7 +162,7 @@ async def test_a_server_that_takes_only_text_gets_text_with_the_same_tokens():
 
 async def test_a_server_that_does_not_report_why_it_stopped_cannot_search_by_steps():
     with serving(lambda *a: openai(*a, ids=False, reasons=False)) as server:
-        with pytest.raises(ServerError, match="does not report whether it stopped at a stop string or at the end"):
+        with pytest.raises(UnsupportedError, match="does not report whether it stopped at a stop string or at the end"):
             await grow(ServerEngine("arith-policy", url=server.url))
         engine = ServerEngine("arith-policy", url=server.url)
         [whole] = await Generator(engine, PROBLEM, Sampling()).finish(Candidate(PROBLEM))
@@ -166,9 +172,10 @@ async def test_a_server_that_does_not_report_why_it_stopped_cannot_search_by_ste
 
 def chat(handler, path, body, count):
     if path == "/v1/chat/completions":
-        message = {"content": "The result is \\boxed{3}", "reasoning_content": "1) 1+2=3"}
-        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i in range(body["n"])]
-        return respond({"choices": choices, "usage": {"prompt_tokens": 11, "completion_tokens": 20 * body["n"]}})
+        contents = [f"The result is \\boxed{{{3 + i}}}" for i in range(body.get("n", 1))]
+        messages = [{"content": content, "reasoning_content": "1) 1+2=3"} for content in contents]
+        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i, message in enumerate(messages)]
+        return respond({"choices": choices, "usage": {"prompt_tokens": 11, "completion_tokens": 20 * len(choices)}})
     return respond({}, 404)
 
 
@@ -193,15 +200,15 @@ def models(*models):
 @pytest.mark.parametrize(
     ("api", "listed", "answer", "complaint"),
     [
-        ("completions", respond({"error": "later"}), respond({}), "/v1/models did not return a list of models"),
-        ("completions", respond([1, 2]), respond({}), "/v1/models did not return a list of models"),
         ("completions", models("a"), respond({"choices": [{}]}), "returned a choice without text"),
-        ("completions", models("a"), respond({"choices": ["text"]}), "does not have the 1 choices that were requested"),
-        ("completions", models("a"), respond([]), "does not have the 1 choices that were requested"),
+        ("completions", models("a"), respond({"choices": ["text"]}), r"choices\.0: Input should be a valid dictionary"),
+        ("completions", models("a"), respond([]), "did not answer as an OpenAI-compatible server: the answer: "),
+        ("completions", models("a"), respond({"choices": []}), r"answered without choices \(6 attempts\)"),
+        ("completions", models("a"), respond({"error": {"message": "too hot"}}), r"answered with an error: too hot \(6"),
         ("chat", models("a"), respond({"choices": [{"text": "a"}]}), "returned a choice without message"),
     ],
 )
-async def test_answers_that_are_not_an_openai_servers(api, listed, answer, complaint):
+async def test_answers_that_are_not_an_openai_servers(impatient, api, listed, answer, complaint):
     with serving(lambda handler, path, body, count: listed if path == "/v1/models" else answer) as server:
         engine = ServerEngine("arith-policy", url=server.url, api=api)
         with pytest.raises(ServerError, match=complaint):
@@ -221,7 +228,7 @@ async def test_sglangs_native_client_sends_either_key(monkeypatch):
         [step] = (await engine.generate(engine.encode(PROBLEM), 1, Sampling())).steps
         await engine.close()
         assert (step.token_ids, step.finish) == ((5, 6), "stop")
-        assert server.requests[0][2]["Authorization"] == "Bearer secret-1234"
+        assert server.requests[0][2]["authorization"] == "Bearer secret-1234"
 
 
 @pytest.fixture
@@ -281,12 +288,15 @@ async def test_waits_grow_and_vary(impatient):
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        (lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"), "answered with text/html, not JSON"),
-        (lambda *a: respond({}, 401), r"rejected the API key \(401\); set TTS_API_KEY or OPENAI_API_KEY"),
-        (lambda *a: respond({"message": "no such model"}, 404), r"does not exist \(404\): .*no such model"),
+        (
+            lambda *a: (200, {"content-type": "text/html"}, "<html>Welcome</html>"),
+            "answered with a web page, not JSON",
+        ),
+        (lambda *a: respond({}, 401), r"rejected the API key \(401\): .*; set TTS_API_KEY or OPENAI_API_KEY"),
+        (lambda *a: respond({"message": "no such model"}, 404), "answered 404: no such model"),
         (lambda *a: respond({"message": "bad temperature"}, 400), "rejected the request.*bad temperature"),
         (lambda *a: respond({}, 418), "answered 418"),
-        (undecodable, "answered with text/plain, not JSON"),
+        (undecodable, "answered with something other than JSON"),
         (lambda *a: (None, {}, ""), "cannot be reached or broke the connection"),
     ],
 )
@@ -350,7 +360,7 @@ def test_the_key_is_sent_and_not_stored(monkeypatch):
     monkeypatch.setenv("TTS_API_KEY", "secret-1234")
     with serving(openai) as server:
         tts.run("bon", n=2, limit=2, engine="server", url=server.url, scorer_instance=ScriptedScorer(len), out="r")
-        assert all(headers.get("Authorization") == "Bearer secret-1234" for _, _, headers in server.requests)
+        assert all(headers.get("authorization") == "Bearer secret-1234" for _, _, headers in server.requests)
     for file in Path("r").iterdir():
         assert "secret-1234" not in file.read_text()
 
@@ -408,3 +418,220 @@ def test_an_engine_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("tts.engines.installed", lambda package: None)
     with pytest.raises(InputError, match=r"install it with: pip install 'tts-toolkit\[vllm\]'"):
         load_engine("vllm", "arith-policy")
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "asked"),
+    [
+        ("http://HOST", "/v1/completions", "/v1/completions"),
+        ("http://HOST/v1/", "/v1/completions", "/v1/completions"),
+        ("http://HOST/v1", "/pooling", "/pooling"),
+        ("http://HOST/proxy/llm", "/v1/completions", "/proxy/llm/v1/completions"),
+        ("http://HOST/v1beta/openai/", "/v1/chat/completions", "/v1beta/openai/chat/completions"),
+        ("http://HOST/api/paas/v4", "/v1/chat/completions", "/api/paas/v4/chat/completions"),
+        (
+            "http://HOST/openai/deployments/gpt?api-version=2024-10-21", "/v1/chat/completions",
+            "/openai/deployments/gpt/chat/completions?api-version=2024-10-21",
+        ),
+        ("http://HOST/v1?tenant=a", "/v1/completions", "/v1/completions?tenant=a"),
+    ],
+)  # fmt: skip
+async def test_addresses_of_any_form(url, path, asked):
+    with serving(lambda *a: respond({"ok": True})) as server:
+        client = JsonClient(url.replace("HOST", server.url.removeprefix("http://")), key="secret-1234")
+        assert await client.post(path, {"model": "m"}) == {"ok": True}
+        await client.close()
+        [(got, _, headers)] = server.requests
+    assert got == asked
+    assert headers["api-key" if "api-version" in url else "authorization"].endswith("secret-1234")
+
+
+async def test_without_a_key_none_is_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "not asked for")
+    with serving(lambda *a: respond({"ok": True})) as server:
+        assert await ask(server.url) == {"ok": True}
+        assert "authorization" not in server.requests[0][2]
+
+
+async def test_the_environment_names_server_and_proxy(monkeypatch):
+    with serving(openai) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        engine = load_engine("server", "arith-policy")
+        await engine.check()
+        await engine.close()
+        assert server.requests[0][0] == "/v1/models"
+        monkeypatch.setenv("http_proxy", server.url)
+        monkeypatch.setenv("no_proxy", "")
+        with pytest.raises(ServerError, match="answered 404"):
+            await ask("http://elsewhere.invalid", retries=0)
+        assert server.requests[-1][0] == "http://elsewhere.invalid/x"
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 520, 524, 529])
+async def test_whatever_may_pass_is_tried_again(impatient, status):
+    with serving(lambda h, p, b, count: respond({"ok": 1}) if count > 1 else (status, {}, "<html>busy</html>")) as server:
+        assert await ask(server.url) == {"ok": 1}
+
+
+async def test_requests_are_not_repeated_for_ever(impatient, monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("tts.engines.http.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with serving(lambda *a: respond({}, 503, **{"retry-after": "soon"})) as server, pytest.raises(ServerError, match="503"):
+        await ask(server.url, retries=100, timeout=60)
+    assert len(server.requests) <= 4
+
+
+def endless(handler, path, body, count):
+    """A stream without an end."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        handler.wfile.write(b"100000\r\n" + b" " * 0x100000 + b"\r\n")
+
+
+def bomb(handler, path, body, count):
+    """A gigabyte of zeros in a megabyte."""
+    packed = gzip.compress(bytes(2**30), 1)
+    head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n"
+    handler.wfile.write(f"{head}content-length: {len(packed)}\r\n\r\n".encode() + packed)
+    return None, {}, ""
+
+
+def foreign(handler, path, body, count):
+    return 200, {"content-encoding": "br"}, "x"
+
+
+def trickle(handler, path, body, count):
+    """A byte now and then: no read times out."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n")
+    while True:
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (endless, "sent more than 4 MiB"), (bomb, "sent more than 4 MiB"), (foreign, "an encoding that was not asked for"),
+        (trickle, r"did not answer within 0\.5 s"), (lambda *a: (200, {}, "[" * 100_000), "something other than JSON"),
+    ],
+)  # fmt: skip
+async def test_answers_without_an_end_are_cut_off(impatient, monkeypatch, answer, complaint):
+    monkeypatch.setattr("tts.engines.http.LARGEST", 4 * 2**20)
+    with serving(answer) as server, pytest.raises(ServerError, match=complaint):
+        await ask(server.url, timeout=0.5 if answer is trickle else 60, retries=0)
+
+
+async def test_parameters_are_dropped_and_renamed_by_hand():
+    with serving(chat) as server:
+        options = {"api": "chat", "drop": "seed,n", "rename": "max_tokens:max_new_tokens"}
+        engine = load_engine("server", "m", url=server.url, options=options)
+        await engine.generate(engine.encode(PROBLEM), 2, Sampling(max_tokens=9, temperature=0.5))
+        await engine.close()
+        sent = [body for path, body, _ in server.requests if path.endswith("completions")]
+    assert [sorted(body) for body in sent] == [["max_new_tokens", "messages", "model", "temperature"]] * 2
+    with pytest.raises(InputError, match="rename has 'a'; expected OLD:NEW"):
+        load_engine("server", "m", url="http://x", options={"rename": "a"})
+
+
+async def test_what_is_at_its_default_is_sent_only_where_the_server_would_put_another_in_its_place():
+    for ids in (True, False):
+        with serving(lambda *a, ids=ids: openai(*a, ids=ids)) as server:
+            engine = ServerEngine("arith-policy", url=server.url)
+            await engine.generate(engine.encode(PROBLEM), 1, Sampling())
+            await engine.close()
+            assert ({"temperature", "top_p"} <= set(server.requests[-1][1])) is ids
+
+
+def test_a_run_stops_after_equal_errors_in_a_row(impatient):
+    def answer(handler, path, body, count):
+        return openai(handler, path, body, count) if count <= 2 else respond({"error": f"broken at {count}"}, 418)
+
+    with serving(answer) as server:
+        settings = {"engine": "server", "url": server.url, "scorer_instance": ScriptedScorer(len), "concurrency": 4}
+        with pytest.raises(InputError, match=r"stopped, as 10 problems in a row failed with the same error: .*broken at \d+"):
+            tts.run("bon", n=2, limit=50, out="r", **settings)
+    records = RunStore.open(Path("r")).records()
+    assert 10 <= len(records) < 20
+    with serving(openai) as server:
+        assert tts.run(resume="r", url=server.url, scorer_instance=ScriptedScorer(len)).failed == 0
+
+
+def test_a_key_that_is_refused_ends_the_run_before_it_begins():
+    with (
+        serving(lambda *a: respond({"error": {"message": "bad key"}}, 401)) as server,
+        pytest.raises(InputError, match="bad key"),
+    ):
+        tts.run("majority", limit=5, engine="server", url=server.url, out="r")
+    assert not Path("r").exists()
+
+
+def answer_by_seed(handler, path, body, count):
+    """An answer that depends on the request alone, as of a server with seeds."""
+    digit = random.Random(f"{body.get('seed')} {body.get('prompt')}").randrange(10)
+    return openai(handler, path, body, count, text=TEXT.replace("{3}", f"{{{digit}}}"))
+
+
+def test_problems_stay_with_one_of_several_servers_and_move_on_when_it_dies(impatient):
+    scorer = ScriptedScorer(len)
+    settings = {"limit": 24, "n": 2, "engine": "server", "scorer_instance": scorer, "concurrency": 3}
+    with serving(answer_by_seed) as one:
+        tts.run("bon", url=one.url, out="alone", **settings)
+    dead = threading.Event()
+
+    def dying(handler, path, body, count):
+        if count > 8:
+            dead.set()
+        return (None, {}, "") if dead.is_set() else answer_by_seed(handler, path, body, count)
+
+    with serving(answer_by_seed) as first, serving(answer_by_seed) as second, serving(dying) as third:
+        summary = tts.run("bon", url=[first.url, second.url, third.url], out="three", **settings)
+        prompts = [{str(body["prompt"]) for path, body, _ in server.requests if "prompt" in body} for server in (first, second)]
+    assert dead.is_set()
+    assert summary.failed == 0
+    assert min(map(len, prompts)) > 3
+    rows = [{row.id: row.to_json() for row in RunStore.open(Path(name)).records()} for name in ("alone", "three")]
+    assert rows[0] == rows[1]
+    [notice] = json.loads(Path("three/run.json").read_text())["notices"]
+    assert notice.startswith(f"lost the server {third.url} and went on with the others")
+
+
+async def test_a_key_asks_the_same_server_first_and_only_the_keys_of_a_lost_one_move():
+    class Member:
+        notices = ()
+
+        def __init__(self, name):
+            self.name, self.lost = name, False
+
+        async def ask(self):
+            if self.lost:
+                raise LostError("gone")
+            return self.name
+
+    members = [Member(f"s{i}") for i in range(4)]
+    servers = Servers(members, [member.name for member in members])
+    keys = [f"p{i}" for i in range(400)]
+    before = {key: await servers.ask(key, lambda member: member.ask()) for key in keys}
+    assert all(70 < count < 130 for count in Counter(before.values()).values())
+    members[2].lost = True
+    after = {key: await servers.ask(key, lambda member: member.ask()) for key in keys}
+    assert all(after[key] == before[key] for key in keys if before[key] != "s2")
+    assert {after[key] for key in keys if before[key] == "s2"} == {"s0", "s1", "s3"}
+    members[2].lost, servers._resting[2] = False, 0.0  # its rest is over
+    assert {key: await servers.ask(key, lambda member: member.ask()) for key in keys} == before
+    for member in members:
+        member.lost = True
+    with pytest.raises(LostError):
+        await servers.ask("p", lambda member: member.ask())
+
+
+async def test_servers_of_different_models_are_refused():
+    def other(handler, path, body, count):
+        listed = {"data": [{"id": "arith-policy", "owned_by": "vllm", "root": "another"}]}
+        return respond(listed) if path == "/v1/models" else openai(handler, path, body, count)
+
+    with serving(openai) as one, serving(other) as two:
+        engine = load_engine("server", "arith-policy", url=[one.url, two.url])
+        with pytest.raises(InputError, match="the servers do not run the same model"):
+            await engine.check()
+        await engine.close()

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class UnsupportedError(InputError):
+    """An engine or a scorer cannot do what a strategy asks of it, whatever the problem: it ends a run."""
+
+
 class Exit(IntEnum):
     """Exit codes of `tts`, beside 128 + n for a command that a signal n ended."""
 

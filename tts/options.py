@@ -56,6 +56,13 @@ def key_values(pairs: Any) -> Any:
     return values
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else [] if value is None else value
+
+
+Addresses = Annotated[list[str], BeforeValidator(_listed)]
+"""One or several servers; a text in Python, or a list of them, a repeatable option on the command line."""
+
 Arguments = Annotated[dict[str, Any], BeforeValidator(key_values)]
 """name=value pairs; a dict in Python, a repeatable option on the command line."""
 

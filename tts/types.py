@@ -197,6 +197,19 @@ class Engine(Protocol):
     exact: bool = False
     """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """What it does otherwise than asked, because a server cannot do it, in sentences that people read."""
+        return ()
+
+    async def check(self) -> None:
+        """Find out whether it can be used, before the first problem. Raises InputError if not."""
+        return
+
+    def for_problem(self, problem: Problem) -> Engine:
+        """The engine that one problem is solved on: one of several servers, for instance."""
+        return self
+
     async def tells_steps(self) -> bool:
         """Whether it stops at stop strings and reports that, which growing solutions step by step needs."""
         return True
@@ -342,6 +355,15 @@ class Scorer(Protocol):
     """Whether equal candidates get equal rewards to the last bit, whatever else is computed beside them."""
     over: Part = "all"
     """The part of a trajectory whose steps its rewards are of."""
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What it does otherwise than asked, because a server cannot do it, in sentences that people read."""
+        return ()
+
+    async def check(self) -> None:
+        """Find out whether it can be used, before the first problem. Raises InputError if not."""
+        return
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         """One reward per candidate, in order; higher is better. Its steps are those of the part `over`, or none at all."""

@@ -58,6 +58,8 @@ def run(given: dict[str, Any], output: Output) -> int:
         summary = output.watched(
             lambda: runner.run(strategy, progress=progress, **given), lambda console: RunView(progress, console)
         )
+    for notice in progress.notices:
+        warn(notice)
     if tracker is not None:
         log_run(tracker, summary, RunStore.open(Path(summary.run)).settings)
     output.result(table=lambda: show(summary), data=summary.to_json, brief=summary.run)

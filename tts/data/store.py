@@ -219,6 +219,13 @@ class RunStore:
             if written.get(name, crc := crc32(line)) != crc:
                 yield name
 
+    def discard(self) -> None:
+        """Remove the folder of a run that has not begun, but for files that are not the run's."""
+        self.close()
+        (self.folder / "run.json").unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            self.folder.rmdir()
+
     def append(self, record: Record, timing: dict[str, Any]) -> None:
         """Append the row of a problem to results.jsonl, then its timing, with the row's place and checksum, to timings.jsonl.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,28 +40,35 @@ def installed(package: str) -> str | None:
     return None
 
 
-def load_engine(name: str, model: str, *, url: str | None = None, options: Mapping[str, Any] | None = None) -> Engine:
+def load_engine(
+    name: str, model: str, *, url: str | Sequence[str] | None = None, options: Mapping[str, Any] | None = None
+) -> Engine:
     """Start an engine.
 
     Args:
         name: A name of ENGINES, `file.py:Class` or `package.module:Class`.
         model: What generates: a bundled name, a folder or a hub id, or a server's name for it.
-        url: The server's address, for engines that are clients.
+        url: The server's address, for engines that are clients; several are servers of one model that share the problems.
         options: The engine's keyword arguments.
 
     Raises:
         InputError: There is no such engine, its package is not installed, or it refuses the model or an option.
     """
     cls, settings = ENGINES.get(name), dict(options or {})
-    if url is not None:
+    urls = [url] if isinstance(url, str) else list(dict.fromkeys(url or ()))
+    if len(urls) > 1:
+        from tts.engines.several import SeveralEngines
+
+        return SeveralEngines([load_engine(name, model, url=one, options=options) for one in urls], urls)
+    if urls:
         if cls.address == "none":
             clients = [other for other, engine in ENGINES.all().items() if engine.address != "none"]
             raise InputError(f"--url is for --engine {' or '.join(clients)}; {name} runs in this process")
         if settings.get("adapter"):
             raise InputError("--adapter is for engines in this process; a server's adapters have names: give one as --model")
-        settings["url"] = url
-    elif cls.address == "required":
-        raise InputError(f"--engine {name} needs --url, such as --url http://127.0.0.1:8000")
+        settings["url"] = urls[0]
+    elif cls.address == "required" and not os.environ.get("OPENAI_BASE_URL"):
+        raise InputError(f"--engine {name} needs --url, such as --url http://127.0.0.1:8000, or OPENAI_BASE_URL")
     elif cls.requires is not None and installed(cls.requires) is None:
         raise InputError(f"the engine {name} is not installed; install it with: pip install 'tts-toolkit[{cls.requires}]'")
     return configure(cls, settings, model, noun=f"the engine {name}", prefix="--engine-arg ")

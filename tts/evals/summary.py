@@ -197,7 +197,7 @@ def summarize(
         usage, n = usage + record.usage, max(n, len(attempts))
         counts.update(
             problems=1,
-            failed=record.error is not None,
+            failed=int(record.error is not None),
             attempts=len(attempts),
             tokens=sum(sum(attempt.tokens) for attempt in attempts),
             truncated=sum(attempt.finish == "length" for attempt in attempts),

@@ -28,6 +28,7 @@ class Models:
     given_scorer: Scorer | None = None
     """A scorer that the caller has loaded, and closes."""
     _opened: list[Engine | Scorer] = field(default_factory=list)
+    _checked: list[Engine | Scorer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         asked: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -69,6 +70,19 @@ class Models:
         """Load what a strategy needs. Raises InputError, also where the strategy cannot use the scorer."""
         _ = self.engine
         strategy.check_scorer(self.scorer_of(strategy))
+
+    async def check(self, strategy: Strategy) -> None:
+        """Find out whether what a strategy needs can be used, servers above all. Raises InputError if not."""
+        for part in (self.engine, self.scorer_of(strategy)):
+            if part not in self._checked:
+                self.progress.stage = "asking the server" if part is self.engine else "asking the scorer's server"
+                await part.check()
+                self._checked.append(part)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What engine and scorer do otherwise than asked, as far as they are in use."""
+        return tuple(notice for part in self._checked for notice in part.notices)
 
     async def close(self) -> None:
         """Let go of what was loaded here."""

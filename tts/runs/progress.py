@@ -27,6 +27,8 @@ class Progress:
     """Tokens, in this session."""
     clock: Clock = field(default_factory=Clock)
     folder: Path | None = None
+    notices: tuple[str, ...] = ()
+    """What engine and scorer do otherwise than asked."""
 
     def add(self, record: Record | Outcome) -> None:
         self.done += 1

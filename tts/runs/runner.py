@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tts.data.files import writing
 from tts.data.identity import check_content, content_of, content_of_problems
 from tts.data.records import Attempt, Record
 from tts.data.store import RunStore, check_creatable
-from tts.errors import InputError
+from tts.errors import InputError, UnsupportedError
 from tts.evals.benchmarks import Benchmark
 from tts.evals.cost import Flops, flops_of
 from tts.evals.summary import Seconds, Summary, summarize
@@ -35,6 +36,9 @@ from tts.types import NO_INSTRUCTION, Engine, Problem, Reward, Scorer, Strategy,
 
 T = TypeVar("T")
 
+
+EQUAL = 10
+"""Problems that fail in a row with the same error, after which a run stops."""
 
 RESUME = "what was solved is kept; when that is fixed, resume with: tts run --resume {folder}"
 
@@ -105,7 +109,8 @@ def prepare(
             if any(problem.id not in before.solved for problem in benchmark.problems):
                 models.load(solver)
         stack.pop_all()
-    return Run(chosen, solver, benchmark, models, store, progress, before, owns=models is own)
+    fresh = chosen.resume is None
+    return Run(chosen, solver, benchmark, models, store, progress, before, owns=models is own, fresh=fresh)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,19 @@ def resolve(strategy: str | Strategy | None, given: Mapping[str, Any]) -> tuple[
     return chosen, solver, store
 
 
+class _Streak:
+    """How many times in a row the same error came, but for numbers in it."""
+
+    def __init__(self) -> None:
+        self._last, self._count = "", 0
+
+    def add(self, error: str | None) -> int:
+        error = re.sub(r"\d+", "#", error or "")
+        self._count = self._count + 1 if error and error == self._last else bool(error)
+        self._last = error
+        return self._count
+
+
 @dataclass
 class Run:
     """A strategy, an engine, a scorer and problems, about to be solved or under way."""
@@ -202,6 +220,8 @@ class Run:
     before: Before = field(default_factory=Before)
     owns: bool = False
     """Whether the models are this run's alone, to be closed after it."""
+    fresh: bool = False
+    """Whether its folder was made for it just now."""
     run_budget: Budget = field(init=False, default_factory=Budget)
     _server: str | None = field(init=False, default=None)
     """What the engine's server says that it runs."""
@@ -220,6 +240,10 @@ class Run:
         try:
             with writing(folder, RESUME.format(folder=folder)):
                 return await self._solve()
+        except InputError:
+            if self.fresh and not self.store.results.exists():
+                self.store.discard()
+            raise
         finally:
             self.store.close()
             if self.owns:
@@ -229,9 +253,11 @@ class Run:
         progress, before, start = self.progress, self.before.seconds, time.perf_counter()
         limit = self.settings.run_budget
         self.run_budget = Budget(None if limit is None else max(0, limit - self.before.generated))
-        progress.stage, progress.total, progress.folder = "solving", len(self.benchmark.problems), self.store.folder
+        progress.total, progress.folder = len(self.benchmark.problems), self.store.folder
         left = [problem for problem in self.benchmark.problems if problem.id not in self.before.solved]
-        todo = iter(left)
+        if left:
+            await self.models.check(self.strategy)
+        progress.stage, todo, streak = "solving", iter(left), _Streak()
 
         def elapsed() -> Seconds:
             clock = progress.clock
@@ -253,6 +279,11 @@ class Run:
                 self.store.append(record, {"id": problem.id, **spent, "run": asdict(elapsed())})
                 progress.add(record)
                 progress.generated += record.usage.generated
+                if streak.add(record.error) >= EQUAL:
+                    raise InputError(
+                        f"stopped, as {EQUAL} problems in a row failed with the same error: {record.error}. What was solved is"
+                        f" kept; when that is fixed, resume with: tts run --resume {self.store.folder}"
+                    )
 
         try:
             async with grading() as grader, asyncio.TaskGroup() as group:
@@ -292,6 +323,9 @@ class Run:
 
     def _note_server(self) -> None:
         """Compare what a server says that it runs to what it said in earlier sessions, before its first row is written."""
+        if self.models.notices != self.progress.notices:
+            self.progress.notices = self.models.notices
+            self.store.note(notices=list(self.models.notices))
         if self._server is None and (said := getattr(self.engine, "served", None)) is not None:
             content = self.store.read_run().get("content")
             if content is not None and "url" not in content:
@@ -312,7 +346,7 @@ class Run:
         try:
             sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
             generator = Generator(
-                self.engine, problem, sampling,
+                self.engine.for_problem(problem), problem, sampling,
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,
                 budget=Budget(self.settings.budget, self.run_budget),
                 deadline=None if self.settings.seconds is None else time.perf_counter() + self.settings.seconds,
@@ -323,6 +357,8 @@ class Run:
             result = await self.strategy.solve(problem, generator, scorer)
             verdicts = await grader.judge(result.candidates)
             return Record.solved(problem, result, verdicts, usage)
+        except UnsupportedError:
+            raise
         except Exception as error:  # a failed problem is a row, not the end of its siblings
             return Record.failed(problem, error, usage)
 

@@ -18,7 +18,7 @@ from tts.engines import load_engine
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
 from tts.models.templates import has, read_prompt_template
-from tts.options import Arguments, Count, NotNegative, Positive, Proportion, Settings, option
+from tts.options import Addresses, Arguments, Count, NotNegative, Positive, Proportion, Settings, option
 from tts.scorers import load_scorer
 from tts.types import NO_INSTRUCTION, Aggregate, Engine, Part, Sampling, Scorer, counts_final
 
@@ -74,8 +74,8 @@ class EngineOptions(PolicyOptions):
     """Engine that runs the policy: a name that `tts engines` lists, or file.py:Class."""
     engine_args: Arguments = option(factory=dict, flag="--engine-arg")
     """Option of the engine, such as gpu_memory_utilization=0.9; repeatable."""
-    url: str | None = option(None, kept=False)
-    """Address of the server, for engines that are a client of one."""
+    url: Addresses = option(factory=list, kept=False)
+    """Address of the server, for engines that are a client of one; repeatable for several servers of one model."""
     adapter: str | None = option(None, names="model")
     """LoRA adapter of the policy: a folder or a hub id."""
 
@@ -97,8 +97,8 @@ class ScorerOptions(Settings):
     """How the reward model reads a trace: a name that `tts formats` lists, or file.py:NAME."""
     scorer_engine: str = "transformers"
     """What runs the reward model: transformers or vllm in this process, or server."""
-    scorer_url: str | None = option(None, kept=False)
-    """Address of vLLM's pooling server, for --scorer-engine server."""
+    scorer_url: Addresses = option(factory=list, kept=False)
+    """Address of vLLM's pooling server, for --scorer-engine server; repeatable for several servers of one model."""
     scorer_args: Arguments = option(factory=dict, flag="--scorer-arg")
     """Option of the scorer, such as dtype=bfloat16 or window=true; repeatable."""
     score_over: Part | None = option(None, shown="the model's own, else all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tts.demo import POLICY
@@ -53,7 +53,7 @@ def load_scorer(
     over: Part | None = None,
     final: bool = True,
     engine: str = "transformers",
-    url: str | None = None,
+    url: str | Sequence[str] | None = None,
     policy: str = POLICY,
     prompting: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -67,7 +67,7 @@ def load_scorer(
         over: Part of a trajectory that the reward model rates; by default its own, else all.
         final: Whether the final reward is needed.
         engine: What runs the reward model or judge.
-        url: The server of that engine.
+        url: The server of that engine; several are servers of one model that share the problems.
         policy: Model of scorers that ask the policy (`model` among their options).
         prompting: How the policy is prompted: arguments of `tts.models.prompts.Prompter`.
         options: The scorer's own options.
@@ -75,12 +75,19 @@ def load_scorer(
     Raises:
         InputError: There is no such scorer, or it refuses an option.
     """
-    given = dict(options or {})
+    urls = [url] if isinstance(url, str) else list(dict.fromkeys(url or ()))
+    if len(urls) > 1:
+        from tts.engines.several import SeveralScorers
+
+        alike: dict[str, Any] = {"format": format, "over": over, "final": final, "engine": engine, "policy": policy}
+        alike |= {"prompting": prompting, "options": options}
+        return SeveralScorers([load_scorer(name, url=one, **alike) for one in urls], urls)
+    given, address = dict(options or {}), urls[0] if urls else None
     found = SCORERS.find(name)
     if found is None:
         from tts.scorers.prm import PRM
 
-        return PRM(name, format=format, over=over, final=final, backend=engine, url=url, **given)
+        return PRM(name, format=format, over=over, final=final, backend=engine, url=address, **given)
     if format is not None or over is not None:
         raise InputError(f"--scorer-format and --score-over are for reward models; {name} is not one")
     if not isinstance(found, type):
@@ -90,10 +97,10 @@ def load_scorer(
         takes: set[str] = set()
     else:
         takes = set(inspect.signature(found).parameters)
-    if (engine != "transformers" or url is not None) and "engine" not in takes:
+    if (engine != "transformers" or address is not None) and "engine" not in takes:
         raise InputError(f"--scorer-engine and --scorer-url are for reward models and judges; {name} needs neither")
     if isinstance(found, type):
-        offered = {"model": policy, **(prompting or {}), "final": final, "engine": engine, "url": url}
+        offered = {"model": policy, **(prompting or {}), "final": final, "engine": engine, "url": address}
         own = {key: value for key, value in offered.items() if key in takes}
         scorer = configure(found, own | given, noun=f"the scorer {name}", prefix="--scorer-arg ")
     elif given:

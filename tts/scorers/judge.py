@@ -104,6 +104,13 @@ class Judge(Scorer):
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         return list(await asyncio.gather(*(self._judge(candidate) for candidate in candidates)))
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return self.engine.notices
+
+    async def check(self) -> None:
+        await self.engine.check()
+
     async def close(self) -> None:
         await self.engine.close()
 

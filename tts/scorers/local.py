@@ -57,6 +57,9 @@ class LocalReader:
         self.context, self.exact = self.model.context, self.model.exact
         self._batcher: Batcher[Query, list[float]] = Batcher(self.model.rewards, max_size=4096)
 
+    async def check(self) -> None:
+        return
+
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         return await self._batcher(queries)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from tts.engines.http import BadRequestError, JsonClient, ServerError, key_from_environment
+from pydantic import BaseModel, Field, ValidationError
+
+from tts.engines.http import BadRequestError, JsonClient, NoSuchPathError, ServerError, key_from_environment
 from tts.engines.vllm import start
 from tts.errors import InputError
 from tts.models import checkpoints
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
 
 TASK = "token_classify"
 """vLLM's name for a reward at every token."""
+
+
+class _Rows(BaseModel):
+    data: list[list[float]]
+
+
+class _Pooled(BaseModel):
+    """What /pooling answers."""
+
+    data: Annotated[list[_Rows], Field(min_length=1)]
 
 
 class VLLMReader:
@@ -50,6 +62,9 @@ class VLLMReader:
         self.llm: Any = start(name, **(settings | arguments))
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
+
+    async def check(self) -> None:
+        return
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         return list(await asyncio.gather(*(self._one(query) for query in queries)))
@@ -108,21 +123,34 @@ class ServerReader:
             raise InputError(f"config.json of {name!r} does not say how many tokens the model can read")
         self.context = context
 
+    async def check(self) -> None:
+        """Ask for the reward of one token. Raises InputError if the server cannot be used."""
+        try:
+            await self._rows([0], retries=1)
+        except ServerError as error:
+            raise InputError(str(error)) from error
+
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         return list(await asyncio.gather(*(self._one(query) for query in queries)))
 
     async def _one(self, query: Query) -> list[float]:
-        body = {"model": self.model, "task": TASK, "input": list(query.ids[: query.positions[-1] + 1])}
+        return pick(query, await self._rows(query.ids[: query.positions[-1] + 1]))
+
+    async def _rows(self, ids: Sequence[int], *, retries: int | None = None) -> list[list[float]]:
+        """The class probabilities of each token, or of each step token. Raises ServerError."""
+        body = {"model": self.model, "task": TASK, "input": list(ids)}
         try:
-            answer = await self.client.post("/pooling", body)
-        except BadRequestError as error:
+            return await self.client.ask("/pooling", body, self._checked, retries=retries)
+        except (BadRequestError, NoSuchPathError) as error:
             raise ServerError(f"{error}; is it a reward model served by `vllm serve MODEL --runner pooling`?") from error
+
+    def _checked(self, answer: Any) -> list[list[float]]:
         try:
-            return pick(query, answer["data"][0]["data"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(
-                f"{self.client.url}/pooling did not answer in vLLM's format: {type(error).__name__}: {error}"
-            ) from error
+            return _Pooled.model_validate(answer).data[0].data
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the answer"
+            raise ServerError(f"{self.client.url}/pooling did not answer in vLLM's format: {place}: {first['msg']}") from None
 
     async def close(self) -> None:
         await self.client.close()

@@ -77,6 +77,9 @@ class PRM(Scorer):
         read = iter(await self.reader.read(queries))
         return [self._reward([(query, next(read)) for query in plan]) for plan in plans]
 
+    async def check(self) -> None:
+        await self.reader.check()
+
     async def close(self) -> None:
         """Release the backend's processes and connections."""
         await self.reader.close()

@@ -57,6 +57,10 @@ class Reader(Protocol):
         """Maximum length of a sequence, in tokens."""
         ...
 
+    async def check(self) -> None:
+        """Find out whether it can be used. Raises InputError if not."""
+        return
+
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
         """Return the rewards at each query's positions, in the order of the queries."""
         ...

@@ -18,7 +18,9 @@ BAR = 28
 def show(summary: Summary) -> RenderableType:
     """The final table, the curve, the bill and where everything is."""
     parts: list[RenderableType] = [_title(summary), Text()]
-    if summary.accuracy is None:
+    if summary.failed == summary.problems:
+        parts += [Text("All problems failed, so there is nothing to grade."), Text()]
+    elif summary.accuracy is None:
         parts += [Text("No problem has a reference answer, so nothing is graded."), Text()]
     else:
         parts += [_accuracies(summary), Text()]
@@ -38,7 +40,7 @@ def _title(summary: Summary) -> Text:
     if ungraded := summary.problems - summary.graded - summary.failed:
         title.append(f", {ungraded} without an answer and so not graded", "yellow")
     if summary.truncated:
-        title.append(f", {_count(summary.truncated, 'candidate')} cut off by --max-tokens or the context", "yellow")
+        title.append(f", {_count(summary.truncated, 'candidate')} cut off before the end", "yellow")
     if summary.missing:
         without = f", {_count(summary.unrated, 'candidate')} without any" if summary.unrated else ""
         title.append(f", {_count(summary.missing, 'verdict')} of the scorer missing{without}", "yellow")

@@ -80,7 +80,9 @@ class TemplateReward:
         [step] = (await self.expert.generate(self.expert.encode(Problem("template", prompt)), 1, sampling)).steps
         template = response_of(step.text).strip()
         if not template:
-            raise InputError("the expert wrote no template; try another --expert")
+            raise InputError(
+                "the expert wrote no template, or not outside its thinking; try another --expert, or --final outcome"
+            )
         return template
 
     async def _solve(self, guided: Problem) -> float:
