@@ -21,10 +21,9 @@ LINES = "<think>\n1) 7*8=6\n2) 6*5=0\n</think>\nmultiply by 8 gives 6\nThe resul
 PROMPT = "Start with 7.\n1) multiply by 8\n2) multiply by 5\nWhat is the last digit?"
 ENGINE = f"""
 from tests.scripted import ScriptedEngine
-from tts import Engine
 
 
-class Lines(ScriptedEngine, Engine):
+class Lines(ScriptedEngine):
     def __init__(self, model):
         super().__init__(lambda *_: {LINES!r})
 """

@@ -348,7 +348,7 @@ class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions, ResumeOptions):
         about: dict[str, Any] = {
             "scorer_format": None,
             "scorer_engine": "transformers",
-            "scorer_url": None,
+            "scorer_url": [],
             "scorer_args": {},
             "score_over": None,
         }
