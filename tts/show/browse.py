@@ -19,7 +19,7 @@ from tts.delimiters import Delimiter, delimiter
 from tts.errors import InputError
 from tts.evals.load import open_run, read_json, read_summary
 from tts.show.style import reward_style
-from tts.trajectory import parse
+from tts.trajectory import BLANK_LINE, parse
 from tts.types import REPEATS, Branch, Part
 
 
@@ -42,7 +42,7 @@ class Twig(NamedTuple):
     """Whether it is the end of the chosen candidate."""
 
 
-def rated_steps(attempt: Attempt, over: Part | None, by: Delimiter) -> tuple[list[RatedStep], list[RatedStep]]:
+def rated_steps(attempt: Attempt, over: Part | None, by: Delimiter = BLANK_LINE) -> tuple[list[RatedStep], list[RatedStep]]:
     """The steps of the thinking and those of the response, paired with their rewards.
 
     `over` is the part that was scored; None is the reward model's own choice, which follows from the number of rewards. If the

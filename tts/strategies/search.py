@@ -13,7 +13,6 @@ from typing import Any
 
 from tts.delimiters import delimiter
 from tts.errors import InputError
-from tts.options import option
 from tts.solving.generator import Generator
 from tts.trajectory import BOUNDARY, is_thinking, tags_in
 from tts.types import REPEATS, Branch, Candidate, Count, Fate, Part, Problem, Result, Reward, Scorer, Step, Strategy
@@ -236,10 +235,10 @@ class StepSearch(Strategy):
     """Maximum number of solutions in progress, and returned."""
     search_over: Part = "all"
     """Part searched step by step: think, response or all; the rest is drawn in one go."""
-    think_delimiter: str | None = option(None, shown="--step-delimiter")
-    """What the search takes for the end of a step of the thinking, named as for --step-delimiter."""
-    response_delimiter: str | None = option(None, shown="--step-delimiter")
-    """What the search takes for the end of a step of the response, named as for --step-delimiter."""
+    think_delimiter: str | None = None
+    """What ends a step of the thinking; by default as --step-delimiter says."""
+    response_delimiter: str | None = None
+    """What ends a step of the response; by default as --step-delimiter says."""
 
     def __post_init__(self) -> None:
         for part, other in (("think", "response"), ("response", "think")):
