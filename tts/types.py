@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from annotated_types import Ge
 
+from tts.delimiters import DEFAULT, Delimiter, delimiter
 from tts.trajectory import Trajectory, parse
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Problem:
     """How answers are compared: a name of `tts.grading.rules`, or a function of your own as file.py:function."""
     instruction: str = ""
     """How the policy is to answer, such as "put your final answer within \\boxed{}"; empty for no instruction."""
+    step_delimiter: str = field(default=DEFAULT, repr=False)
+    """What ends a step of its solutions, as --step-delimiter names it (`tts.delimiters`)."""
+
+    @property
+    def ends(self) -> Delimiter:
+        """The rule that `step_delimiter` names."""
+        return delimiter(self.step_delimiter)
 
     @property
     def full_prompt(self) -> str:
@@ -64,6 +72,10 @@ class Problem:
         if instruction is None:
             return self
         return replace(self, instruction="" if instruction == NO_INSTRUCTION else instruction)
+
+    def divided(self, step_delimiter: str | None) -> Problem:
+        """The problem with another delimiter of steps, or with its own where None is given."""
+        return self if step_delimiter is None else replace(self, step_delimiter=step_delimiter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,7 @@ class Candidate:
     @property
     def trajectory(self) -> Trajectory:
         """The same text as thinking steps and response steps, which is what a reward model rates."""
-        return parse(self.text)
+        return parse(self.text, self.problem.ends, in_progress=not self.done)
 
     def part(self, over: Part) -> tuple[str, ...]:
         """The steps of a part of the trajectory."""

@@ -109,6 +109,7 @@ async def work_through(
     first_line: int,
     limit: int | None,
     tally: Tally,
+    step_delimiter: str | None = None,
     chunk: int = CHUNK,
 ) -> AsyncIterator[list[Processed[T] | Rejected]]:
     """Process the traces of a JSONL file chunk by chunk and yield the results in the order of the file.
@@ -121,6 +122,7 @@ async def work_through(
         first_line: Number of the line to start with, from 1.
         limit: Maximum number of traces; None for all.
         tally: Counts of which `bytes` is updated here.
+        step_delimiter: What ends a step of all traces. Default: each trace's own.
         chunk: Traces per call of `work`. Default 128.
     """
     under_way: deque[tuple[asyncio.Task[list[Processed[T] | Rejected]], int]] = deque()
@@ -137,7 +139,8 @@ async def work_through(
         if limit is not None and count >= limit:
             break
         try:
-            traces: list[Trace] | str = parse_line(line, number, names)[: None if limit is None else limit - count]
+            found = parse_line(line, number, names)[: None if limit is None else limit - count]
+            traces: list[Trace] | str = [trace.divided(step_delimiter) for trace in found]
             count += len(traces)
         except BadRowError as error:
             traces = str(error)

@@ -144,7 +144,7 @@ def problems_of(settings: RunSettings, store: RunStore | None) -> Benchmark:
     """The problems as a run's settings say. Raises InputError."""
     return settings.load_benchmark(
         seed=settings.seed, shuffle=settings.shuffle, repeat=settings.repeat, instruction=settings.instruction,
-        numbered=store is not None and store.numbered,
+        step_delimiter=settings.step_delimiter, numbered=store is not None and store.numbered,
     )  # fmt: skip
 
 

@@ -69,7 +69,8 @@ def score_file(
     async def work() -> None:
         try:
             chunks = work_through(
-                source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally
+                source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally,
+                step_delimiter=settings.step_delimiter,
             )  # fmt: skip
             async for chunk in chunks:
                 scored = [item for item in chunk if isinstance(item, Processed)]

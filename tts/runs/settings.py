@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from tts.data.traces import FIELDS
+from tts.delimiters import DEFAULT, delimiter
 from tts.demo import POLICY, PRM
 from tts.engines import load_engine
 from tts.errors import InputError
@@ -146,6 +147,22 @@ class ScorerOptions(Settings):
             engine=self.scorer_engine, url=self.scorer_url, policy=policy.model, prompting=policy.prompting,
             options={**(defaults or {}), **self.scorer_args},
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Settings):
+    """How solutions are split into steps."""
+
+    topic: ClassVar[str] = "Steps"
+
+    step_delimiter: str | None = option(None, shown="the trace's own, else blank-line")
+    """What ends a step: blank-line, line, sentence, reasonflux (which is blank-line), or a string of your own, in which \\n
+    stands for a line end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_delimiter is not None:  # one name for each rule, so that equal runs have equal settings
+            object.__setattr__(self, "step_delimiter", delimiter(self.step_delimiter).name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +297,7 @@ class ResumeOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
+class RunSettings(EngineOptions, ScorerOptions, StepOptions, DataOptions, SamplingOptions, LimitOptions, ResumeOptions):
     """A run: a benchmark solved with a strategy."""
 
     topic: ClassVar[str] = "Run"
@@ -289,6 +306,9 @@ class RunSettings(EngineOptions, ScorerOptions, DataOptions, SamplingOptions, Li
     """Strategy: a name that `tts strategies` lists, or file.py:Class. Its own options are flags, such as --n 16."""
     options: Arguments = option(factory=dict, cli=False)
     """The strategy's options."""
+    step_delimiter: str = DEFAULT
+    """What ends a step, for searches and reward models: blank-line, line, sentence, reasonflux (which is blank-line), or a
+    string of your own, in which \\n stands for a line end."""
     shuffle: bool = option(False, topic="Problems")
     """Shuffle the problems, by --seed, before taking the first ones."""
     repeat: Count = option(1, topic="Problems")
@@ -327,7 +347,7 @@ class TraceOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(ScorerOptions, TraceOptions, PolicyOptions, ResumeOptions):
+class ScoreSettings(ScorerOptions, StepOptions, TraceOptions, PolicyOptions, ResumeOptions):
     """Score every trace of a file: id, step_rewards, final, total."""
 
     topic: ClassVar[str] = "Traces"

@@ -151,6 +151,7 @@ class _Shown:
     def __init__(self, prm: PRM, candidate: Candidate, length: int) -> None:
         self.prm, self.length, self.text = prm, length, candidate.text
         self.problem, self.steps = candidate.problem.prompt, candidate.part(prm.over)
+        self.by = candidate.problem.ends
         self._known: dict[tuple[str, ...], Encoded] = {}
 
     def spans(self) -> Iterable[Span]:
@@ -176,7 +177,7 @@ class _Shown:
     def _joined(self, begin: int) -> str:
         if self.prm.by_step or self.prm.over != "all":
             return BOUNDARY.join(self.steps[begin:])
-        return from_step(self.text, begin) if begin else with_tags(self.text)
+        return from_step(self.text, begin, self.by) if begin else with_tags(self.text)
 
     def _fits(self, steps: Sequence[str], *, raising: bool = True) -> bool:
         """Return whether steps fit into a window. Raises InputError if they do not, and are not to be read in windows."""

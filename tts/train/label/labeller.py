@@ -105,7 +105,7 @@ def label_file(
             tally.running = True
             chunks = work_through(
                 settings.traces, labeller.label, names=names, first_line=sink.first_line, limit=settings.limit, tally=tally,
-                chunk=LABEL_CHUNK,
+                step_delimiter=settings.step_delimiter, chunk=LABEL_CHUNK,
             )  # fmt: skip
             async for chunk in chunks:
                 done = [item for item in chunk if isinstance(item, Processed)]
@@ -258,7 +258,7 @@ async def _load_labeller(
     encoder, negative_source = None, list[tuple[str, str]]()
     if settings.targets == "combined":
         tally.stage = "sampling steps for coherence"
-        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed)
+        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed, settings.step_delimiter)
         if len({problem for problem, _ in negative_source}) < 2:
             raise InputError(
                 f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
@@ -270,10 +270,10 @@ async def _load_labeller(
     return Labeller(settings, grader, quality, encoder, negative_source, template_reward)
 
 
-def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int) -> list[tuple[str, str]]:
+def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int, step_delimiter: str | None) -> list[tuple[str, str]]:
     """Return NEGATIVE_SOURCE (problem, thinking step) pairs of the file, sampled uniformly (reservoir sampling)."""
     rng, sample = random.Random(derive_seed(seed, "pool")), list[tuple[str, str]]()
-    for count, pair in enumerate(_thinking_steps(path, names)):
+    for count, pair in enumerate(_thinking_steps(path, names, step_delimiter)):
         if len(sample) < NEGATIVE_SOURCE:
             sample.append(pair)
         elif (place := rng.randrange(count + 1)) < NEGATIVE_SOURCE:
@@ -281,14 +281,14 @@ def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int) -> list
     return sample
 
 
-def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _thinking_steps(path: Path, names: dict[str, str], step_delimiter: str | None) -> Iterator[tuple[str, str]]:
     for number, line, _ in read_lines(path):
         try:
             traces = parse_line(line, number, names)
         except BadRowError:
             continue  # rejected, with the reason, when it is labelled
         for trace in traces:
-            for step in trace.candidate.trajectory.thinking:
+            for step in trace.divided(step_delimiter).candidate.trajectory.thinking:
                 yield trace.candidate.problem.prompt, step
 
 

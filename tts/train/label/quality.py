@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from tts.delimiters import Delimiter
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models.templates import fill
@@ -15,7 +16,7 @@ from tts.scorers.verdicts import Examiner, Scale
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
 from tts.train.label.checkers import CHECKERS
-from tts.trajectory import parse, tags_in, with_tags
+from tts.trajectory import BLANK_LINE, parse, tags_in, with_tags
 from tts.types import Candidate, Engine, Problem, Sampling
 
 JUDGE = """\
@@ -114,7 +115,7 @@ class RolloutQuality:
         if given.answer is None:
             raise InputError(f"problem {given.id} has no answer, which --quality rollout needs")
         problem = replace(given, id="rollout")  # seeds and cache keys must not depend on the id that a file gives the problem
-        *prefixes, _ = prefixes_of(candidate.text)
+        *prefixes, _ = prefixes_of(candidate.text, candidate.problem.ends)
         last, *shares = await asyncio.gather(self._outcome(candidate), *(self._share(problem, prefix) for prefix in prefixes))
         return [*shares, last]
 
@@ -149,13 +150,13 @@ async def share_correct(generator: Generator, candidate: Candidate, n: int, max_
     return sum(bool(verdict.correct) for verdict in verdicts) / len(verdicts)
 
 
-def prefixes_of(text: str) -> list[str]:
+def prefixes_of(text: str, by: Delimiter = BLANK_LINE) -> list[str]:
     """Return, for every thinking step and response step, the text up to the start of the next step.
 
     The last prefix is the whole text. Windows line ends are converted. A text without steps has no prefixes.
     """
     text = text.replace("\r\n", "\n")
-    steps = parse(text).steps
+    steps = parse(text, by).steps
     ends, at = [], 0
     for step in steps:
         at = text.index(step, at) + len(step)

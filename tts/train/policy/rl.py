@@ -100,7 +100,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
     Raises:
         InputError: A benchmark cannot be loaded, a problem lacks an answer that is needed, or too few problems are left.
     """
-    problems = settings.load_benchmark(instruction=settings.instruction).problems
+    problems = settings.load_benchmark(instruction=settings.instruction, step_delimiter=settings.step_delimiter).problems
     problems = _with_short_prompts(settings, prompts, problems)
     if settings.beta < 1:
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
@@ -112,7 +112,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
         }  # fmt: skip
         held_out = load_benchmark(
             settings.eval_benchmark, settings.eval_limit, split=settings.eval_split, grader=settings.grader,
-            instruction=settings.instruction, **({} if own else fields),
+            instruction=settings.instruction, step_delimiter=settings.step_delimiter, **({} if own else fields),
         ).problems  # fmt: skip
         held_out = _with_short_prompts(settings, prompts, held_out)
         _check_answers(settings.eval_benchmark, held_out, "which held-out accuracy needs")
