@@ -18,6 +18,7 @@ from torch.nn import functional
 from tts.engines.drawing import draw, uniform
 from tts.engines.kv import ROWS, PrefixStore, SlotCache, Tokens, round_up
 from tts.engines.llama import LlamaForward
+from tts.errors import InputError
 from tts.solving.segment import Segmenter
 from tts.types import Finish, Sampling
 
@@ -248,6 +249,7 @@ class DecodeLoop:
         unseen = torch.arange(length, device=self.device) > where[:count]
         mask = torch.zeros(count, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
         logits = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)[:count].float()
+        check_logits(logits)
         rows = [row for row, _ in self.rows]
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
         tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
@@ -287,6 +289,12 @@ class DecodeLoop:
             self.rows[target] = rows[source]
         del self.rows[len(stay) :]
         self.cache.move(moves, length)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise InputError for logits [..., vocabulary] from which nothing can be drawn: NaN, or an infinite maximum."""
+    if not logits.amax(-1).isfinite().all():
+        raise InputError("the model's logits are NaN or infinite; where they are too large for its dtype, try dtype=float32")
 
 
 def note_logprobs(rows: Sequence[Sample], logprobs: Tensor, tokens: Tensor) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tts.engines.http import JsonClient, key_from_environment
-from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import adapters, checkpoints, weights
 from tts.models.prompts import Prompter
+from tts.models.untrusted import reading
 from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
@@ -58,14 +58,14 @@ class SGLangEngine(Prompter, Engine):
             return
         import sglang
 
-        settings: dict[str, Any] = {"log_level": "warning"}
+        settings: dict[str, Any] = {"log_level": "warning", "trust_remote_code": False}
         if adapter is not None:
-            settings |= {"enable_lora": True, "lora_paths": {"adapter": checkpoints.locate_adapter(adapter)}}
+            adapters.adapter_config(adapter)
+            settings |= {"enable_lora": True, "lora_paths": {"adapter": adapters.locate_adapter(adapter)}}
             self.lora = {"lora_path": "adapter"}
-        try:
+        weights.check_weights(model)
+        with reading("SGLang failed to start"):
             self.engine = sglang.Engine(model_path=checkpoints.locate(model), **(settings | arguments))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"SGLang failed to start: {checkpoints.first_line(error)}") from error
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = checkpoints.room(self.context, len(prefix))
