@@ -8,8 +8,9 @@ from typing import Any
 from tts.engines.counting import bias_of, check_counts
 from tts.engines.http import JsonClient, key_from_environment
 from tts.errors import InputError, UnsupportedError
-from tts.models import checkpoints
+from tts.models import adapters, checkpoints, weights
 from tts.models.prompts import Prompter
+from tts.models.untrusted import reading
 from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
@@ -71,9 +72,10 @@ class SGLangEngine(Prompter, Engine):
             return
         import sglang
 
-        settings: dict[str, Any] = {"log_level": "warning"}
+        settings: dict[str, Any] = {"log_level": "warning", "trust_remote_code": False}
         if adapter is not None:
-            settings |= {"enable_lora": True, "lora_paths": {"adapter": checkpoints.locate_adapter(adapter)}}
+            adapters.adapter_config(adapter)
+            settings |= {"enable_lora": True, "lora_paths": {"adapter": adapters.locate_adapter(adapter)}}
             self.lora = {"lora_path": "adapter"}
         if enable_custom_logit_processor:
             from tts.engines.sglang_penalties import Penalties
@@ -81,10 +83,9 @@ class SGLangEngine(Prompter, Engine):
             # with overlap, a batch is drawn before its requests know their last token
             settings |= {"enable_custom_logit_processor": True, "disable_overlap_schedule": True}
             self.processor = Penalties.to_str()
-        try:
+        weights.check_weights(model)
+        with reading("SGLang failed to start"):
             self.engine = sglang.Engine(model_path=checkpoints.locate(model), **(settings | arguments))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"SGLang failed to start: {checkpoints.first_line(error)}") from error
 
     def check_sampling(self, sampling: Sampling) -> None:
         if self.processor is None:

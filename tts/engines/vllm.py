@@ -10,8 +10,9 @@ from typing import Any
 
 from tts.engines.counting import bias_of, check_counts, cut_at_stop
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import adapters, checkpoints, weights
 from tts.models.prompts import Prompter
+from tts.models.untrusted import reading
 from tts.solving.confidence import confidence_of
 from tts.types import Engine, Finish, Generation, Sampling, Step
 
@@ -64,9 +65,9 @@ class VLLMEngine(Prompter, Engine):
         if current_platform.is_cpu():  # vLLM's CPU build crashes on seeded samples with chunked prefill
             settings["enable_chunked_prefill"] = False
         if adapter is not None:
-            settings |= {"enable_lora": True, "max_lora_rank": checkpoints.adapter_rank(adapter)}
+            settings |= {"enable_lora": True, "max_lora_rank": adapters.adapter_rank(adapter)}
         self.llm: Any = start(model, **(settings | arguments))
-        self.lora = LoRARequest("adapter", 1, checkpoints.locate_adapter(adapter)) if adapter else None
+        self.lora = LoRARequest("adapter", 1, adapters.locate_adapter(adapter)) if adapter else None
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
@@ -139,13 +140,13 @@ def start(model: str, **arguments: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    try:
+    weights.check_weights(model)
+    with reading("vLLM failed to start"):
         # LLM_CLASS gives vLLM's batch sizes for offline work; the default, for a server, has half of that or less
         return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(model=checkpoints.locate(model), **arguments), usage_context=UsageContext.LLM_CLASS
+            AsyncEngineArgs(**({"model": checkpoints.locate(model), "trust_remote_code": False} | arguments)),
+            usage_context=UsageContext.LLM_CLASS,
         )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"vLLM failed to start: {checkpoints.first_line(error)}") from error
 
 
 def _finish(reason: str, stop: int | str | None) -> Finish:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tts.errors import InputError
-from tts.models.checkpoints import first_line, locate
+from tts.models.checkpoints import locate
+from tts.models.untrusted import reason
 from tts.types import PARAMETERS
 
 FILE = "generation_config.json"
@@ -38,6 +39,6 @@ def recommended(name: str, *, required: bool = True) -> dict[str, Any]:
     except (InputError, OSError, ValueError) as error:
         if not required:
             return {}
-        raise InputError(f"--generation-config model: cannot read {FILE} of {name!r}: {first_line(error)}") from error
+        raise InputError(f"--generation-config model: cannot read {FILE} of {name!r}: {reason(error)}") from error
     values = {RENAMED.get(key, key): value for key, value in found.items() if value is not None}
     return {key: values[key] for key in PARAMETERS if key in values}

@@ -55,6 +55,9 @@ def score_file(
     tally.stage = f"loading {settings.scorer}"
     try:
         scorer = scorer_instance or _load(settings)
+    except InputError:
+        sink.undo()
+        raise
     except BaseException:
         sink.close()
         raise

@@ -64,7 +64,7 @@ class PRM(Scorer):
         if not (self.format.by_step or final):
             raise InputError(f"{model!r} rates only whole traces; with --alpha 0 no reward would be left")
         self.text = formats.Text(checkpoints.load_tokenizer(model))
-        self._encode("?", ["?"])  # reports what the tokenizer lacks before any weights are loaded
+        self._encode("?", ["?", "?"] if self.by_step else ["?"])  # reports what the tokenizer lacks before weights are loaded
         has_trace_head = final and any(file.name == TRACE_HEAD for file in checkpoints.files(model))
         self.reader = load_reader(
             backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options

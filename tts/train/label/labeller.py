@@ -101,7 +101,11 @@ def label_file(
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            labeller = await _load_labeller(settings, names, stack, tally, policy, expert)
+            try:
+                labeller = await _load_labeller(settings, names, stack, tally, policy, expert)
+            except InputError:
+                sink.undo()
+                raise
             tally.running = True
             chunks = work_through(
                 settings.traces, labeller.label, names=names, first_line=sink.first_line, limit=settings.limit, tally=tally,
@@ -230,6 +234,18 @@ async def _load_labeller(
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
+    encoder, negative_source = None, list[tuple[str, str]]()
+    if settings.targets == "combined":
+        tally.stage = "sampling steps for coherence"
+        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed, settings.step_delimiter)
+        if len({problem for problem, _ in negative_source}) < 2:
+            raise InputError(
+                f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
+                " problems; add traces of other problems, or use --targets quality"
+            )
+        tally.stage = f"loading {settings.encoder or settings.model}"
+        encoder = Encoder(settings.encoder or settings.model)
+        encoder.encode([step for _, step in negative_source])
     # the weights are part of the key: a model may have been retrained under the same name
     models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
     models += [("adapter", settings.adapter)] if settings.adapter is not None else []
@@ -255,18 +271,6 @@ async def _load_labeller(
         template_reward = TemplateReward(
             expert, policy, grader, cache, n=settings.n, sampling=settings.sampling, seed=settings.seed
         )  # fmt: skip
-    encoder, negative_source = None, list[tuple[str, str]]()
-    if settings.targets == "combined":
-        tally.stage = "sampling steps for coherence"
-        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed, settings.step_delimiter)
-        if len({problem for problem, _ in negative_source}) < 2:
-            raise InputError(
-                f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
-                " problems; add traces of other problems, or use --targets quality"
-            )
-        tally.stage = f"loading {settings.encoder or settings.model}"
-        encoder = Encoder(settings.encoder or settings.model)
-        encoder.encode([step for _, step in negative_source])
     return Labeller(settings, grader, quality, encoder, negative_source, template_reward)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tts.data.identity import content_of_problems
 from tts.errors import Exit, InputError
 from tts.evals.benchmarks import BENCHMARKS, load_benchmark
-from tts.models import checkpoints
+from tts.models import weights
 from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.guard import Guard, evaluations
@@ -198,7 +198,7 @@ def make_grpo_trainer(
             raise InputError("--rollouts engine needs the whole model on one device; with FSDP or DeepSpeed, use vllm")
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
         dtype = "bfloat16" if settings.bf16 else "float32"
-        rollouts = Rollouts(settings.model, sampling, device=str(checkpoints.find_device(settings.device)), dtype=dtype)
+        rollouts = Rollouts(settings.model, sampling, device=str(weights.find_device(settings.device)), dtype=dtype)
     return TTSGRPOTrainer(
         model, args=given, train_dataset=dataset(0, problems),
         eval_dataset=dataset(len(problems), held_out) if held_out else None,
