@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint docs real bench figures reproduce env clean
+.PHONY: run test check lint docs real tokenizers bench figures reproduce env clean
 
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
@@ -13,7 +13,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 # what CI runs, but for the real engines: every test, the style, the types and the import rules
-check: lint docs
+check: lint docs tokenizers
 	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
@@ -26,9 +26,13 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# the real vLLM and SGLang on the CPU: ten minutes to install, once
-real:
-	scripts/test-real-engines.sh
+# a real model in the embedded engine, vLLM and SGLang on the CPU: ten minutes to install, once
+real: $(VENV)/.dev
+	VENV=$(VENV) scripts/test-real-engines.sh
+
+# real tokenizers for the tests, which are skipped, loudly, where these cannot be had
+tokenizers:
+	-@scripts/real-tokenizers.sh
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/embedded.py

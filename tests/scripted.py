@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tts.types import Candidate, Generation, Problem, Reward, Sampling, Scorer, Step
+from tts.types import Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step
 
 END = 0
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Tokens are characters. `write(prompt, seed)` is the whole completion that a seed draws."""
 
     exact = True

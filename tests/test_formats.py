@@ -637,7 +637,7 @@ def test_a_reader_that_cannot_be_used_says_why(checkpoint, options, complaint):
 
 def test_an_index_of_weights_that_cannot_be_read_is_refused(tmp_path, checkpoint):
     folder = shutil.copytree(checkpoint("skywork")[0], tmp_path / "Skywork-PRM")
-    (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "model.safetensors").rename(folder / "model.safetensors.index.json")
     with pytest.raises(InputError, match=r"cannot read model\.safetensors\.index\.json"):
         PRM(str(folder))
 

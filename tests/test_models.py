@@ -15,7 +15,7 @@ from tts.engines import decoding
 from tts.engines.llama import LlamaForward
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import adapters, weights
 from tts.types import Sampling
 
 SIZES = {
@@ -147,17 +147,17 @@ def test_a_truncated_file_of_weights_is_refused(tmp_path):
     folder = make("llama", tmp_path / "m")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match=r"cannot load the weights of .*incomplete"):
+    with pytest.raises(InputError, match=r"cannot read model.safetensors of .*incomplete"):
         TransformersEngine(str(folder))
 
 
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert checkpoints.find_device("cuda:1") == torch.device("cuda:1")
-    assert checkpoints.find_device("auto") == torch.device("cuda")
+    assert weights.find_device("cuda:1") == torch.device("cuda:1")
+    assert weights.find_device("auto") == torch.device("cuda")
     with pytest.raises(InputError, match="'cuda:2'; expected auto or a device of this machine: cuda:0 to cuda:1, cpu"):
-        checkpoints.find_device("cuda:2")
+        weights.find_device("cuda:2")
 
 
 def write_adapter(folder, rank=4):
@@ -196,7 +196,7 @@ async def test_an_adapter_is_merged_into_the_weights(tmp_path, problems, engine)
     assert ours.token_ids == theirs.token_ids
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
     assert ours.logprobs != pytest.approx(base.logprobs, abs=1e-2)
-    assert checkpoints.adapter_rank(adapter) == 8
+    assert adapters.adapter_rank(adapter) == 8
 
 
 async def test_an_out_of_memory_error_says_what_to_lower(problems, monkeypatch):

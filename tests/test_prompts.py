@@ -18,7 +18,6 @@ from tts.demo import MODELS
 from tts.engines.server import ServerEngine
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.models import chat as chats
 from tts.models.prompts import Prompter
 from tts.models.templates import fill, read_prompt_template
 from tts.runs.settings import ScoreSettings
@@ -176,10 +175,8 @@ def test_arguments_that_a_chat_template_does_not_use(caplog):
 
 def test_a_chat_template_that_refuses_a_message_is_an_input_error():
     refuses = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{%- endif %}"
-    prompter = Prompter(policy(refuses), system="Hi")
     with pytest.raises(InputError, match="the chat template of policy failed: no system prompts"):
-        prompter.encode(PROBLEM)
-    assert chats.render(prompter.tokenizer, [chats.Turn("user", ["x"])], open_turn=True) == [""]
+        Prompter(policy(refuses), system="Hi")
 
 
 def test_a_run_keeps_what_its_policy_was_told(tmp_path):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,12 +22,13 @@ from tts.data.store import RunStore
 from tts.errors import InputError
 from tts.options import configure
 from tts.solving.budget import Budget
+from tts.solving.clock import Clock
 from tts.solving.generator import Generator, MeteredScorer
 from tts.strategies import STRATEGIES, get_strategy
 from tts.strategies.mcts import MCTS
 from tts.strategies.particle import Particle
 from tts.strategies.search import Node, share
-from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Usage
+from tts.types import REPEATS, Branch, Candidate, Problem, Reward, Sampling, Step, Usage
 
 PROBLEM = Problem("p", "question")
 SEARCHES = ["beam", "lookahead", "dvts", "mcts", "particle"]
@@ -365,6 +367,48 @@ async def test_a_step_ends_where_its_part_has_its_delimiter():
     result = await solve("beam", Thinker(), n=4, width=4, think_delimiter="</think>", response_delimiter="\n\n")
     first = [branch.text for branch in result.tree if branch.round == 0]
     assert all(text.endswith("</think>") for text in first)
+
+
+class Sentences(ScriptedEngine):
+    """Writes sentences; a token that completes ". " also holds the next word, as those of most tokenizers do."""
+
+    def __init__(self):
+        super().__init__(lambda prompt, seed: f"1. Take {seed % 7}.5 of e.g. 9. Add 2. 5! = 120! Done.\nIt is {seed % 3}")
+
+    def _one(self, prompt, written, sampling, i):
+        step = super()._one(prompt, written, sampling, i)
+        if step.finish == "step" and step.text.endswith(" "):
+            word = self.write(prompt, sampling.seed + i)[len(written) + len(step.text) :].split(" ")[0]
+            text = step.text + word
+            step = replace(step, text=text, token_ids=(*map(ord, text),))
+        return step
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_a_search_over_sentences_rates_whole_sentences(name):
+    seen: list[tuple[str, ...]] = []
+
+    class Rate(DigitScorer):
+        async def score(self, candidates):
+            seen.extend(candidate.trajectory.response for candidate in candidates if not candidate.done)
+            return [Reward((0.5,) * len(candidate.trajectory.steps), tokens=1) for candidate in candidates]
+
+    problem = Problem("p", "?", step_delimiter="sentence")
+    generator = Generator(Sentences(), problem, Sampling(max_tokens=300))
+    options = {"n": 4} | ({"width": 2} if name != "particle" else {})
+    best = (await get_strategy(name)(**options).solve(problem, generator, Rate())).best
+    await generator.grader.close()
+    whole = re.compile(r"1\. Take \d\.5 of e\.g\. 9\.|Add 2\.|5! = 120!|Done\.")
+    assert [r for r in seen if not r or not all(map(whole.fullmatch, r))] == []
+    assert seen or name == "mcts"  # which may simulate to the end
+    assert [step[:5] for step in best.trajectory.response] == ["1. Ta", "Add 2", "5! = ", "Done.", "It is"]
+
+
+async def test_equal_texts_are_rated_apart_where_one_of_them_goes_on():
+    step = Step("It is 5. The", (1,), "step")
+    candidates = [Candidate(Problem("p", "?", step_delimiter="sentence"), (s,)) for s in (step, replace(step, finish="length"))]
+    scorer = MeteredScorer(ScriptedScorer(lambda text: 0.5), usage=Usage(), clock=Clock())
+    assert [len(reward.steps) for reward in await scorer.score(candidates)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", [*SEARCHES, "bon", "majority", "single"])

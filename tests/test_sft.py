@@ -13,7 +13,7 @@ from tts import interrupts
 from tts.data.traces import parse_line
 from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import adapters, checkpoints
 from tts.train.policy import shared
 from tts.train.policy.sft import SFTCollator, end_of_turn, make_sft_trainer, read_traces, sft, tokenize_trace
 from tts.train.policy.shared import PolicyPrompts
@@ -178,7 +178,7 @@ def test_lora_adapters_are_merged_and_saved(file, tmp_path):
     out = tmp_path / "out"
     sft(settings(file, tmp_path, lora=4, max_steps=4, eval=file, eval_steps=4))
     merged = AutoModelForCausalLM.from_pretrained(out).eval()
-    adapted = checkpoints.merge_adapter(
+    adapted = adapters.merge_adapter(
         AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")), str(out / shared.ADAPTER)
     )
     base = AutoModelForCausalLM.from_pretrained(checkpoints.locate("arith-policy")).eval()

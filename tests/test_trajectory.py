@@ -1,6 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tts.trajectory import TAGS, Tags, is_thinking, parse, split, steps, tags_in, with_tags
+from tts.delimiters import PRESETS, delimiter
+from tts.errors import InputError
+from tts.trajectory import TAGS, Tags, is_one_step, is_thinking, parse, split, steps, tags_in, with_tags
 
 
 @pytest.fixture(params=TAGS, ids=lambda tags: tags.open)
@@ -61,3 +65,57 @@ def test_text_in_the_normal_form_has_think_tags(tags):
 
 def test_windows_line_ends_and_empty_steps():
     assert steps("a\r\n\r\nb\n\n\n\n \n\nc\n\n") == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("reasonflux", "a\nb\n\nc", ("a\nb", "c")),
+        ("line", "a\r\nb\n\n\nc. D\n", ("a", "b", "c. D")),
+        ("\\n", "a\nb", ("a", "b")),
+        ("###", "a### b\n\nc ###", ("a", "b\n\nc")),
+        ("sentence", "It is 3.5, e.g. here. So 5! = 120! Is it? Yes.\nx = 1\n\nDone", (
+            "It is 3.5, e.g. here.", "So 5! = 120!", "Is it?", "Yes.", "x = 1", "Done"
+        )),
+        ("sentence", "1. Add 2. Then\n(b) Take 3. 4 are left\n12.", ("1. Add 2.", "Then", "(b) Take 3.", "4 are left", "12.")),
+        ("sentence", "先加二。再乘三！ 得 $9$. \\(x\\) is 9", ("先加二。", "再乘三！", "得 $9$.", "\\(x\\) is 9")),
+    ],
+)  # fmt: skip
+def test_steps_end_where_the_delimiter_says(name, text, expected):
+    assert delimiter(name).split(text) == expected
+    assert parse(f"{text}</think>{text}", delimiter(name)) == (expected, expected)
+
+
+def test_each_rule_has_one_name_and_an_empty_delimiter_is_refused():
+    names = {"reasonflux": "blank-line", "\\n\\n": "blank-line", "\n": "line", "line": "line", "\\n##": "\n##"}
+    assert {given: delimiter(given).name for given in names} == names
+    with pytest.raises(InputError, match="must not be empty; choose blank-line, line, sentence, reasonflux, or a string"):
+        delimiter("")
+
+
+def test_a_text_in_progress_has_no_step_that_may_be_cut_short():
+    """The token that completes ". " is often the next sentence's first word."""
+    sentence = delimiter("sentence")
+    for text in ("It is 5. The", "It is 5. 1. The", "It is 5.\nThe sum of e.g. "):
+        assert parse(text, sentence, in_progress=True).response == ("It is 5.",)
+        assert parse(f"<think>{text}", sentence, in_progress=True).thinking == ("It is 5.",)
+    assert parse("<think>So. 5</think>5.\nThe", sentence, in_progress=True) == (("So.", "5"), ("5.",))
+    assert parse("a\n\nb", in_progress=True).response == ("a", "b")
+
+
+@given(st.text(alphabet="aA1.! ?。\n(", max_size=40), st.integers(0, 40), st.sampled_from([*PRESETS.values()]))
+def test_what_follows_changes_no_sentence_that_has_ended(text, at, by):
+    if by.looks_ahead:
+        before, whole = by.split(text[:at], in_progress=True), by.split(text)
+        assert whole[: len(before)] == before
+    assert "".join(by.split(text)).replace("\n", "").replace(" ", "") == text.replace("\n", "").replace(" ", "")
+
+
+def test_whether_a_text_has_one_step():
+    assert is_one_step("a\nb")
+    assert not is_one_step("a\nb", delimiter("line"))
+    assert not is_one_step("a</think>b")
+    assert is_one_step("<think>\n\n</think>\n\na")
+    assert not is_one_step("")
+    assert not is_one_step("word " * 2000 + "\n\nend")
+    assert not is_one_step("a\n\nb\n\n" * 2000)

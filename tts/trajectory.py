@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tts.delimiters import DEFAULT, Delimiter, delimiter
+
 BOUNDARY = "\n\n"
-"""String that ends a step, in the thinking and the response alike: a blank line (arXiv 2506.18896)."""
+"""What is put between two steps where steps become one text: a blank line, which also ends a step unless another delimiter is
+chosen (`tts.delimiters`)."""
+
+BLANK_LINE = delimiter(DEFAULT)
+
+BEGINNING = 4096
+"""Characters of a text in which `is_one_step` looks first."""
 
 
 class Tags(NamedTuple):
@@ -79,9 +87,9 @@ def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
     return f"{thinking.replace(own.open, tags.open, 1)}{tags.close if closed else ''}{response}"
 
 
-def from_step(text: str, first: int) -> str:
+def from_step(text: str, first: int, by: Delimiter = BLANK_LINE) -> str:
     """The end of `text` from its step number `first` (from 0) on, with the normal tags around what that has of its thinking."""
-    thinking, response = parse(text)
+    thinking, response = parse(text, by)
     answer = BOUNDARY.join(response[max(0, first - len(thinking)) :])
     if first >= len(thinking):
         return answer
@@ -89,14 +97,28 @@ def from_step(text: str, first: int) -> str:
     return f"{OPEN}\n{BOUNDARY.join(thinking[first:])}{closed}"
 
 
-def parse(text: str) -> Trajectory:
-    """The thinking steps and the response steps of a completion, as `split` tells them apart."""
-    thinking, response = split(text)
-    return Trajectory(steps(thinking), steps(response))
+def parse(text: str, by: Delimiter = BLANK_LINE, *, in_progress: bool = False) -> Trajectory:
+    """The thinking steps and the response steps of a completion, as `split` tells them apart.
+
+    Args:
+        text: The completion.
+        by: What ends a step. Default: a blank line.
+        in_progress: Whether more text will follow, so that its last step may not have ended yet.
+    """
+    thinking, response = split(text, by.stops[0])
+    open_thinking = in_progress and is_thinking(text)
+    return Trajectory(
+        by.split(thinking, in_progress=open_thinking), by.split(response, in_progress=in_progress and not open_thinking)
+    )
 
 
-def split(text: str) -> tuple[str, str]:
-    """The thinking and the response of a completion, each as it was written, with a boundary in place of a tag.
+def is_one_step(text: str, by: Delimiter = BLANK_LINE) -> bool:
+    """Whether a completion has a single step. Most texts show in their beginning that they have more."""
+    return len(parse(text[:BEGINNING], by).steps) < 3 and len(parse(text, by).steps) == 1
+
+
+def split(text: str, boundary: str = BOUNDARY) -> tuple[str, str]:
+    """The thinking and the response of a completion, each as it was written, with `boundary` in place of a tag.
 
     Text before `</think>` is thinking, also without a `<think>` tag, as chat templates may write that in the prompt. A
     completion that opens its thinking but does not close it has no response; one without either tag has only a response. The
@@ -105,13 +127,12 @@ def split(text: str) -> tuple[str, str]:
     thinking, response = "", text
     if (tags := tags_in(text)) is not None:
         thinking, _, response = text.partition(tags.close)
-        thinking = thinking.replace(tags.open, BOUNDARY, 1)
+        thinking = thinking.replace(tags.open, boundary, 1)
     for tag in WRAPPERS:
-        response = response.replace(tag, BOUNDARY)
+        response = response.replace(tag, boundary)
     return thinking, response
 
 
 def steps(text: str) -> tuple[str, ...]:
-    """The steps of `text`: its parts between blank lines, stripped, without empty ones. Windows line ends are recognised."""
-    parts = text.replace("\r\n", "\n").split(BOUNDARY)
-    return tuple(step for step in map(str.strip, parts) if step)
+    """The parts of `text` between blank lines, stripped, without empty ones."""
+    return BLANK_LINE.split(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from annotated_types import Ge
 
+from tts.delimiters import DEFAULT, Delimiter, delimiter
 from tts.trajectory import Trajectory, parse
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Problem:
     """How answers are compared: a name of `tts.grading.rules`, or a function of your own as file.py:function."""
     instruction: str = ""
     """How the policy is to answer, such as "put your final answer within \\boxed{}"; empty for no instruction."""
+    step_delimiter: str = field(default=DEFAULT, repr=False)
+    """What ends a step of its solutions, as --step-delimiter names it (`tts.delimiters`)."""
+
+    @property
+    def ends(self) -> Delimiter:
+        """The rule that `step_delimiter` names."""
+        return delimiter(self.step_delimiter)
 
     @property
     def full_prompt(self) -> str:
@@ -64,6 +72,10 @@ class Problem:
         if instruction is None:
             return self
         return replace(self, instruction="" if instruction == NO_INSTRUCTION else instruction)
+
+    def divided(self, step_delimiter: str | None) -> Problem:
+        """The problem with another delimiter of steps, or with its own where None is given."""
+        return self if step_delimiter is None else replace(self, step_delimiter=step_delimiter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,7 @@ class Candidate:
     @property
     def trajectory(self) -> Trajectory:
         """The same text as thinking steps and response steps, which is what a reward model rates."""
-        return parse(self.text)
+        return parse(self.text, self.problem.ends, in_progress=not self.done)
 
     def part(self, over: Part) -> tuple[str, ...]:
         """The steps of a part of the trajectory."""
@@ -144,11 +156,54 @@ class Sampling:
     """How many of the likeliest tokens to report at each position, by an engine that can."""
     confidence: int = 0
     """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
+    top_k: int = 0
+    """Draw from so many of the likeliest tokens; 0 for all."""
+    min_p: float = 0.0
+    """Draw no token that is less likely than this share of the likeliest token's probability."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens in the prefix or drawn since where they are positive, and multiplies them elsewhere."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the candidate has already."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit as often as the candidate has it already."""
+    min_tokens: int = 0
+    """New tokens before the text may end by itself; stop strings end it before that."""
+    written: int = 0
+    """Tokens at the end of the prefix that are the candidate's own. The presence and frequency penalties count them."""
 
     @property
     def likeliest(self) -> int:
         """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
         return max(self.top, self.confidence)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether what is drawn depends on the tokens so far by more than the model."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def raw(self) -> bool:
+        """Whether tokens are drawn from the model's own distribution, apart from its tail, or greedily."""
+        return self.temperature in (0, 1) and not self.penalized and not self.min_tokens
+
+    def parameters(self, *, neutral: bool = False) -> dict[str, float]:
+        """The fields of PARAMETERS that are not at their neutral values, by name: what a request to a server says.
+
+        With `neutral`, all of them, for a server that replaces what a request leaves out by values of its own. A `top_k` of all
+        tokens is -1 there.
+        """
+        values: dict[str, float] = {name: getattr(self, name) for name in PARAMETERS}
+        if neutral:
+            return {**values, "top_k": self.top_k or -1}
+        return {name: value for name, value in values.items() if value != getattr(_NEUTRAL, name)}
+
+
+PARAMETERS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens",
+)  # fmt: skip
+"""The fields of Sampling that shape the distribution, under the names that they have in the APIs of vLLM and SGLang."""
+
+_NEUTRAL = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +239,10 @@ class Engine(Protocol):
     """What a server says that it runs; None where there is no server, or it has not been asked yet."""
     exact: bool = False
     """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if it cannot draw tokens like that. Called before the first problem is solved."""
+        return
 
     @property
     def notices(self) -> Sequence[str]:

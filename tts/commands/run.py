@@ -65,6 +65,11 @@ def run(given: dict[str, Any], output: Output) -> int:
     output.result(table=lambda: show(summary), data=summary.to_json, brief=summary.run)
     if progress.damaged:
         warn(f"damaged lines in {summary.run}/results.jsonl: {progress.damaged}; their problems were solved again")
+    if 2 * summary.one_step > summary.candidates:
+        warn(
+            f"{summary.one_step} of {summary.candidates} candidates have one step only, so step rewards and searches see them"
+            " as a whole. If this policy ends its steps in another way, say how with --step-delimiter: line, sentence, …"
+        )
     if summary.failed:
         warn(
             f"{summary.failed} of {summary.problems} problems failed; their rows in {summary.run}/results.jsonl hold the"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from tts.data.files import ESCAPE
+from tts.delimiters import DEFAULT
 from tts.grading.pool import Verdict
 from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage, Window
 
@@ -95,6 +96,8 @@ class Record:
     """Search tree; empty for strategies that do not search."""
     instruction: str = ""
     """What the policy was told besides the problem; empty for nothing."""
+    step_delimiter: str = DEFAULT
+    """What ends a step of its solutions."""
 
     @classmethod
     def solved(cls, problem: Problem, result: Result, verdicts: Sequence[Verdict], usage: Usage) -> Record:
@@ -126,6 +129,7 @@ class Record:
             replace(usage, cached=0),
             tree=tuple(result.tree),
             instruction=problem.instruction,
+            step_delimiter=problem.step_delimiter,
         )
 
     @classmethod
@@ -133,7 +137,10 @@ class Record:
         """The row of a problem that raised an exception."""
         message = f"{type(error).__name__}: {error}".strip()
         usage = replace(usage, cached=0)
-        return cls(problem.id, problem.prompt, problem.answer, (), None, None, usage, message, instruction=problem.instruction)
+        return cls(
+            problem.id, problem.prompt, problem.answer, (), None, None, usage, message,
+            instruction=problem.instruction, step_delimiter=problem.step_delimiter,
+        )  # fmt: skip
 
     @property
     def outcome(self) -> Outcome:
@@ -159,6 +166,8 @@ class Record:
         for name in ("tree", "instruction"):
             if not row[name]:
                 del row[name]
+        if row["step_delimiter"] == DEFAULT:
+            del row["step_delimiter"]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 

@@ -100,6 +100,10 @@ class Sink(Protocol):
         """Close the destination; nothing is added after this."""
         ...
 
+    def undo(self) -> None:
+        """Close it, and remove what was made for it: nothing could be begun."""
+        ...
+
 
 async def work_through(
     source: Path,
@@ -109,6 +113,7 @@ async def work_through(
     first_line: int,
     limit: int | None,
     tally: Tally,
+    step_delimiter: str | None = None,
     chunk: int = CHUNK,
 ) -> AsyncIterator[list[Processed[T] | Rejected]]:
     """Process the traces of a JSONL file chunk by chunk and yield the results in the order of the file.
@@ -121,6 +126,7 @@ async def work_through(
         first_line: Number of the line to start with, from 1.
         limit: Maximum number of traces; None for all.
         tally: Counts of which `bytes` is updated here.
+        step_delimiter: What ends a step of all traces. Default: each trace's own.
         chunk: Traces per call of `work`. Default 128.
     """
     under_way: deque[tuple[asyncio.Task[list[Processed[T] | Rejected]], int]] = deque()
@@ -137,7 +143,8 @@ async def work_through(
         if limit is not None and count >= limit:
             break
         try:
-            traces: list[Trace] | str = parse_line(line, number, names)[: None if limit is None else limit - count]
+            found = parse_line(line, number, names)[: None if limit is None else limit - count]
+            traces: list[Trace] | str = [trace.divided(step_delimiter) for trace in found]
             count += len(traces)
         except BadRowError as error:
             traces = str(error)
@@ -199,6 +206,9 @@ class CallbackSink:
     def close(self) -> None:
         """Do nothing; no file is open."""
 
+    def undo(self) -> None:
+        """Do nothing; no file was made."""
+
 
 class FileSink:
     """Writes rows to one JSONL file and rejected lines to a second one, next to a file of settings.
@@ -207,9 +217,9 @@ class FileSink:
     are dropped, as they may be incomplete, and processing starts with that line again.
     """
 
-    def __init__(self, out: Path, first_line: int, done: int, lock: Lock) -> None:
+    def __init__(self, out: Path, first_line: int, done: int, lock: Lock, *, new: bool) -> None:
         self.out, self.rejected, self.first_line, self.done = out, rejected_of(out), first_line, done
-        self._lock = lock
+        self._lock, self._new = lock, new
 
     @classmethod
     def open(cls, out: Path, settings: Any, *, resume: bool, command: str) -> FileSink:
@@ -234,7 +244,7 @@ class FileSink:
                 first_line, done = 1, 0
             out.touch()
             stack.pop_all()
-        return cls(out, first_line, done, lock)
+        return cls(out, first_line, done, lock, new=not resume)
 
     def add(self, rows: Sequence[dict[str, Any]], refused: Sequence[Rejected]) -> None:
         """Write a chunk. Rejected lines are written first: if a crash loses the rows, resuming drops these lines as well."""
@@ -246,6 +256,13 @@ class FileSink:
     def close(self) -> None:
         """Let others write."""
         self._lock.release()
+
+    def undo(self) -> None:
+        """Let others write, and remove what `open` made."""
+        if self._new:
+            for file in (self.out, settings_of(self.out)):
+                file.unlink(missing_ok=True)
+        self.close()
 
 
 def settings_of(out: Path) -> Path:

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tts.delimiters import DEFAULT, PRESETS, delimiter
 from tts.errors import InputError
 from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
 from tts.types import Candidate, Finish, Part, Problem, Step, Window
 
 T = TypeVar("T")
 
-FIELDS = ("id", "problem", "instruction", "answer", "text", "thinking", "response", "steps")
+FIELDS = ("id", "problem", "instruction", "answer", "text", "thinking", "response", "steps", "step_delimiter")
 """The fields of a trace, each of which may have another name in a file (`--field`)."""
 
 EXPECTED = 'expected {"problem": …} with "text", with "thinking" and "response", or with "steps"'
@@ -56,6 +57,14 @@ class Trace:
         """The trace under another instruction than its own, where one is given (`Problem.instructed`)."""
         problem = self.candidate.problem.instructed(instruction)
         return replace(self, candidate=replace(self.candidate, problem=problem))
+
+    def divided(self, step_delimiter: str | None) -> Trace:
+        """The trace with another delimiter than its own, where one is given; the row names it. Given steps stay as they are."""
+        if step_delimiter in (None, self.candidate.problem.step_delimiter) or self.given is not None:
+            return self
+        problem = self.candidate.problem.divided(step_delimiter)
+        row = {**self.row, "step_delimiter": step_delimiter}
+        return replace(self, candidate=replace(self.candidate, problem=problem), row=row)
 
     def by_position(self, values: Sequence[T | None], over: Part = "all") -> list[T | None]:
         """Values of steps as rows hold them: where steps were given, one for each, in their order.
@@ -158,12 +167,13 @@ def parse_line(line: str, number: int, names: Mapping[str, str]) -> list[Trace]:
         identifier, prompt, str(answer) if isinstance(answer, str | int | float) else None,
         instruction=instruction if isinstance(instruction, str) else "",
     )  # fmt: skip
-    if isinstance(row.get("candidates"), list):
-        return _of_run(problem, row)
     given = None
     if values["steps"] is not None:
         text, given = _joined(values["steps"], names.get("steps", "steps"))
     else:
+        problem = problem.divided(_delimiter(values["step_delimiter"], names.get("step_delimiter", "step_delimiter")))
+        if isinstance(row.get("candidates"), list):
+            return _of_run(problem, row)
         text = _text(values, names)
     return [Trace(Candidate(problem, (Step(text, (), _finish(row)),)), row, given)]
 
@@ -189,12 +199,22 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
             "correct": attempt.get("correct"),
         }
         fields |= {"instruction": problem.instruction} if problem.instruction else {}
+        fields |= {"step_delimiter": problem.step_delimiter} if problem.step_delimiter != DEFAULT else {}
         fields |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
             fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses
             fields |= {name: attempt[name] for name in ("final_missing", "windows") if attempt.get(name)}
         traces.append(Trace(Candidate(own, (Step("".join(steps), (), _finish(attempt)),)), fields))
     return traces
+
+
+def _delimiter(value: Any, name: str) -> str | None:
+    """The name of a trace's own delimiter of steps; None for a trace without one."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise BadRowError(f"{name!r} is {json.dumps(value)[:40]}; expected what ends a step: {', '.join(PRESETS)}, or a string")
+    return delimiter(value).name
 
 
 def _text(values: Mapping[str, Any], names: Mapping[str, str]) -> str:

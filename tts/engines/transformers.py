@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM
 
-from tts.engines.decoding import DecodeLoop, Sample
+from tts.engines.decoding import DecodeLoop, Sample, check_logits
 from tts.errors import InputError
-from tts.models import checkpoints
-from tts.models.prompts import Prompter
+from tts.models import adapters, checkpoints, weights
+from tts.models.prompts import PROBE, Prompter
+from tts.models.untrusted import reading
 from tts.solving.segment import Segmenter
-from tts.types import Engine, Generation, Sampling, Step
+from tts.types import Engine, Generation, Problem, Sampling, Step
 
 
 class TransformersEngine(Prompter, Engine):
@@ -63,23 +65,38 @@ class TransformersEngine(Prompter, Engine):
         if not set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
             raise InputError(_unfit(model, config))
         # eager attention, whose sums do not depend on batch size or padding as those of sdpa's CPU kernel do
-        self.model: Any = checkpoints.load_weights(
+        self.model: Any = weights.load_weights(
             AutoModelForCausalLM, model, device=device, dtype=dtype, attn_implementation="eager"
         )
         if adapter is not None:
-            self.model = checkpoints.merge_adapter(self.model, adapter)
-        self.exact = checkpoints.is_exact(self.model)
+            self.model = adapters.merge_adapter(self.model, adapter)
+        self.vocabulary = weights.Vocabulary(model, self.model.get_input_embeddings().weight.shape[0])
+        self.vocabulary.check_tokenizer(self.tokenizer)
+        self.exact = weights.is_exact(self.model)
         context = checkpoints.context_length(self.model.config.to_dict())
         if context is None:
             raise InputError(_unfit(model, config))
         self.context: int = context
+        self._check_runs(model)
         ends = self.model.generation_config.eos_token_id
-        stops: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))
+        ends = [self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        stops = {end for end in ends if isinstance(end, int)}
+        with reading(f"cannot run {model!r}"):
+            self.loop = DecodeLoop(self.model, ends=stops, max_rows=max_rows, cache_bytes=int(cache_gib * 2**30))
         self._segmenters: dict[tuple[str, ...], Segmenter] = {}
+
+    @torch.inference_mode()
+    def _check_runs(self, model: str) -> None:
+        """Raise InputError if the model cannot continue a short prompt with numbers, before a run begins."""
+        prompt = self.encode(Problem("", PROBE))
+        self.vocabulary.check(prompt)
+        with reading(f"cannot run {model!r}"):
+            ids = torch.tensor([prompt[: self.context]], device=self.model.device)
+            check_logits(self.model(input_ids=ids, use_cache=False).logits)
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         room = checkpoints.room(self.context, len(prefix))
+        self.vocabulary.check(prefix)
         if (segmenter := self._segmenters.get(sampling.stop)) is None:
             self.check_stops(sampling.stop)
             segmenter = self._segmenters[sampling.stop] = Segmenter(self.decode, sampling.stop)

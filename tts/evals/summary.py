@@ -10,12 +10,14 @@ from math import fsum
 from typing import Any, NamedTuple
 
 from tts.data.records import Attempt, Record
+from tts.delimiters import delimiter
 from tts.evals.benchmarks import problem_of
 from tts.evals.cost import Flops
 from tts.evals.intervals import Estimate, estimate
 from tts.evals.statistics import Sampled, best_curve, choice_at_k, majority_curve, pass_at_k
 from tts.strategies.majority import Majority
 from tts.strategies.parallel import Parallel
+from tts.trajectory import is_one_step
 from tts.types import Preference, Reward, Strategy, Usage
 
 COUNTED = 128
@@ -97,6 +99,10 @@ class Summary:
     """Candidates that were scored and have no verdict at all; they rank below the others."""
     windowed: int = 0
     """Candidates that were longer than the reward model's context, and so were read in windows."""
+    one_step: int = 0
+    """Candidates with one step only, where steps were rated or searched: their parts could not be told apart."""
+    candidates: int = 0
+    """Candidates of all problems."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -126,6 +132,8 @@ class Summary:
             "missing_verdicts": self.missing,
             "unrated": self.unrated,
             "windowed": self.windowed,
+            "candidates": self.candidates,
+            "one_step": self.one_step,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -199,6 +207,11 @@ def summarize(
             missing=sum(r.missing for r in rewards),
             windowed=sum(bool(attempt.windows) for attempt in attempts),
             unrated=sum(attempt.rewards is not None for attempt, known in zip(attempts, rated, strict=True) if not known),
+            one_step=sum(
+                is_one_step(attempt.text, delimiter(record.step_delimiter))
+                for attempt in attempts
+                if record.tree or attempt.rewards
+            ),
         )
         if record.correct is not None:
             rows.append(_measure(record, strategy, rewards, repeat, fixed))
@@ -231,6 +244,8 @@ def summarize(
         missing=counts["missing"],
         unrated=counts["unrated"],
         windowed=counts["windowed"],
+        one_step=counts["one_step"],
+        candidates=counts["attempts"],
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from itertools import pairwise
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from tts.errors import InputError
+from tts.models.bounded import BoundError, bounded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,6 +60,9 @@ class Encoded(NamedTuple):
 _PLACE = "\ue000{}\ue001"  # private-use characters stand in for a message, so that a template cannot act on its text
 _PLACED = re.compile("\ue000(\\d+)\ue001")
 
+COPIES = 8
+"""How often a template may show a message."""
+
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_turn: bool, **arguments: Any) -> list[Fragment]:
     """Put a conversation into the model's chat template.
@@ -69,24 +74,49 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, open_tu
         **arguments: Arguments of the template, such as enable_thinking.
 
     Raises:
-        InputError: The tokenizer has no chat template, or the template refuses the messages or an argument.
+        InputError: The tokenizer has no chat template, or the template refuses the messages or an argument, does not show each
+            message, or needs more time or memory than `bounded` gives it.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template, which encoding a conversation needs")
-    messages = [{"role": turn.role, "content": _PLACE.format(i)} for i, turn in enumerate(turns)]
-    try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, **arguments))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"the chat template of {tokenizer.name_or_path} failed: {error}") from error
+    rendered = _rendered(tokenizer, tuple(turn.role for turn in turns), open_turn, arguments)
+    parts = _PLACED.split(rendered)
+    places = {str(i): turn for i, turn in enumerate(turns)}
+    shown = Counter(parts[1::2])
+    for place, turn in places.items():
+        if not 1 <= shown[place] <= COPIES:
+            times = f"{shown[place]:,} times" if shown[place] else "nowhere"
+            remedy = "omit --system" if turn.role == "system" else "use a copy of the model with a correct one"
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path} failed: it shows the {turn.role}'s message {times}; {remedy}"
+            )
     fragments: list[Fragment] = []
-    for i, literal_or_index in enumerate(_PLACED.split(rendered)):
+    for i, literal_or_place in enumerate(parts):
         if i % 2 == 0:
-            fragments.append(Template(literal_or_index))
-        else:
-            fragments += turns[int(literal_or_index)].content
+            fragments.append(Template(literal_or_place))
+        elif literal_or_place in places:
+            fragments += places[literal_or_place].content
     return fragments
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...], open_turn: bool, arguments: dict[str, Any]) -> str:
+    """Return a conversation of these roles in the chat template, with a place for each message.
+
+    It does not depend on the messages, so it is rendered once; and bounded, since a template is a program of the checkpoint.
+    """
+    known = _renderings.setdefault(tokenizer, {})
+    key = (repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map), roles, open_turn, repr(sorted(arguments.items())))
+    if (rendered := known.get(key)) is None:
+        messages = [{"role": role, "content": _PLACE.format(i)} for i, role in enumerate(roles)]
+        try:
+            rendered = known[key] = bounded(
+                lambda: str(
+                    tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, **arguments)
+                )
+            )
+        except BoundError as error:
+            raise InputError(f"the chat template of {tokenizer.name_or_path} failed: {error}") from error
+    return rendered
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, fragments: Sequence[Fragment]) -> Encoded:
@@ -138,6 +168,7 @@ def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [start for start, _ in _with_offsets(tokenizer).encode(text, add_special_tokens=False).offsets]
 
 
+_renderings: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], str]] = WeakKeyDictionary()
 _controls: WeakKeyDictionary[PreTrainedTokenizerBase, dict[frozenset[int], re.Pattern[str]]] = WeakKeyDictionary()
 _offsetters: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
 

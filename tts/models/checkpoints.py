@@ -6,7 +6,6 @@ meant for the command line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from tts.demo import MODELS
 from tts.errors import InputError
 from tts.models.hashes import hash_of_files
+from tts.models.untrusted import OF_CONFIG, check_config, check_small, read_json, reading
 from tts.trajectory import TAGS
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -43,18 +42,29 @@ def locate(name: str) -> str:
 
 
 def load_config(name: str) -> dict[str, Any]:
-    """Return the model's config.json. Raises InputError if it cannot be read."""
+    """Return the model's config.json. Raises InputError if it cannot be read, or has a value that no model has."""
+    config = read_json(need_file(name, "config.json"), f"config.json of {name!r}")
+    check_config(config, f"config.json of {name!r}")
+    return config
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """Return the path of a file of a local folder or hub repository; None if it has none, or it cannot be had."""
+    from transformers.utils.hub import cached_file
+
+    with suppress(OSError):
+        found = cached_file(locate(name), file, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(str(found))
+    return None
+
+
+def need_file(name: str, file: str) -> Path:
+    """Return the path of a file of a local folder or hub repository. Raises InputError if it cannot be had."""
     from transformers.utils.hub import cached_file
 
     folder = locate(name)
-    try:
-        path = cached_file(folder, "config.json")
-        config = json.loads(Path(str(path)).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read config.json of {name!r}: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"config.json of {name!r} is not a JSON object")
-    return config
+    with reading(f"cannot read {file} of {name!r}"):
+        return Path(str(cached_file(folder, file)))
 
 
 def files(name: str) -> list[Path]:
@@ -78,7 +88,7 @@ def fingerprint(name: str) -> str | None:
     try:
         folder = Path(MODELS.get(name, name)).expanduser()
         if folder.is_dir():
-            found = [file for file in folder.iterdir() if file.suffix in WEIGHTS and file.name not in NOTES]
+            found = [file for file in folder.iterdir() if file.suffix in WEIGHTS and file.name not in NOTES and file.is_file()]
             return f"sha256 {hash_of_files(found, folder)}"
         from transformers.utils.hub import cached_file
 
@@ -122,12 +132,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = locate(name)
-    if Path(folder).is_dir() and not any(Path(folder).glob("*tokenizer*")):
-        raise InputError(f"the model folder {name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
+    if Path(folder).is_dir():
+        if not any(Path(folder).glob("*tokenizer*")):
+            raise InputError(f"the model folder {name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
+        load_config(name)  # transformers reads it as well, and makes lists as long as it says
+    with reading(f"cannot load the tokenizer of {name!r}", unsaid=OF_CONFIG):
+        for file in files(name):
+            if "token" in file.name or file.suffix == ".jinja":
+                check_small(file)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 
@@ -166,90 +179,6 @@ def kept_tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {token: content for token, content in added.items() if content.strip() in tags}
 
 
-def load_weights(
-    cls: Any, name: str, *, device: str = "auto", dtype: str = "auto", device_map: Any = None, **options: Any
-) -> Any:
-    """Load a model with `cls.from_pretrained`, and set it to evaluation mode.
-
-    Args:
-        cls: A transformers class with `from_pretrained`.
-        name: A bundled model's name, a folder or a hub id.
-        device: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
-        dtype: auto (that of the checkpoint), float32, bfloat16 or float16.
-        device_map: Spreads the model over devices, as in accelerate (auto, balanced, …). It replaces `device`.
-        **options: Further arguments of `from_pretrained`.
-
-    Raises:
-        InputError: The weights cannot be read, lack a tensor that the class needs, or do not fit into memory; or `device` or
-            `dtype` has a wrong value.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    place = find_device(device)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    logging.disable_progress_bar()  # it would break the live view
-    try:
-        if device_map is not None:
-            options["device_map"] = device_map
-        model, info = cls.from_pretrained(locate(name), output_loading_info=True, dtype=dtype, **options)
-        if device_map is None:
-            model = model.to(place)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(
-            f"{name!r} does not fit into the memory of {place}; try dtype=bfloat16, another device or a smaller model"
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"cannot load the weights of {name!r}: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-        raise InputError(f"the weights of {name!r} lack {len(missing)} of the tensors that {cls.__name__} needs: {shown}")
-    return model.eval()
-
-
-def is_exact(model: torch.nn.Module) -> bool:
-    """Return whether the model's arithmetic can be the same to the last bit whatever it computes together: fp32 on the CPU."""
-    import torch
-
-    return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters())
-
-
-def locate_adapter(name: str) -> str:
-    """Return the path of a LoRA adapter's folder, or `name` itself if it can be a hub id. Raises InputError otherwise."""
-    path = Path(name).expanduser()
-    if (path / "adapter_config.json").is_file():
-        return str(path)
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise InputError(f"no adapter at {name!r}: expected a folder that peft's save_pretrained wrote, or a hub id")
-    return name
-
-
-def adapter_rank(name: str) -> int:
-    """Return the rank of a LoRA adapter, rounded up to one that vLLM supports."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        rank = int(json.loads(Path(str(cached_file(locate_adapter(name), "adapter_config.json"))).read_text())["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read adapter_config.json of {name!r}: {first_line(error)}") from error
-    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
-
-
-def merge_adapter(model: Any, name: str) -> Any:
-    """Return the model with a LoRA adapter merged into its weights. Raises InputError if the adapter does not fit it."""
-    folder = locate_adapter(name)
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise InputError("--adapter needs peft; install it with: pip install 'tts-toolkit[lora]'") from None
-    try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot merge the adapter {name!r} into this model: {first_line(error)}") from error
-
-
 def check_number(option: str, value: Any, least: float, *, whole: bool = False) -> None:
     """Raise InputError unless the value of a command-line option is a finite number, or a `whole` one, of at least `least`."""
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
@@ -257,38 +186,8 @@ def check_number(option: str, value: Any, least: float, *, whole: bool = False) 
         raise InputError(f"{option} is {value!r}; it should be a {'whole ' if whole else ''}number, at least {least:g}")
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of that name: auto (CUDA if available, else MPS, else the CPU), cpu, cuda, cuda:1, mps, ….
-
-    Raises:
-        InputError: This machine has no such device.
-    """
-    import torch
-
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if name == "auto":
-        name = next(kind for kind, count in counts.items() if count)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or (device.index or 0) >= counts.get(device.type, 0):
-        here = ", ".join(f"{kind}:0 to {kind}:{count - 1}" if count > 1 else kind for kind, count in counts.items() if count)
-        raise InputError(f"device is {name!r}; expected auto or a device of this machine: {here}")
-    return device
-
-
 def room(context: int, prefix: int) -> int:
     """Return how many new tokens fit into the context after a prefix of so many tokens. Raises InputError if none does."""
     if prefix >= context:
         raise InputError(f"a prompt of {prefix} tokens leaves no room in the model's context of {context}")
     return context - prefix
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, since those of libraries can be long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,9 +14,13 @@ from tts.errors import InputError
 from tts.models import chat, checkpoints
 from tts.models.chat import Fragment
 from tts.models.templates import fragments, read_prompt_template
+from tts.models.untrusted import reading
 from tts.types import Problem
 
 LOG = logging.getLogger(__name__)
+
+PROBE = "What is 1 + 1?"
+"""A text that every tokenizer of a language model can encode."""
 
 
 class Prompter:
@@ -34,7 +38,8 @@ class Prompter:
         chat_template_args: Arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises:
-        InputError: The tokenizer or the template cannot be loaded, or an argument has no meaning for this model.
+        InputError: The tokenizer or the template cannot be loaded, the template fails, or an argument has no meaning for this
+            model.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Prompter:
             _check_alone(system, self.chat_args)
         elif self.chat_args:
             _check_used(model, str(self.tokenizer.chat_template or ""), tuple(self.chat_args))
+        self._check_whole(model)
 
     async def tells_steps(self) -> bool:
         """Return True: all engines that take token ids report why they stopped."""
@@ -63,6 +69,13 @@ class Prompter:
     def in_chat(self) -> bool:
         """Whether problems are put into a chat template."""
         return self.template is None and bool(self.tokenizer.chat_template)
+
+    def _check_whole(self, model: str) -> None:
+        """Raise InputError if a problem cannot be encoded, so that the run ends here and not with its first problem."""
+        with reading(f"the tokenizer of {model!r} cannot encode a problem"):
+            self.encode(Problem("", PROBE))
+            if not self.tokenize(PROBE):
+                raise ValueError("it has no token for ordinary text")
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """Return the prompt's token ids, up to where the assistant's message begins."""

@@ -55,6 +55,9 @@ def score_file(
     tally.stage = f"loading {settings.scorer}"
     try:
         scorer = scorer_instance or _load(settings)
+    except InputError:
+        sink.undo()
+        raise
     except BaseException:
         sink.close()
         raise
@@ -69,7 +72,8 @@ def score_file(
     async def work() -> None:
         try:
             chunks = work_through(
-                source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally
+                source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally,
+                step_delimiter=settings.step_delimiter,
             )  # fmt: skip
             async for chunk in chunks:
                 scored = [item for item in chunk if isinstance(item, Processed)]

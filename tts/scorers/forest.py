@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class Forest:
         body.set_attn_implementation(ATTENTION)
         config = body.config.get_text_config()
         self.body, self.batch_tokens, self.context = body, batch_tokens, context
-        self.exact = checkpoints.is_exact(body)
+        self.exact = weights.is_exact(body)
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token = 2 * config.num_hidden_layers * config.num_key_value_heads * size + config.hidden_size
         self.capacity = max(limit // (token * body.dtype.itemsize), batch_tokens, context) + 1  # slot 0 is padding

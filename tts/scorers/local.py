@@ -9,8 +9,9 @@ import torch
 from torch.nn.functional import pad
 
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import checkpoints, weights
 from tts.models.batching import Batcher, groups
+from tts.models.untrusted import reading
 from tts.scorers.forest import GRAIN, Forest
 from tts.scorers.heads import Heads, language_model
 from tts.scorers.reader import LoadedModel, Query
@@ -31,7 +32,7 @@ class LocalReader:
         tokenizer: The model's tokenizer.
         cache_gib: Memory for prefixes that may be read again, in GiB.
         batch_tokens: Tokens that go through the model at once.
-        **options: Options of `tts.models.checkpoints.load_weights` (`device`, `dtype`, …), and `reference`, the reference model
+        **options: Options of `tts.models.weights.load_weights` (`device`, `dtype`, …), and `reference`, the reference model
             of an implicit reward.
 
     Raises:
@@ -55,6 +56,8 @@ class LocalReader:
             name, tokenizer, cache_gib=cache_gib, batch_tokens=batch_tokens, **options
         )
         self.context, self.exact = self.model.context, self.model.exact
+        self._vocabulary = weights.Vocabulary(name, self.model.vocabulary)
+        self._vocabulary.check_tokenizer(tokenizer)
         self._batcher: Batcher[Query, list[float]] = Batcher(self.model.rewards, max_size=4096)
 
     async def prepare(self) -> None:
@@ -64,6 +67,8 @@ class LocalReader:
         return
 
     async def read(self, queries: Sequence[Query]) -> list[list[float]]:
+        for query in queries:
+            self._vocabulary.check(query.ids)
         return await self._batcher(queries)
 
     async def close(self) -> None:
@@ -77,6 +82,7 @@ class HeadModel:
         self._step, self._final = heads.step, heads.final or heads.step
         self.forest = forest_of(name, heads.body, cache_gib=cache_gib, batch_tokens=batch_tokens)
         self.context, self.exact = self.forest.context, self.forest.exact
+        self.vocabulary = vocabulary_of(heads.body)
 
     @torch.inference_mode()
     def rewards(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -118,6 +124,7 @@ class LogRatioModel:
         ]
         self.context = min(forest.context for forest, _ in self._models)
         self.exact = all(forest.exact for forest, _ in self._models)
+        self.vocabulary = min(vocabulary_of(body) for body, _ in loaded)
 
     @torch.inference_mode()
     def rewards(self, queries: Sequence[Query]) -> list[list[float]]:
@@ -167,7 +174,14 @@ def forest_of(name: str, body: Any, *, cache_gib: float, batch_tokens: int) -> F
     """
     checkpoints.check_number("--scorer-arg cache_gib", cache_gib, 0)
     checkpoints.check_number("--scorer-arg batch_tokens", batch_tokens, 1, whole=True)
-    return Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=context_of(name, body))
+    context = context_of(name, body)
+    with reading(f"cannot run {name!r}"):
+        return Forest(body, limit=int(cache_gib * 2**30), batch_tokens=batch_tokens, context=context)
+
+
+def vocabulary_of(body: Any) -> int:
+    """Return the number of token ids that a model has embeddings of."""
+    return int(body.get_input_embeddings().weight.shape[0])
 
 
 def context_of(name: str, body: Any) -> int:

@@ -64,7 +64,7 @@ class PRM(Scorer):
         if not (self.format.by_step or final):
             raise InputError(f"{model!r} rates only whole traces; with --alpha 0 no reward would be left")
         self.text = formats.Text(checkpoints.load_tokenizer(model))
-        self._encode("?", ["?"])  # reports what the tokenizer lacks before any weights are loaded
+        self._encode("?", ["?", "?"] if self.by_step else ["?"])  # reports what the tokenizer lacks before weights are loaded
         has_trace_head = final and any(file.name == TRACE_HEAD for file in checkpoints.files(model))
         self.reader = load_reader(
             backend, model, self.format, self.text.tokenizer, url=url, has_trace_head=has_trace_head, options=options
@@ -151,6 +151,7 @@ class _Shown:
     def __init__(self, prm: PRM, candidate: Candidate, length: int) -> None:
         self.prm, self.length, self.text = prm, length, candidate.text
         self.problem, self.steps = candidate.problem.prompt, candidate.part(prm.over)
+        self.by = candidate.problem.ends
         self._known: dict[tuple[str, ...], Encoded] = {}
 
     def spans(self) -> Iterable[Span]:
@@ -176,7 +177,7 @@ class _Shown:
     def _joined(self, begin: int) -> str:
         if self.prm.by_step or self.prm.over != "all":
             return BOUNDARY.join(self.steps[begin:])
-        return from_step(self.text, begin) if begin else with_tags(self.text)
+        return from_step(self.text, begin, self.by) if begin else with_tags(self.text)
 
     def _fits(self, steps: Sequence[str], *, raising: bool = True) -> bool:
         """Return whether steps fit into a window. Raises InputError if they do not, and are not to be read in windows."""

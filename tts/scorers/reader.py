@@ -79,6 +79,8 @@ class LoadedModel(Protocol):
 
     exact: bool
     """Whether its rewards are the same to the last bit whatever is computed beside them."""
+    vocabulary: int
+    """Number of token ids that it has embeddings of."""
 
     @property
     def context(self) -> int:

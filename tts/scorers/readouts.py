@@ -40,7 +40,7 @@ class Readout(Protocol):
             tokenizer: The model's tokenizer.
             cache_gib: Memory for prefixes that may be read again, in GiB.
             batch_tokens: Tokens that go through the model at once.
-            **options: Options of `tts.models.checkpoints.load_weights`.
+            **options: Options of `tts.models.weights.load_weights`.
 
         Raises:
             InputError: The checkpoint does not have what this readout needs.

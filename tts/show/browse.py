@@ -15,10 +15,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tts.data.records import Attempt, Record
+from tts.delimiters import Delimiter, delimiter
 from tts.errors import InputError
 from tts.evals.load import open_run, read_json, read_summary
 from tts.show.style import reward_style
-from tts.trajectory import parse
+from tts.trajectory import BLANK_LINE, parse
 from tts.types import REPEATS, Branch, Part
 
 
@@ -41,13 +42,13 @@ class Twig(NamedTuple):
     """Whether it is the end of the chosen candidate."""
 
 
-def rated_steps(attempt: Attempt, over: Part | None) -> tuple[list[RatedStep], list[RatedStep]]:
+def rated_steps(attempt: Attempt, over: Part | None, by: Delimiter = BLANK_LINE) -> tuple[list[RatedStep], list[RatedStep]]:
     """The steps of the thinking and those of the response, paired with their rewards.
 
     `over` is the part that was scored; None is the reward model's own choice, which follows from the number of rewards. If the
-    number of rewards fits no part, the steps have none.
+    number of rewards fits no part, the steps have none. `by` is what ends a step.
     """
-    thinking, response = parse(attempt.text)
+    thinking, response = parse(attempt.text, by)
     counts: dict[Part, int] = {
         "all": len(thinking) + len(response),
         "response": len(response),
@@ -226,7 +227,8 @@ def _candidate(record: Record, index: int, over: Part | None) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
-    for heading, steps in zip(("thinking", "response"), rated_steps(attempt, over), strict=True):
+    parts = rated_steps(attempt, over, delimiter(record.step_delimiter))
+    for heading, steps in zip(("thinking", "response"), parts, strict=True):
         if steps:
             grid.add_row("", Text(heading, "dim italic"))
         for step in steps:

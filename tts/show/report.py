@@ -26,6 +26,7 @@ from markupsafe import Markup
 from tts.data.files import ESCAPE, write_whole
 from tts.data.records import Attempt, Record
 from tts.data.store import RunStore
+from tts.delimiters import Delimiter, delimiter
 from tts.errors import InputError
 from tts.evals.calibration import Calibration, calibration, reward_length_correlation
 from tts.evals.load import open_run, read_json, read_summary
@@ -347,8 +348,8 @@ def _chunk(entry: Entry, runs: Sequence[Charted]) -> Json:
     def place(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    def candidate(index: int, attempt: Attempt, over: Any) -> Json:
-        thinking, response = rated_steps(attempt, over)
+    def candidate(index: int, attempt: Attempt, over: Any, by: Delimiter) -> Json:
+        thinking, response = rated_steps(attempt, over, by)
         return {
             "index": index,
             "thinking": [place(step.text) for step in thinking],
@@ -370,7 +371,9 @@ def _chunk(entry: Entry, runs: Sequence[Charted]) -> Json:
             "generated": record.usage.generated,
             "scored": record.usage.scored,
             "candidates": [
-                candidate(index, record.candidates[index], runs[i].settings.get("score_over"))
+                candidate(
+                    index, record.candidates[index], runs[i].settings.get("score_over"), delimiter(record.step_delimiter)
+                )
                 for index in ranking(record)
             ],
             "tree": [

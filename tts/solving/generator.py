@@ -17,7 +17,7 @@ from tts.solving.budget import Budget
 from tts.solving.clock import Clock
 from tts.solving.scoring import check_rewards
 from tts.solving.segment import Segmenter
-from tts.trajectory import BOUNDARY, TAGS
+from tts.trajectory import TAGS
 from tts.types import Aggregate, Candidate, Engine, Generation, Problem, Reward, Sampling, Scorer, Step, Usage
 
 T = TypeVar("T")
@@ -39,19 +39,19 @@ class Generator:
     and k. So the first 16 of 64 samples are the samples of n = 16.
 
     A candidate is truncated (its finish is `length`) when it has `sampling.max_tokens` tokens, when the context is full, when
-    the budget is spent, and at the deadline.
+    the budget is spent, and at the deadline. Penalties and `sampling.min_tokens` count the tokens of the candidate so far, in
+    however many requests they were drawn.
 
     Args:
         engine: Backend that draws the tokens.
         problem: Problem to solve.
-        sampling: Default temperature, top-p and token limit. Its stop strings end a solution, whose text is cut before them.
+        sampling: Default of how to draw. Its stop strings end a solution, whose text is cut before them.
         seed: Seed of the run. Default 0.
         usage: Counter of tokens and calls to add to. Default: a new one.
         clock: Clock to time generation with. Default: a new one.
         grader: Decides which answers are equivalent. Default: a new one, whose worker processes `grader.close()` ends.
         budget: Limit on generated tokens. Default: none.
         deadline: Time of `time.perf_counter`, in seconds, at which generation stops. Default: none.
-        boundary: String that ends a step. Default: a blank line.
     """
 
     def __init__(
@@ -66,14 +66,12 @@ class Generator:
         grader: Grader | None = None,
         budget: Budget | None = None,
         deadline: float | None = None,
-        boundary: str = BOUNDARY,
     ) -> None:
         self.engine, self.problem, self.sampling, self.seed = engine, problem, sampling, seed
         self.usage, self.clock, self.grader = usage if usage is not None else Usage(), clock or Clock(), grader or Grader()
         self.budget, self.deadline = budget or Budget(), deadline
         self._prompt, self._opener = cut_opener(engine, engine.encode(problem))
-        self._boundary = boundary
-        self._segmenter = Segmenter(engine.decode, (boundary,))
+        self._segmenter = Segmenter(engine.decode, problem.ends.stops)
         self._drawn: Counter[tuple[int, ...]] = Counter()
 
     async def step(
@@ -95,7 +93,7 @@ class Generator:
             candidate: Candidate to extend.
             n: Number of continuations. Default 1.
             temperature: Default: that of the generator's sampling.
-            stop: String or strings that end the step. Default: a blank line.
+            stop: String or strings that end the step. Default: those of the problem's step delimiter.
             max_tokens: Limit on the tokens of this step. Default: that of the generator's sampling.
             logprobs: Whether to keep the log-probability of each token.
             confidence: How many of the likeliest tokens to keep the confidence of each token over, where the engine reports it.
@@ -104,7 +102,7 @@ class Generator:
         Returns:
             n candidates.
         """
-        stop = (self._boundary,) if stop is None else (stop,) if isinstance(stop, str) else stop
+        stop = self.stops if stop is None else (stop,) if isinstance(stop, str) else stop
         sampling = self._sampling(temperature, stop, max_tokens, logprobs, confidence)
         return await self._extend(self.opened(candidate), n, sampling)
 
@@ -143,6 +141,12 @@ class Generator:
         """The tags that close thinking and that the model can write: where a step ends, as long as its tags are not known."""
         return tuple(tags.close for tags in TAGS if tags.close in self.engine.decode(self.engine.tokenize(tags.close)))
 
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a step; of several, those that the model can write."""
+        stops = self.problem.ends.stops
+        return stops[:1] + tuple(stop for stop in stops[1:] if stop in self.engine.decode(self.engine.tokenize(stop)))
+
     def append(self, candidate: Candidate, text: str) -> Candidate:
         """The candidate with a step that was not sampled, such as the "Wait" of budget forcing; its tokens are not counted."""
         return self.opened(candidate) + Step(text, self.engine.tokenize(text), "step")
@@ -156,7 +160,7 @@ class Generator:
         return Generator(
             self.engine, replace(self.problem, prompt=prompt), self.sampling,
             seed=derive_seed(self.seed, "about", *which), usage=self.usage, clock=self.clock, grader=self.grader,
-            budget=self.budget, deadline=self.deadline, boundary=self._boundary,
+            budget=self.budget, deadline=self.deadline,
         )  # fmt: skip
 
     async def together(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -203,9 +207,8 @@ class Generator:
         left = sampling.max_tokens
         while not candidate.done:
             before = len(candidate.token_ids)
-            [candidate] = await self._extend(
-                candidate, 1, replace(sampling, stop=(self._boundary, *self.sampling.stop), max_tokens=left)
-            )
+            stop = (*self.stops, *self.sampling.stop)
+            [candidate] = await self._extend(candidate, 1, replace(sampling, stop=stop, max_tokens=left))
             left -= len(candidate.token_ids) - before
         return candidate
 
@@ -227,7 +230,9 @@ class Generator:
                     if not grant.count:
                         break
                     grant.used = grant.count * grant.each  # the tokens of an interrupted request count as used
-                    generation = await self._ask(prefix, grant.count, replace(sampling, max_tokens=grant.each, seed=seed))
+                    least = min(max(0, self.sampling.min_tokens - written), grant.each)
+                    asked = replace(sampling, max_tokens=grant.each, min_tokens=least, written=written, seed=seed)
+                    generation = await self._ask(prefix, grant.count, asked)
                     grant.used = _generated(generation)
             except TimeoutError:
                 if not self.out_of_time:
@@ -266,7 +271,8 @@ class Generator:
             return [self._ended(step)]
         step, drawn = self._ended(step), step
         if not step.token_ids:  # from a server that returns text only, or an empty continuation
-            texts = [*re.findall(f".*?{re.escape(self._boundary)}|.+", step.text, re.DOTALL)] or [""]
+            ends = "|".join(map(re.escape, self.problem.ends.stops))
+            texts = [match[0] for match in re.finditer(f".*?(?:{ends})|.+", step.text, re.DOTALL)] or [""]
             return [*(Step(text, (), "step") for text in texts[:-1]), replace(step, text=texts[-1])]
         steps, start = [], 0
         for token_ids in self._segmenter.split(step.token_ids):
@@ -303,6 +309,11 @@ def cut_opener(engine: Engine, prompt: tuple[int, ...]) -> tuple[tuple[int, ...]
     return prompt, None
 
 
+def _rated_as(candidate: Candidate) -> tuple[str, bool]:
+    """What a candidate's steps depend on: its text, and, where a step's end shows only in what follows, whether it is done."""
+    return candidate.text, candidate.done or not candidate.problem.ends.looks_ahead
+
+
 class MeteredScorer(Scorer):
     """A scorer that counts the usage of one problem, scores equal texts once, and sets alpha and aggregate of the rewards.
 
@@ -324,10 +335,10 @@ class MeteredScorer(Scorer):
         """One reward per candidate, in order. Raises InputError for rewards that `check_rewards` refuses."""
         if self.compares:  # each of several equal texts is a vote
             return await self._score(candidates)
-        distinct = {candidate.text: candidate for candidate in candidates}
+        distinct = {_rated_as(candidate): candidate for candidate in candidates}
         rewards = await self._score(list(distinct.values()))
-        by_text = dict(zip(distinct, rewards, strict=True))
-        return [by_text[candidate.text] for candidate in candidates]
+        found = dict(zip(distinct, rewards, strict=True))
+        return [found[_rated_as(candidate)] for candidate in candidates]
 
     async def _score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         with self.clock("scoring"):

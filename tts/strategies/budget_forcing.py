@@ -10,7 +10,7 @@ from annotated_types import Ge
 from tts.errors import InputError
 from tts.solving.generator import Generator
 from tts.strategies.majority import Majority
-from tts.trajectory import BOUNDARY, tags_in
+from tts.trajectory import tags_in
 from tts.types import Candidate, Count, Problem, Result, Sampling, Scorer, Step, Strategy
 
 
@@ -50,7 +50,7 @@ class BudgetForcing(Strategy):
             )
 
     async def solve(self, problem: Problem, generator: Generator, scorer: Scorer) -> Result:
-        stops = (BOUNDARY, *generator.closers)
+        stops = (*generator.stops, *generator.closers)
         starts = await generator.step(Candidate(problem), self.n, stop=stops, max_tokens=self.max_thinking)
         candidates = await generator.together(self._solve_one(generator, start) for start in starts)
         votes = Majority(n=self.n).rank([], await generator.groups(candidates)) if self.n > 1 else ()

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tts.delimiters import delimiter
 from tts.errors import InputError
 from tts.solving.generator import Generator
-from tts.trajectory import BOUNDARY, is_thinking, parse, tags_in
+from tts.trajectory import BOUNDARY, is_thinking, tags_in
 from tts.types import REPEATS, Branch, Candidate, Count, Fate, Part, Problem, Result, Reward, Scorer, Step, Strategy
 
 
@@ -80,7 +81,8 @@ class Search:
     """Grows the tree of one problem.
 
     `over` is the part of the solutions that is searched step by step; the rest is drawn in one go. `delimiters` are the strings
-    that end a step of the thinking and of the response. With `resample`, steps that repeat a sibling are drawn once more.
+    that end a step of the thinking and of the response; None stands for those of the problem's step delimiter. With `resample`,
+    steps that repeat a sibling are drawn once more.
     """
 
     def __init__(
@@ -90,11 +92,12 @@ class Search:
         scorer: Scorer,
         *,
         over: Part = "all",
-        delimiters: tuple[str, str] = (BOUNDARY, BOUNDARY),
+        delimiters: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None),
         resample: bool = False,
     ) -> None:
         self.problem, self.generator, self.scorer = problem, generator, scorer
-        self.over, self.delimiters, self.resample = over, delimiters, resample
+        self.over, self.resample = over, resample
+        self.delimiters = tuple(generator.stops if stops is None else stops for stops in delimiters)
         self.root = Node(generator.opened(Candidate(problem)), fate="kept", reason="")
         self.nodes: list[Node] = []
 
@@ -193,19 +196,20 @@ class Search:
             return await self.generator.finish(candidate, count, temperature=temperature)
         if self.over == "response" and thinking:
             stops = self._closers(candidate)
-        elif set(self.delimiters) == {BOUNDARY}:  # as in other search libraries, and in solutions drawn in one go
-            stops = (BOUNDARY,)
+        elif set(self.delimiters) == {(BOUNDARY,)}:  # as in other search libraries, and in solutions drawn in one go
+            stops = self.delimiters[0]
         elif thinking is False:
-            stops = self.delimiters[1:]
+            stops = self.delimiters[1]
         else:  # before the first token either part may follow; and a closing tag ends the thinking, whatever its delimiter
-            stops = (*self.delimiters[: 1 if thinking else 2], *self._closers(candidate))
+            either = self.delimiters[0] + (() if thinking else self.delimiters[1])
+            stops = (*either, *self._closers(candidate))
         return await self.generator.step(candidate, count, temperature=temperature, stop=tuple(dict.fromkeys(stops)))
 
     async def _until_ratable(self, before: Candidate, child: Candidate, temperature: float | None) -> Candidate:
         """Continue a step that has nothing to rate yet (a tag, blank lines), thinking that is not searched, and a first step
         that ended at the delimiter of the other part."""
         while not child.done and (
-            parse(child.text) == parse(before.text)
+            child.trajectory == before.trajectory
             or (_is_thinking(child) and self.over == "response")
             or not (before.text.strip() or self._at_a_delimiter(child))
         ):
@@ -213,9 +217,9 @@ class Search:
         return child
 
     def _at_a_delimiter(self, candidate: Candidate) -> bool:
-        last, delimiter = candidate.steps[-1].text, self.delimiters[0 if _is_thinking(candidate) else 1]
+        last, stops = candidate.steps[-1].text, self.delimiters[0 if _is_thinking(candidate) else 1]
         tags = tags_in(candidate.text)
-        return delimiter in last or (tags is not None and tags.close in last)
+        return any(stop in last for stop in stops) or (tags is not None and tags.close in last)
 
     def _closers(self, candidate: Candidate) -> tuple[str, ...]:
         """The tags that may close the candidate's thinking: one, once it has been opened."""
@@ -231,14 +235,14 @@ class StepSearch(Strategy):
     """Maximum number of solutions in progress, and returned."""
     search_over: Part = "all"
     """Part searched step by step: think, response or all; the rest is drawn in one go."""
-    think_delimiter: str = BOUNDARY
-    """String that ends a step of the thinking; \\n stands for a line end."""
-    response_delimiter: str = BOUNDARY
-    """String that ends a step of the response; \\n stands for a line end."""
+    think_delimiter: str | None = None
+    """What ends a step of the thinking; by default as --step-delimiter says."""
+    response_delimiter: str | None = None
+    """What ends a step of the response; by default as --step-delimiter says."""
 
     def __post_init__(self) -> None:
         for part, other in (("think", "response"), ("response", "think")):
-            if self.search_over == part and getattr(self, f"{other}_delimiter") != BOUNDARY:
+            if self.search_over == part and getattr(self, f"{other}_delimiter") not in (None, BOUNDARY):  # once the default
                 raise InputError(f"--{other}-delimiter has no effect with --search-over {part}; omit one of the two")
 
     def check_scorer(self, scorer: Scorer) -> None:
@@ -255,8 +259,10 @@ class StepSearch(Strategy):
 
     def search(self, problem: Problem, generator: Generator, scorer: Scorer, *, resample: bool = False) -> Search:
         """A new tree with these options."""
-        delimiters = (self.think_delimiter.replace("\\n", "\n"), self.response_delimiter.replace("\\n", "\n"))
-        return Search(problem, generator, scorer, over=self.search_over, delimiters=delimiters, resample=resample)
+        think, response = (
+            None if given is None else delimiter(given).stops for given in (self.think_delimiter, self.response_delimiter)
+        )
+        return Search(problem, generator, scorer, over=self.search_over, delimiters=(think, response), resample=resample)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tts.runs.settings import (
     ResumeOptions,
     SamplingOptions,
     ScorerOptions,
+    StepOptions,
     TraceOptions,
 )  # fmt: skip
 from tts.train.label.checkers import CHECKERS
@@ -30,7 +31,7 @@ from tts.types import Engine, Part
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSettings(TraceOptions, EngineOptions, SamplingOptions, ResumeOptions):
+class LabelSettings(StepOptions, TraceOptions, EngineOptions, SamplingOptions, ResumeOptions):
     """Label traces for training a PRM: alignment, quality, coherence, their combination, and the trajectory reward."""
 
     topic: ClassVar[str] = "Labels"
@@ -192,7 +193,7 @@ def _preset(name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLSettings(TrainingSettings, PolicyOptions, ScorerOptions, DataOptions):
+class RLSettings(TrainingSettings, PolicyOptions, ScorerOptions, StepOptions, DataOptions):
     """Improve a policy by GRPO on r = (1 - beta) * r_out + beta * r_hat: right answers, and a reward model's r_hat."""
 
     topic: ClassVar[str] = "Reinforcement"
@@ -347,7 +348,7 @@ class SelectSettings(TraceOptions, ScorerOptions, PolicyOptions, ResumeOptions):
         about: dict[str, Any] = {
             "scorer_format": None,
             "scorer_engine": "transformers",
-            "scorer_url": None,
+            "scorer_url": [],
             "scorer_args": {},
             "score_over": None,
         }

@@ -26,7 +26,7 @@ from tts.data.identity import check_content, content_of
 from tts.data.lock import LOCK, Lock
 from tts.errors import InputError
 from tts.interrupts import on_interrupt, stopping
-from tts.models import checkpoints
+from tts.models import weights
 from tts.options import check_resumable, kept
 from tts.show.console import warn
 from tts.train.settings import TrainingSettings
@@ -71,6 +71,10 @@ def open_folder(settings: TrainingSettings, **content: str) -> Iterator[None]:
                 note(out, settings=kept(settings), content=found, torch=torch.__version__)
         try:
             yield
+        except InputError:
+            if is_first() and not settings.resume and _is_unused(out):
+                shutil.rmtree(out, ignore_errors=True)  # nothing could be begun
+            raise
         except Exception as error:
             if unwritten(error) is not None and is_first():
                 for folder in broken_checkpoints(out):
@@ -116,7 +120,7 @@ def arguments(settings: TrainingSettings, kind: type[Any] = TrainingArguments, *
     """The settings as transformers, or a trainer of TRL's, wants them; `more` is passed on. Raises InputError."""
     if find_spec("accelerate") is None:
         raise InputError("training needs accelerate; install it with: pip install 'tts-toolkit[train]'")
-    device = checkpoints.find_device(settings.device)
+    device = weights.find_device(settings.device)
     if device.index:
         raise InputError(f"--device is {settings.device}; choose a GPU to train on by CUDA_VISIBLE_DEVICES={device.index}")
     given = {

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from tts.delimiters import DEFAULT, delimiter
 from tts.errors import InputError
 from tts.grading.rules import get_grader
 from tts.scorers import load_scorer
@@ -42,6 +43,7 @@ def compute_score(
     alpha: float = 1.0,
     aggregate: Aggregate = "mean",
     grader: str = "math",
+    step_delimiter: str = DEFAULT,
     **_: Any,
 ) -> dict[str, float]:
     """Return the reward of a response, (1 - beta) * outcome + beta * prm, and its two parts.
@@ -60,6 +62,7 @@ def compute_score(
         alpha: Weight of the final reward in r_hat. Default: 1.0.
         aggregate: How step rewards become one number in r_hat. Default: "mean".
         grader: How the answer is compared with the reference. Default: "math".
+        step_delimiter: What ends a step, as --step-delimiter names it. Default: "blank-line".
 
     Returns:
         `score`, `outcome`, `prm`, and `acc`, which equals `outcome` and which verl reports as accuracy. A part that is not
@@ -79,7 +82,7 @@ def compute_score(
         )
     get_grader(grader)  # raises InputError for an unknown one
     answer = None if ground_truth is None else str(ground_truth)
-    problem = Problem(data_source, prompt or "", answer, grader)
+    problem = Problem(data_source, prompt or "", answer, grader, step_delimiter=delimiter(step_delimiter).name)
     with _LOADING:
         rewards = _rewards(scorer if beta else None, json.dumps(dict(scorer_args or {}), sort_keys=True), alpha, aggregate)
         loop = _loop()

@@ -72,6 +72,7 @@ def load_benchmark(
     data_dir: str | None = None,
     grader: str | None = None,
     instruction: str | None = None,
+    step_delimiter: str | None = None,
     options: Mapping[str, Any] | None = None,
     numbered: bool = False,
 ) -> Benchmark:
@@ -91,6 +92,7 @@ def load_benchmark(
         data_dir: Local copy of what is on the hub.
         grader: How answers are compared; by default the benchmark's grader.
         instruction: How the policy is to answer, or "none" for no instruction; by default the benchmark's.
+        step_delimiter: What ends a step of a solution, as --step-delimiter names it; by default each problem's own.
         options: Keyword arguments of a benchmark that is a function.
         numbered: Give rows without an id their number as one, as early versions did; by default they get a hash of their text.
 
@@ -118,7 +120,7 @@ def load_benchmark(
     if grader is not None:
         get_grader(grader)
         problems = [replace(problem, grader=grader) for problem in problems]
-    problems = [problem.instructed(instruction) for problem in problems]
+    problems = [problem.instructed(instruction).divided(step_delimiter) for problem in problems]
     return Benchmark(title, _repeated(problems, repeat), repeat)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import checkpoints, weights
+from tts.models.prompts import PROBE
+from tts.models.untrusted import check_finite, check_small, listed, reading
 
 CACHED_EMBEDDINGS = 65_536
 """Embeddings kept in memory, oldest dropped first: solutions of one problem share many of their steps."""
@@ -38,6 +40,9 @@ class Encoder:
         self.name = name
         self._encode = _sentence_transformer(name, device) if _is_sentence_transformer(name) else _pooled(name, device)
         self._cache: OrderedDict[str, NDArray[np.float64]] = OrderedDict()
+        with reading(f"cannot use the encoder {name!r}"):
+            if not np.isfinite(self.encode([PROBE])).all():
+                raise ValueError("its vectors are NaN or infinite")
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return unit vectors [n, h] in float64. Each distinct text is encoded once."""
@@ -57,7 +62,8 @@ class Encoder:
 
 def _pooled(name: str, device: str) -> Callable[[Sequence[str]], NDArray[Any]]:
     tokenizer = checkpoints.load_tokenizer(name)
-    model = checkpoints.load_weights(AutoModel, name, device=device)
+    model = weights.load_weights(AutoModel, name, device=device)
+    weights.Vocabulary(name, model.get_input_embeddings().weight.shape[0]).check_tokenizer(tokenizer)
     context = checkpoints.context_length(checkpoints.load_config(name)) or 512
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -75,12 +81,7 @@ def _pooled(name: str, device: str) -> Callable[[Sequence[str]], NDArray[Any]]:
 
 
 def _is_sentence_transformer(name: str) -> bool:
-    from transformers.utils.hub import cached_file
-
-    source = checkpoints.locate(name)
-    if Path(source).is_dir():
-        return Path(source, "modules.json").is_file()
-    return cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
+    return checkpoints.find_file(name, "modules.json") is not None
 
 
 def _sentence_transformer(name: str, device: str) -> Callable[[Sequence[str]], NDArray[Any]]:
@@ -88,10 +89,22 @@ def _sentence_transformer(name: str, device: str) -> Callable[[Sequence[str]], N
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise InputError(f"{name!r} needs sentence-transformers; install it with: pip install 'tts-toolkit[train]'") from None
-    try:
-        model = SentenceTransformer(
-            checkpoints.locate(name), device=str(checkpoints.find_device(device)), trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot load the encoder {name!r}: {checkpoints.first_line(error)}") from error
+    _check_modules(name)
+    weights.check_size(AutoModel, name)
+    where = str(weights.find_device(device))
+    with reading(f"cannot load the encoder {name!r}"):
+        model = SentenceTransformer(checkpoints.locate(name), device=where, trust_remote_code=False)
+    check_finite(model.named_parameters(), f"the weights of {name!r}")
     return lambda texts: np.asarray(model.encode(list(texts), show_progress_bar=False))
+
+
+def _check_modules(name: str) -> None:
+    """Raise InputError if a part of the encoder is not one of sentence-transformers, which some versions of it would import."""
+    with reading(f"cannot read modules.json of {name!r}"):
+        path = checkpoints.need_file(name, "modules.json")
+        check_small(path)
+        types = [str(module["type"]) for module in json.loads(path.read_text(encoding="utf-8"))]
+    if foreign := [kind for kind in types if not kind.startswith("sentence_transformers.")]:
+        raise InputError(
+            f"the encoder {name!r} needs code that is not part of sentence-transformers: {listed(foreign)}; choose another"
+        )

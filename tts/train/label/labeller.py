@@ -101,11 +101,15 @@ def label_file(
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            labeller = await _load_labeller(settings, names, stack, tally, policy, expert)
+            try:
+                labeller = await _load_labeller(settings, names, stack, tally, policy, expert)
+            except InputError:
+                sink.undo()
+                raise
             tally.running = True
             chunks = work_through(
                 settings.traces, labeller.label, names=names, first_line=sink.first_line, limit=settings.limit, tally=tally,
-                chunk=LABEL_CHUNK,
+                step_delimiter=settings.step_delimiter, chunk=LABEL_CHUNK,
             )  # fmt: skip
             async for chunk in chunks:
                 done = [item for item in chunk if isinstance(item, Processed)]
@@ -222,11 +226,26 @@ async def _load_labeller(
     uses_expert = settings.quality == "judge" or settings.final == "template"
     if policy is None and (uses_policy or (uses_expert and settings.expert is None)):
         policy = engine(settings.model, settings.load_engine)
+        settings.note_recommended()
     if expert is None and uses_expert and settings.expert is not None:
         expert = engine(settings.expert, settings.load_expert)
+    if policy is not None and uses_policy:  # rollouts continue a given trace
+        policy.check_sampling(replace(settings.sampling, written=int(settings.quality == "rollout")))
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
+    encoder, negative_source = None, list[tuple[str, str]]()
+    if settings.targets == "combined":
+        tally.stage = "sampling steps for coherence"
+        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed, settings.step_delimiter)
+        if len({problem for problem, _ in negative_source}) < 2:
+            raise InputError(
+                f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
+                " problems; add traces of other problems, or use --targets quality"
+            )
+        tally.stage = f"loading {settings.encoder or settings.model}"
+        encoder = Encoder(settings.encoder or settings.model)
+        encoder.encode([step for _, step in negative_source])
     # the weights are part of the key: a model may have been retrained under the same name
     models = [(name, checkpoints.fingerprint(name)) for name in (settings.model, settings.expert) if name]
     models += [("adapter", settings.adapter)] if settings.adapter is not None else []
@@ -237,8 +256,7 @@ async def _load_labeller(
     if settings.quality == "rollout":
         assert policy is not None
         quality = RolloutQuality(
-            policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            top_p=settings.top_p, seed=settings.seed,
+            policy, grader, cache, n=settings.n, sampling=settings.sampling, seed=settings.seed
         )  # fmt: skip
     elif settings.quality == "judge":
         assert expert is not None
@@ -251,28 +269,15 @@ async def _load_labeller(
         assert policy is not None
         assert expert is not None
         template_reward = TemplateReward(
-            expert, policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            top_p=settings.top_p, seed=settings.seed,
+            expert, policy, grader, cache, n=settings.n, sampling=settings.sampling, seed=settings.seed
         )  # fmt: skip
-    encoder, negative_source = None, list[tuple[str, str]]()
-    if settings.targets == "combined":
-        tally.stage = "sampling steps for coherence"
-        negative_source = _sample_thinking_steps(settings.traces, names, settings.seed)
-        if len({problem for problem, _ in negative_source}) < 2:
-            raise InputError(
-                f"{settings.traces} has thinking steps of at most one problem, but coherence compares steps with those of other"
-                " problems; add traces of other problems, or use --targets quality"
-            )
-        tally.stage = f"loading {settings.encoder or settings.model}"
-        encoder = Encoder(settings.encoder or settings.model)
-        encoder.encode([step for _, step in negative_source])
     return Labeller(settings, grader, quality, encoder, negative_source, template_reward)
 
 
-def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int) -> list[tuple[str, str]]:
+def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int, step_delimiter: str | None) -> list[tuple[str, str]]:
     """Return NEGATIVE_SOURCE (problem, thinking step) pairs of the file, sampled uniformly (reservoir sampling)."""
     rng, sample = random.Random(derive_seed(seed, "pool")), list[tuple[str, str]]()
-    for count, pair in enumerate(_thinking_steps(path, names)):
+    for count, pair in enumerate(_thinking_steps(path, names, step_delimiter)):
         if len(sample) < NEGATIVE_SOURCE:
             sample.append(pair)
         elif (place := rng.randrange(count + 1)) < NEGATIVE_SOURCE:
@@ -280,14 +285,14 @@ def _sample_thinking_steps(path: Path, names: dict[str, str], seed: int) -> list
     return sample
 
 
-def _thinking_steps(path: Path, names: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _thinking_steps(path: Path, names: dict[str, str], step_delimiter: str | None) -> Iterator[tuple[str, str]]:
     for number, line, _ in read_lines(path):
         try:
             traces = parse_line(line, number, names)
         except BadRowError:
             continue  # rejected, with the reason, when it is labelled
         for trace in traces:
-            for step in trace.candidate.trajectory.thinking:
+            for step in trace.divided(step_delimiter).candidate.trajectory.thinking:
                 yield trace.candidate.problem.prompt, step
 
 

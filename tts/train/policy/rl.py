@@ -11,7 +11,7 @@ from typing import Any
 from tts.data.identity import content_of_problems
 from tts.errors import Exit, InputError
 from tts.evals.benchmarks import BENCHMARKS, load_benchmark
-from tts.models import checkpoints
+from tts.models import weights
 from tts.show.console import Output
 from tts.train.policy import shared
 from tts.train.policy.guard import Guard, evaluations
@@ -100,7 +100,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
     Raises:
         InputError: A benchmark cannot be loaded, a problem lacks an answer that is needed, or too few problems are left.
     """
-    problems = settings.load_benchmark(instruction=settings.instruction).problems
+    problems = settings.load_benchmark(instruction=settings.instruction, step_delimiter=settings.step_delimiter).problems
     problems = _with_short_prompts(settings, prompts, problems)
     if settings.beta < 1:
         _check_answers(settings.benchmark, problems, "which the outcome reward needs")
@@ -112,7 +112,7 @@ def load_problems(settings: RLSettings, prompts: PolicyPrompts) -> tuple[list[Pr
         }  # fmt: skip
         held_out = load_benchmark(
             settings.eval_benchmark, settings.eval_limit, split=settings.eval_split, grader=settings.grader,
-            instruction=settings.instruction, **({} if own else fields),
+            instruction=settings.instruction, step_delimiter=settings.step_delimiter, **({} if own else fields),
         ).problems  # fmt: skip
         held_out = _with_short_prompts(settings, prompts, held_out)
         _check_answers(settings.eval_benchmark, held_out, "which held-out accuracy needs")
@@ -185,7 +185,8 @@ def make_grpo_trainer(
     }  # fmt: skip
     given = arguments(
         settings, GRPOConfig, num_generations=settings.group, max_completion_length=settings.max_tokens, beta=settings.kl,
-        temperature=settings.temperature, loss_type=settings.loss_type,
+        temperature=settings.temperature, min_p=0.0,  # not the model's own, from its generation_config.json
+        loss_type=settings.loss_type,
         scale_rewards="none" if settings.loss_type == "dr_grpo" else "group",
         reward_weights=[1 - settings.beta, settings.beta] if rewards.scorer is not None else None,
         ddp_find_unused_parameters=False, **_vllm(settings, prompts), **(evaluated if held_out else {}),
@@ -197,7 +198,7 @@ def make_grpo_trainer(
             raise InputError("--rollouts engine needs the whole model on one device; with FSDP or DeepSpeed, use vllm")
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
         dtype = "bfloat16" if settings.bf16 else "float32"
-        rollouts = Rollouts(settings.model, sampling, device=str(checkpoints.find_device(settings.device)), dtype=dtype)
+        rollouts = Rollouts(settings.model, sampling, device=str(weights.find_device(settings.device)), dtype=dtype)
     return TTSGRPOTrainer(
         model, args=given, train_dataset=dataset(0, problems),
         eval_dataset=dataset(len(problems), held_out) if held_out else None,

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer
 
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import adapters, checkpoints, weights
 from tts.models.prompts import Prompter
 from tts.show.console import warn
 from tts.solving.generator import cut_opener
@@ -61,7 +61,9 @@ def load_policy(model: str) -> Any:
 
     Raises InputError if it cannot be loaded.
     """
-    policy = checkpoints.load_weights(AutoModelForCausalLM, model, device="cpu", dtype="float32")
+    policy = weights.load_weights(AutoModelForCausalLM, model, device="cpu", dtype="float32")
+    vocabulary = weights.Vocabulary(model, policy.get_input_embeddings().weight.shape[0])
+    vocabulary.check_tokenizer(checkpoints.load_tokenizer(model))
     return policy.train()
 
 
@@ -90,8 +92,8 @@ def save_policy(trainer: Trainer, settings: TrainingSettings, model: str) -> Non
     if settings.lora is not None:
         trainer.save_model(str(settings.out / ADAPTER))
         if is_first():
-            merged = checkpoints.load_weights(AutoModelForCausalLM, model, device="cpu", dtype="float32")
-            merged = checkpoints.merge_adapter(merged, str(settings.out / ADAPTER))
+            merged = weights.load_weights(AutoModelForCausalLM, model, device="cpu", dtype="float32")
+            merged = adapters.merge_adapter(merged, str(settings.out / ADAPTER))
             merged.to(getattr(torch, dtype)).save_pretrained(settings.out)
     else:
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from tts.errors import InputError
-from tts.models import checkpoints
+from tts.models import checkpoints, weights
 from tts.scorers.modeling import Qwen2ForProcessRewardModel
 from tts.scorers.readouts import TRACE_HEAD
 from tts.train.trainer import lora_config
@@ -152,10 +152,10 @@ def load_reward_model(settings: TrainPRMSettings, tokenizer: PreTrainedTokenizer
 def _load_base(settings: TrainPRMSettings) -> Any:
     options: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
     if settings.head == "trace":
-        return checkpoints.load_weights(AutoModelForCausalLM, settings.model, **options)
+        return weights.load_weights(AutoModelForCausalLM, settings.model, **options)
     if checkpoints.is_reward_model(checkpoints.load_config(settings.model)):
-        return checkpoints.load_weights(Qwen2ForProcessRewardModel, settings.model, **options)
-    policy = checkpoints.load_weights(Qwen2ForCausalLM, settings.model, **options)
+        return weights.load_weights(Qwen2ForProcessRewardModel, settings.model, **options)
+    policy = weights.load_weights(Qwen2ForCausalLM, settings.model, **options)
     with torch.device("meta"):
         base = Qwen2ForProcessRewardModel(policy.config)
     base.model = policy.model
