@@ -59,7 +59,7 @@ def test_engines_scorers_and_trainers_show_the_policy_the_same(options):
     with serving(openai) as server:
         assert ServerEngine(model, url=server.url, **options).encode(PROBLEM) == asked
     assert PolicyPrompts(model, **options).encode(PROBLEM) == asked
-    ids, length = LogProb(model=model, **options)._sequence(Candidate(PROBLEM, (tts.Step("2", (7,), "stop"),)))
+    [((ids, length), _)] = LogProb(model=model, **options)._plan(Candidate(PROBLEM, (tts.Step("2", (7,), "stop"),)))
     assert ids == (*asked, 7)
     assert length == len(asked)
     assert BOX in Prompter(model).decode(asked)
