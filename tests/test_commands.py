@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_an_option_is_declared_once():
     """An option that several commands share has one help text, or a default of its own that explains another."""
     texts: dict[str, set[str]] = {}
     for _, option in EVERY:
-        if option.name in {f.name for group in (SamplingOptions, ScorerOptions) for f in fields(group)}:
+        if any(option.name in inspect.get_annotations(group) for group in (SamplingOptions, ScorerOptions)):
             texts.setdefault(option.name, set()).add(option.help)
     assert {name for name, helps in texts.items() if len(helps) > 2} <= {"seed", "scorer"}  # what they seed, and rate, differs
     assert len(texts["alpha"]) == len(texts["aggregate"]) == len(texts["scorer_url"]) == 1

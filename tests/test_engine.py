@@ -144,7 +144,7 @@ def test_samples_follow_the_distribution_at_each_temperature():
     count = 20000
     u = uniform([7] * count, range(count))
     for temperature in (0.5, 1.0, 2.0):
-        tokens = draw(logits.expand(count, 4), [temperature] * count, [1.0] * count, u)
+        tokens = draw(logits.expand(count, 4), [Sampling(temperature)] * count, u)
         share = torch.bincount(tokens, minlength=4) / count
         expected = (logits / temperature).softmax(-1)
         assert torch.allclose(share, expected, atol=4 * 0.5 / count**0.5)  # four standard errors
@@ -154,7 +154,7 @@ def test_top_p_keeps_the_smallest_set_of_that_probability():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     u = np.linspace(0, 1, 1000, endpoint=False)
     for top_p, kept in ((0.4, 1), (0.79, 2), (0.81, 3), (1.0, 4)):
-        tokens = draw(probabilities.log().expand(1000, 4), [1.0] * 1000, [top_p] * 1000, u)
+        tokens = draw(probabilities.log().expand(1000, 4), [Sampling(top_p=top_p)] * 1000, u)
         assert set(tokens.tolist()) == set(range(kept))
 
 

@@ -411,19 +411,113 @@ LONG = [f"{i}) {i}*{i}={i * i}." for i in range(60)]
 
 
 @pytest.mark.parametrize("format", ALL)
-async def test_a_trace_longer_than_the_context_is_refused(checkpoint, format):
-    hint = ".*window=true" if FORMATS[format].by_step else ""  # a format for whole traces has no windows
-    with pytest.raises(InputError, match=rf"longer than the {CONTEXT} {hint}"):
-        await load(checkpoint, format).score([candidate("\n\n".join(LONG))])
+async def test_without_windows_a_trace_longer_than_the_context_is_refused(checkpoint, format):
+    with pytest.raises(InputError, match=rf"longer than the {CONTEXT} .*omit --scorer-arg window=false"):
+        await load(checkpoint, format, window=False).score([candidate("\n\n".join(LONG))])
 
 
-@pytest.mark.parametrize("format", STEPWISE)
-async def test_windows_rate_every_step_once(checkpoint, format):
-    prm = load(checkpoint, format, window=True)
-    long, short = await prm.score([candidate("\n\n".join(LONG)), candidate("\n\n".join(LONG[:5]))])
-    assert len(long.steps) == len(LONG)
-    if format != "eurus":
-        assert long.steps[:5] == pytest.approx(short.steps, abs=1e-5)
+@pytest.mark.parametrize("format", ALL)
+async def test_a_trace_that_fits_is_read_in_one_piece(checkpoint, format):
+    [reward] = await load(checkpoint, format).score([candidate()])
+    assert reward.windows == ()
+    assert [reward] == await load(checkpoint, format, window=False).score([candidate()])
+
+
+@pytest.mark.parametrize("format", ALL)
+async def test_each_window_has_the_published_rewards_of_the_problem_and_the_steps_in_it(checkpoint, format):
+    folder, _ = checkpoint(format)
+    [reward] = await load(checkpoint, format).score([candidate("\n\n".join(LONG))])
+    steps = [window for window in reward.windows if window.of == "steps"]
+    rewards = []
+    for window in steps:
+        want = expected(format, folder, LONG[window.begin : window.end])
+        assert window.tokens == len(want.ids) <= CONTEXT
+        values, skipped = [0.0, *want.rewards], window.rated - window.begin
+        before = rewards[-1] - values[skipped] if rewards and format == "eurus" else 0.0  # its rewards are sums
+        rewards += [before + value for value in values[skipped + 1 :]]
+    assert reward.steps == pytest.approx(rewards, abs=1e-5)
+    if FORMATS[format].by_step:
+        assert len(reward.steps) == len(LONG)
+        assert len(steps) > 1
+        assert [i for window in steps for i in range(window.rated, window.end)] == list(range(len(LONG)))
+        assert all(window.begin < window.rated for window in steps[1:])
+    if format == "eurus":
+        assert reward.final == reward.steps[-1]
+    else:
+        [whole] = [window for window in reward.windows if window.of == "whole"]
+        want = expected(format, folder, ["\n\n".join(LONG[whole.begin :])])
+        assert reward.final == pytest.approx(want.rewards[-1], abs=1e-5)
+        assert (
+            whole.tokens == len(want.ids) <= CONTEXT < len(expected(format, folder, ["\n\n".join(LONG[whole.begin - 1 :])]).ids)
+        )
+    assert reward.tokens == sum(window.tokens for window in reward.windows)
+
+
+@pytest.mark.parametrize("format", ALL)
+async def test_windows_depend_neither_on_the_batch_nor_on_what_follows(checkpoint, format):
+    prm = load(checkpoint, format)
+    counts = [60, 3, 59, 41, 40, 39, 20, 60]
+    traces = [candidate("\n\n".join(LONG[:count])) for count in counts]
+    together = await prm.score(traces)
+    alone = [(await load(checkpoint, format, cache_gib=0).score([trace]))[0] for trace in traces]
+    same(together, alone)
+    assert [reward.windows for reward in together] == [reward.windows for reward in alone]
+    for reward, count in zip(together, counts, strict=True):
+        stable = count - (format == "eurus")  # a step's last token may hold the line ends after it
+        assert reward.steps[:stable] == pytest.approx(together[0].steps[:stable], abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["x" * 700, "世界 " * 300, "Also e\u0301! " * 90])
+@pytest.mark.parametrize("format", ALL)
+async def test_of_a_step_longer_than_the_context_the_end_is_read(checkpoint, format, text):
+    text = text.strip()
+    prm = load(checkpoint, format)
+    ends = [f"{text} {end}" for end in ("right", "wrong")]
+    rewards = await prm.score([candidate(f"a\n\n{end}\n\nb") for end in ends])
+    for reward in rewards:
+        assert len(reward.steps) == (3 if prm.format.by_step else 0)
+        assert all(window.tokens <= CONTEXT for window in reward.windows)
+        for window in reward.windows:
+            if window.of == "steps":
+                assert (window.omitted > 0) == (window.begin == 1 == window.end - 1)
+    if prm.format.by_step:
+        assert rewards[0].steps[1] != rewards[1].steps[1]
+    [alone] = await prm.score([candidate(text)])
+    [other] = await prm.score([candidate("y" + text)])
+    assert all(window.omitted > 0 for window in alone.windows)
+    assert (alone.steps, alone.final) == (other.steps, other.final)  # the beginning is not seen
+    assert [w.omitted + 1 for w in alone.windows] == [w.omitted for w in other.windows]
+
+
+@pytest.mark.parametrize("format", ALL)
+async def test_a_problem_that_leaves_no_room_is_refused(checkpoint, format):
+    with pytest.raises(InputError, match=rf"the problem takes \d+ of the {CONTEXT} tokens .* no room for a solution"):
+        await load(checkpoint, format).score([candidate("a", "q" * CONTEXT)])
+
+
+async def test_smaller_windows_and_wrong_ones(checkpoint):
+    [reward] = await load(checkpoint, "reasonflux", window=200).score([candidate("\n\n".join(LONG))])
+    assert max(window.tokens for window in reward.windows) <= 200
+    for wrong in (CONTEXT + 1, 0, "yes", 0.5):
+        with pytest.raises(InputError, match=rf"window is {wrong!r}; it should be true, false, or a number of tokens up to"):
+            load(checkpoint, "reasonflux", window=wrong)
+
+
+async def test_a_trace_rated_as_a_whole_keeps_its_thinking_tags_in_windows(checkpoint, monkeypatch):
+    prm, queries = load(checkpoint, "reasonflux-trace"), []
+
+    async def read(batch):
+        queries.extend(batch)
+        return [[0.5]] * len(batch)
+
+    monkeypatch.setattr(prm.reader, "read", read)
+    thinking = "\n\n".join(LONG)
+    ends = ["59) 59*59=3481.\n</think>\n\nso\n\n7", "59) 59*59=3481."]
+    for text, end in zip((f"<think>\n{thinking}\n</think>\n\nso\n\n7", f"<think>\n{thinking}"), ends, strict=True):
+        [reward] = await prm.score([candidate(text)])
+        shown = prm.text.tokenizer.decode(queries[-1].ids)
+        assert f"<think>\n{reward.windows[0].begin}) " in shown
+        assert shown.endswith(end)
 
 
 async def test_a_format_given_by_name_is_used(checkpoint):

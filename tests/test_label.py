@@ -28,7 +28,7 @@ from tts.train.label.quality import CheckerQuality, JudgeQuality, RolloutQuality
 from tts.train.label.targets import alignment, coherence, combine, step_target
 from tts.train.label.template import TemplateReward
 from tts.train.settings import LabelSettings
-from tts.types import Candidate, Problem, Step
+from tts.types import Candidate, Problem, Sampling, Step
 
 TEXT = "<think>\none\n\ntwo\n</think>\n\nthree\n\nIt is \\boxed{4}"
 
@@ -180,7 +180,7 @@ def _lucky(prompt, seed):
 def test_rollouts_rate_a_step_by_the_share_of_correct_completions():
     engine = ScriptedEngine(_lucky)
     [rewards, again, wrong] = _rate(
-        RolloutQuality(engine, Grader(), Cache(None), n=9, max_tokens=200),
+        RolloutQuality(engine, Grader(), Cache(None), n=9, sampling=Sampling(max_tokens=200)),
         candidate(),
         candidate(),
         candidate(TEXT.replace("4}", "7}")),
@@ -208,7 +208,7 @@ def test_a_think_tag_that_the_chat_template_opens_is_not_opened_twice():
             seen.append(self.decode(prefix))
             return await super().generate(prefix, n, sampling)
 
-    _rate(RolloutQuality(Opening(_lucky), Grader(), Cache(None), n=3, max_tokens=200), candidate())
+    _rate(RolloutQuality(Opening(_lucky), Grader(), Cache(None), n=3, sampling=Sampling(max_tokens=200)), candidate())
     assert len(seen) == 3
     assert {text.count("<think>") for text in seen} == {1}
 
@@ -217,11 +217,11 @@ def test_ratings_are_cached_in_a_file(tmp_path):
     engine = ScriptedEngine(_lucky)
     for _ in range(2):
         cache = Cache(tmp_path / "cache", "model")
-        _rate(RolloutQuality(engine, Grader(), cache, n=3, max_tokens=200), candidate())
+        _rate(RolloutQuality(engine, Grader(), cache, n=3, sampling=Sampling(max_tokens=200)), candidate())
         cache.close()
     assert engine.calls == 3
     cache = Cache(tmp_path / "cache", "another model")
-    _rate(RolloutQuality(engine, Grader(), cache, n=3, max_tokens=200), candidate())
+    _rate(RolloutQuality(engine, Grader(), cache, n=3, sampling=Sampling(max_tokens=200)), candidate())
     assert engine.calls == 6
     (tmp_path / "no-table").write_text("hello, this is no table at all" * 100)
     with pytest.raises(InputError, match="as a cache"):
@@ -310,7 +310,9 @@ def test_the_policy_solves_the_problem_by_the_template_that_the_expert_extracts(
         asked.append(prompt)
         return f"\\boxed{{{4 if seed % 4 == 0 else 3}}}"
 
-    reward = TemplateReward(ScriptedEngine(expert), ScriptedEngine(policy), Grader(), Cache(None), n=8, max_tokens=100)
+    reward = TemplateReward(
+        ScriptedEngine(expert), ScriptedEngine(policy), Grader(), Cache(None), n=8, sampling=Sampling(max_tokens=100)
+    )
     template, share = asyncio.run(reward.rate(candidate()))
     assert template == "Add what there is."
     assert share == 0.25

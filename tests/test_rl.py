@@ -17,6 +17,7 @@ from tts.engines.transformers import TransformersEngine
 from tts.errors import InputError
 from tts.evals.benchmarks import load_benchmark
 from tts.models import checkpoints
+from tts.scorers.prm import PRM
 from tts.train import verl
 from tts.train.policy.guard import Evaluation, is_hacked
 from tts.train.policy.rewards import RewardParts, Rewards, mix
@@ -136,10 +137,10 @@ async def test_the_parts_come_from_the_grader_and_the_reward_model(prm):
     await rewards.close()
 
 
-async def test_an_unreadable_completion_loses_its_r_hat_only(prm, capsys):
+async def test_an_unreadable_completion_loses_its_r_hat_only(capsys):
     problem = Problem("a", "1 + 1 = ?", "2")
     short, long = (Candidate(problem, (Step(f"{text}\n\n\\boxed{{2}}", (), "stop"),)) for text in ("so", "so " * 2000))
-    rewards = Rewards(prm)
+    rewards = Rewards(PRM("arith-prm", window=False))
     found = await rewards([long, short])
     assert [parts.outcome for parts in found] == [1.0, 1.0]
     assert found[0].prm is None

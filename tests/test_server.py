@@ -26,7 +26,7 @@ from tts.engines.several import Servers
 from tts.errors import InputError, UnsupportedError
 from tts.models.prompts import Prompter
 from tts.solving.generator import Generator
-from tts.types import Candidate, Problem, Sampling
+from tts.types import PARAMETERS, Candidate, Problem, Sampling
 
 PROBLEM = Problem("p", "Start with 1.\n1) add 2\nWhat is the last digit?", "3")
 TEXT = "<think>\n1) 1+2=3\n</think>\n\nadd 2 gives 3\n\nThe result is \\boxed{3}"
@@ -540,7 +540,33 @@ async def test_what_is_at_its_default_is_sent_only_where_the_server_would_put_an
             engine = ServerEngine("arith-policy", url=server.url)
             await engine.generate(engine.encode(PROBLEM), 1, Sampling())
             await engine.close()
-            assert ({"temperature", "top_p"} <= set(server.requests[-1][1])) is ids
+            sent = server.requests[-1][1]
+            expected = Sampling().parameters(neutral=True) if ids else {}
+            assert {name: sent[name] for name in PARAMETERS if name in sent} == expected
+
+
+async def test_penalties_reach_a_server_where_it_counts_what_they_are_of():
+    prefix, written = Prompter("arith-policy").encode(PROBLEM), (5, 6, 5)
+    kinds = {"vllm": openai, "sglang": lambda *a: respond({"data": [{"id": "m", "owned_by": "sglang"}]})}
+    shapes = {
+        "vllm": [({"presence_penalty": 1.0, "written": 3}, "the server at .* applies --presence-penalty only")],
+        "sglang": [
+            ({"repetition_penalty": 1.1}, "--repetition-penalty only to tokens that a request generates"),
+            ({"temperature": 0.6, "logprobs": True}, "log-probabilities after temperature and penalties; use --engine sglang"),
+        ],
+    }
+    for kind, refused in shapes.items():
+        with serving(kinds[kind]) as server:
+            engine = ServerEngine("arith-policy", url=server.url)
+            for shape, complaint in refused:
+                with pytest.raises(UnsupportedError, match=complaint):
+                    await engine.generate((*prefix, *written), 1, Sampling(**shape))
+            if kind == "vllm":
+                await engine.generate((*prefix, *written), 1, Sampling(top_k=7, frequency_penalty=0.5, min_tokens=3, written=3))
+                sent = server.requests[-1][1]
+                assert (sent["top_k"], sent["frequency_penalty"], sent["min_tokens"]) == (7, 0.5, 3)
+                assert sent["logit_bias"] == {"5": -1.0, "6": -0.5}
+            await engine.close()
 
 
 def test_a_run_stops_after_equal_errors_in_a_row(impatient):

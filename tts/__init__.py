@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from tts.scorers import load_scorer
     from tts.solving.generator import Generator
     from tts.strategies import get_strategy, strategy
-    from tts.types import Candidate, Engine, Generation, Problem, Result, Reward, Sampling, Scorer, Step, Strategy, Usage
+    from tts.types import (
+        Candidate,
+        Engine,
+        Generation,
+        Problem,
+        Result,
+        Reward,
+        Sampling,
+        Scorer,
+        Step,
+        Strategy,
+        Usage,
+        Window,
+    )
 
 _HOME = {
     "tts.errors": ["InputError"],
@@ -29,13 +42,15 @@ _HOME = {
     "tts.scorers": ["load_scorer"],
     "tts.types": [
         "Candidate", "Engine", "Generation", "Problem", "Result", "Reward", "Sampling", "Scorer", "Step", "Strategy", "Usage",
+        "Window",
     ],
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Candidate", "Engine", "Generation", "Generator", "InputError", "Problem", "Result", "Reward", "Sampling", "Scorer",
-    "Step", "Strategy", "Summary", "Usage", "compare", "get_strategy", "load_run", "load_scorer", "run", "strategy", "sweep",
+    "Step", "Strategy", "Summary", "Usage", "Window", "compare", "get_strategy", "load_run", "load_scorer", "run", "strategy",
+    "sweep",
 ]  # fmt: skip
 
 

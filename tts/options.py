@@ -79,6 +79,7 @@ def option(
     names: str = "",
     positional: bool = False,
     cli: bool = True,
+    otherwise: Any = None,
 ) -> Any:
     """A dataclass field with more to say than its type and default.
 
@@ -94,9 +95,10 @@ def option(
             `lines` that may grow, or a `plugin`. Any of them can be a plug-in's `file.py:Name` (`tts.data.identity`).
         positional: Whether it is given by its place.
         cli: Whether the command line has it.
+        otherwise: What settings put in the place of None where the option is not given and nothing else decides.
     """
     about = {"short": short, "flag": flag, "shown": shown, "topic": topic, "kept": kept, "names": names,
-             "positional": positional, "cli": cli}  # fmt: skip
+             "positional": positional, "cli": cli, "otherwise": otherwise}  # fmt: skip
     return (
         dataclasses.field(default=default, metadata=about)
         if factory is MISSING
@@ -122,6 +124,7 @@ class Option:
     names: str = ""
     positional: bool = False
     cli: bool = True
+    otherwise: Any = None
 
     @property
     def takes(self) -> str:
@@ -133,6 +136,8 @@ class Option:
         """The default as help shows it; empty where there is nothing to say."""
         if self.shown is not None:
             return self.shown
+        if self.otherwise is not None:
+            return str(self.otherwise)
         if self.default is MISSING or self.default in (None, "", [], {}, ()) or self.default is False:
             return ""
         return str(self.default).replace("\n", "\\n")
@@ -289,7 +294,8 @@ def check_resumable(what: Any, begun: Mapping[str, Any], settings: Any) -> None:
 def without_defaults(settings: Any) -> dict[str, Any]:
     """The options that differ from their defaults, as JSON values, under their names on the command line."""
     named = {o.flag.removeprefix("--"): (o, _json(getattr(settings, o.name))) for o in options_of(type(settings)) if o.cli}
-    return {name: value for name, (o, value) in named.items() if o.default is MISSING or value != _json(o.default)}
+    usual = {name: (_json(o.default), _json(o.otherwise)) for name, (o, _) in named.items()}
+    return {name: value for name, (o, value) in named.items() if o.default is MISSING or value not in usual[name]}
 
 
 def describe(plugin: Any) -> str:

@@ -87,6 +87,16 @@ def with_tags(text: str, tags: Tags = TAGS[0]) -> str:
     return f"{thinking.replace(own.open, tags.open, 1)}{tags.close if closed else ''}{response}"
 
 
+def from_step(text: str, first: int, by: Delimiter = BLANK_LINE) -> str:
+    """The end of `text` from its step number `first` (from 0) on, with the normal tags around what that has of its thinking."""
+    thinking, response = parse(text, by)
+    answer = BOUNDARY.join(response[max(0, first - len(thinking)) :])
+    if first >= len(thinking):
+        return answer
+    closed = "" if is_thinking(text) else f"\n{CLOSE}\n\n{answer}"
+    return f"{OPEN}\n{BOUNDARY.join(thinking[first:])}{closed}"
+
+
 def parse(text: str, by: Delimiter = BLANK_LINE, *, in_progress: bool = False) -> Trajectory:
     """The thinking steps and the response steps of a completion, as `split` tells them apart.
 

@@ -156,11 +156,54 @@ class Sampling:
     """How many of the likeliest tokens to report at each position, by an engine that can."""
     confidence: int = 0
     """How many of the likeliest tokens `Step.confidence` is the mean of, by an engine that can; 0 for none."""
+    top_k: int = 0
+    """Draw from so many of the likeliest tokens; 0 for all."""
+    min_p: float = 0.0
+    """Draw no token that is less likely than this share of the likeliest token's probability."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens in the prefix or drawn since where they are positive, and multiplies them elsewhere."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the candidate has already."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit as often as the candidate has it already."""
+    min_tokens: int = 0
+    """New tokens before the text may end by itself; stop strings end it before that."""
+    written: int = 0
+    """Tokens at the end of the prefix that are the candidate's own. The presence and frequency penalties count them."""
 
     @property
     def likeliest(self) -> int:
         """How many of the likeliest tokens an engine has to look at for `top` and `confidence`."""
         return max(self.top, self.confidence)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether what is drawn depends on the tokens so far by more than the model."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def raw(self) -> bool:
+        """Whether tokens are drawn from the model's own distribution, apart from its tail, or greedily."""
+        return self.temperature in (0, 1) and not self.penalized and not self.min_tokens
+
+    def parameters(self, *, neutral: bool = False) -> dict[str, float]:
+        """The fields of PARAMETERS that are not at their neutral values, by name: what a request to a server says.
+
+        With `neutral`, all of them, for a server that replaces what a request leaves out by values of its own. A `top_k` of all
+        tokens is -1 there.
+        """
+        values: dict[str, float] = {name: getattr(self, name) for name in PARAMETERS}
+        if neutral:
+            return {**values, "top_k": self.top_k or -1}
+        return {name: value for name, value in values.items() if value != getattr(_NEUTRAL, name)}
+
+
+PARAMETERS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens",
+)  # fmt: skip
+"""The fields of Sampling that shape the distribution, under the names that they have in the APIs of vLLM and SGLang."""
+
+_NEUTRAL = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +239,10 @@ class Engine(Protocol):
     """What a server says that it runs; None where there is no server, or it has not been asked yet."""
     exact: bool = False
     """Whether equal requests get equal answers to the last bit, whatever else is computed beside them."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise InputError if it cannot draw tokens like that. Called before the first problem is solved."""
+        return
 
     @property
     def notices(self) -> Sequence[str]:
@@ -240,6 +287,27 @@ def counts_final(alpha: float, how: Aggregate) -> bool:
     return alpha != 0 or how == "final"
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a trace that was read by itself, with the problem before it, as the trace is longer than the model's context.
+
+    Ranges are half-open and count from 0, over the steps that the reward has, or over the trace's tokens.
+    """
+
+    of: Literal["steps", "whole", "tokens"]
+    """What was read: the rewards of steps, the reward of the trace as a whole (`final`), or the probabilities of tokens."""
+    begin: int
+    """The first step or token shown."""
+    rated: int
+    """The first one that was rated in this window; those before it are its context."""
+    end: int
+    """The end of both ranges."""
+    tokens: int
+    """Tokens read, with the problem."""
+    omitted: int = 0
+    """Tokens cut off the beginning of its only step, which is longer than the context."""
+
+
 @dataclass(frozen=True)
 class Reward:
     """What a reward model says of one candidate (arXiv 2506.18896).
@@ -259,6 +327,8 @@ class Reward:
     """How `total` aggregates the steps."""
     final_missing: bool = False
     """Whether the model was asked for `final` and gave no verdict; False where it gives none to any trace."""
+    windows: tuple[Window, ...] = ()
+    """How a trace was read that is longer than the model's context; empty where it was read in one piece."""
 
     @property
     def known(self) -> tuple[float, ...]:

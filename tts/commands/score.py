@@ -42,10 +42,13 @@ def score(settings: ScoreCommand, output: Output) -> int:
     with on_interrupt(lambda: how_to_resume(tally, "scored", out)):
         work() if hidden else output.watched(work, lambda console: FileView(tally, console))
     if out is not None:
-        counts = {"missing_verdicts": tally.missing, "unrated": tally.unrated}
+        counts = {"missing_verdicts": tally.missing, "unrated": tally.unrated, "windowed": tally.windowed}
         output.result(table=lambda: tally.summary("scored", out), data=lambda: tally.to_json(out) | counts, brief=out)
     if tally.missing or tally.unrated:
         warn(f"the scorer gave no verdict {tally.missing} times (null), and none at all on {tally.unrated} traces")
+    if tally.windowed:
+        traces = "1 trace was longer" if tally.windowed == 1 else f"{tally.windowed} traces were longer"
+        warn(f"{traces} than the context of {settings.scorer} and read in windows; rows have them under 'windows'")
     if tally.rejected:
         where = f"; see {rejected_of(out)}" if out is not None else ""
         warn(f"{tally.rejected} of {tally.done + tally.rejected} traces could not be read{where}")

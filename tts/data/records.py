@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 from tts.data.files import ESCAPE
 from tts.delimiters import DEFAULT
 from tts.grading.pool import Verdict
-from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage
+from tts.types import Aggregate, Branch, Finish, Problem, Result, Reward, Usage, Window
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class Attempt:
     """Whether the answer is right; None if the problem has no reference answer."""
     final_missing: bool = False
     """Whether the reward model was asked for `final` and gave no verdict."""
+    windows: tuple[Window, ...] = ()
+    """How the reward model read a candidate that is longer than its context; empty where it read it in one piece."""
 
     @property
     def text(self) -> str:
@@ -50,7 +52,9 @@ class Attempt:
 
     def reward(self, alpha: float = 1.0, how: Aggregate = "mean") -> Reward:
         """The reward with a run's alpha and aggregate; without a reward model, one that is not rated."""
-        return Reward(self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing)
+        return Reward(
+            self.rewards or (), self.final, alpha=alpha, how=how, final_missing=self.final_missing, windows=self.windows
+        )
 
 
 def _read_branch(value: Any) -> Any:
@@ -108,6 +112,7 @@ class Record:
                 rewards=reward.steps if reward else None,
                 final=reward.final if reward else None,
                 final_missing=reward is not None and reward.final_missing,
+                windows=reward.windows if reward else (),
                 answer=verdict.answer,
                 group=verdict.group,
                 correct=verdict.correct,
@@ -155,6 +160,9 @@ class Record:
         """The row as one line of JSON."""
         row = _adapter(Record).dump_python(self)
         del row["usage"]["cached"]
+        for attempt in row["candidates"]:
+            if not attempt["windows"]:
+                del attempt["windows"]
         for name in ("tree", "instruction"):
             if not row[name]:
                 del row[name]

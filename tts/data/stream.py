@@ -46,6 +46,8 @@ class Tally:
     """Verdicts that the scorer was asked for in this session and did not give."""
     unrated: int = 0
     """Traces of this session without any verdict."""
+    windowed: int = 0
+    """Traces of this session that were longer than the model's context, and so were read in windows."""
     tokens: int = 0
     bytes: int = 0
     """Bytes of the input that have been processed."""

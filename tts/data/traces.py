@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from tts.delimiters import DEFAULT, PRESETS, delimiter
 from tts.errors import InputError
 from tts.trajectory import BOUNDARY, CLOSE, OPEN, parse
-from tts.types import Candidate, Finish, Part, Problem, Step
+from tts.types import Candidate, Finish, Part, Problem, Step, Window
 
 T = TypeVar("T")
 
@@ -83,6 +83,24 @@ class Trace:
         places = places[len(places) - len(values) :] if over == "response" else places[: len(values)]
         found = dict(zip(places, values, strict=True))
         return [found.get(i) for i in range(self.given.count)]
+
+    def windows_by_position(self, windows: Sequence[Window], over: Part = "all") -> list[Window]:
+        """Windows over steps of the part `over`, as ranges of positions in what `by_position` returns for that part."""
+        if self.given is None:
+            return list(windows)
+        places = self.given.places
+        skipped = len(places) - len(self.candidate.part(over)) if over == "response" else 0
+        return [
+            window
+            if window.of == "tokens"
+            else replace(
+                window,
+                begin=places[skipped + window.begin],
+                rated=places[skipped + window.rated],
+                end=places[skipped + window.end - 1] + 1,
+            )
+            for window in windows
+        ]
 
     def by_step(self, values: Sequence[T]) -> list[T]:
         """The opposite of `by_position`: of values for each given step, those of the trajectory's steps.
@@ -185,7 +203,7 @@ def _of_run(problem: Problem, row: dict[str, Any]) -> list[Trace]:
         fields |= {name: attempt[name] for name in ("score", "finish") if name in attempt}
         if attempt.get("rewards") is not None:
             fields |= {"step_rewards": attempt["rewards"], "final": attempt.get("final")}  # the names that tts score uses
-            fields |= {"final_missing": True} if attempt.get("final_missing") else {}
+            fields |= {name: attempt[name] for name in ("final_missing", "windows") if attempt.get(name)}
         traces.append(Trace(Candidate(own, (Step("".join(steps), (), _finish(attempt)),)), fields))
     return traces
 

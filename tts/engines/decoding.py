@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from tts.engines.drawing import draw, uniform
+from tts.engines.drawing import draw, penalize, uniform
 from tts.engines.kv import ROWS, PrefixStore, SlotCache, Tokens, round_up
 from tts.engines.llama import LlamaForward
 from tts.solving.segment import Segmenter
@@ -249,10 +249,15 @@ class DecodeLoop:
         mask = torch.zeros(count, length, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
         logits = self.forward(torch.tensor(ids, device=self.device)[:, None], where, mask[:, None], self.cache)[:count].float()
         rows = [row for row, _ in self.rows]
+        noted = any(row.sampling.logprobs or row.sampling.likeliest for row in rows)
+        raw = logits.log_softmax(-1) if noted else None  # of the model itself, before penalties
+        for i, row in enumerate(rows):
+            if row.sampling.penalized or len(row.tokens) < row.sampling.min_tokens:
+                penalize(logits[i], row.sampling, row.prefix, row.tokens, self.ends)
         u = uniform([row.seed for row in rows], [len(row.tokens) for row in rows])
-        tokens = draw(logits, [row.sampling.temperature for row in rows], [row.sampling.top_p for row in rows], u)
-        if any(row.sampling.logprobs or row.sampling.likeliest for row in rows):
-            note_logprobs(rows, logits.log_softmax(-1), tokens)
+        tokens = draw(logits, [row.sampling for row in rows], u)
+        if raw is not None:
+            note_logprobs(rows, raw, tokens)
         self._push(tokens.tolist())
 
     def _push(self, tokens: list[int]) -> None:

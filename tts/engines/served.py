@@ -31,6 +31,8 @@ class Served(NamedTuple):
     """The model's context in tokens, if the server gives it."""
     known: tuple[str, ...]
     """The models that the server lists."""
+    owner: str
+    """Who it says made it: vllm, sglang, ...; empty where it says nothing."""
     about: str
     """All that tells it from another one."""
 
@@ -44,12 +46,14 @@ def read_models(answer: Any, model: str) -> Served:
     # a server of one model usually ignores the name, and says more of the model under its own
     entry = known.get(name) or (next(iter(known.values())) if len(known) == 1 else {})
     context = entry.get("max_model_len")
+    owner = str(entry.get("owned_by") or "")
     return Served(
         name,
-        EXTRAS.get(str(entry.get("owned_by")), {}),
-        str(entry.get("owned_by")) in FILLS,
+        EXTRAS.get(owner, {}),
+        owner in FILLS,
         context if isinstance(context, int) else None,
         (*known,),
+        owner,
         ", ".join([name, *(f"{key} {entry[key]}" for key in ("owned_by", "root") if entry.get(key))]),
     )
 

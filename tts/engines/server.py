@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from tts.engines.answers import Answer, Choice, reader
+from tts.engines.counting import bias_of, check_counts, cut_at_stop
 from tts.engines.dialect import Dialect
 from tts.engines.http import BadRequestError, JsonClient, LostError, NoSuchPathError, ServerError, excerpt, key_from_environment
 from tts.engines.served import Served, read_models
@@ -17,7 +18,7 @@ from tts.models import checkpoints
 from tts.models.prompts import Prompter, check_chat_args
 from tts.solving.confidence import confidence_of
 from tts.trajectory import CLOSE, OPEN
-from tts.types import Engine, Finish, Generation, Problem, Sampling, Step
+from tts.types import PARAMETERS, Engine, Finish, Generation, Problem, Sampling, Step
 
 MANY, FEW = 20, 5
 """Likeliest tokens per position that vLLM and SGLang report, and that the API allows elsewhere."""
@@ -135,7 +136,7 @@ class ServerEngine(Engine):
         """Ask for the models and for one token, and learn what the server takes. Raises InputError if it cannot be used."""
         try:
             served = await self._identify(retries=1)
-            body = self._body(served, 1, replace(Sampling(), max_tokens=1), len(self.encode(PROBE)))
+            body = self._body(served, 1, replace(Sampling(), max_tokens=1), self.encode(PROBE))
             await self._ask(self.encode(PROBE), body)
         except BadRequestError:
             return  # one token may be too little; what is wrong with a problem's request is said then
@@ -155,7 +156,7 @@ class ServerEngine(Engine):
         if sampling.temperature == 0 and n > 1:  # greedy samples are all equal, and vLLM refuses n > 1
             one = await self.generate(prefix, 1, sampling)
             return replace(one, steps=one.steps * n, generated_tokens=one.generated_tokens or len(one.steps[0].token_ids))
-        body = self._body(served, n, sampling, len(prefix))
+        body = self._body(served, n, sampling, prefix)
         choices, answers = await self._draw(tuple(prefix), body, n, sampling.seed)
         counts = [answer.generated_tokens for answer in answers]
         if self.chat and None in counts:
@@ -167,7 +168,7 @@ class ServerEngine(Engine):
             None if None in counts else sum(filter(None, counts)),
         )
 
-    def _body(self, served: Served, n: int, sampling: Sampling, length: int) -> dict[str, Any]:
+    def _body(self, served: Served, n: int, sampling: Sampling, prefix: Sequence[int]) -> dict[str, Any]:
         """A request without its prompt."""
         if self.chat and sampling.stop:
             raise UnsupportedError(
@@ -176,17 +177,26 @@ class ServerEngine(Engine):
             )
         room = sampling.max_tokens
         if served.context is not None and not self.chat:  # some servers reject a max_tokens that does not fit
-            room = min(room, checkpoints.room(served.context, length))
+            room = min(room, checkpoints.room(served.context, len(prefix)))
         body: dict[str, Any] = {"model": served.name, "n": n, "max_tokens": room, "seed": sampling.seed % SEEDS}
-        drawing = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        check_counts(sampling, f"the server at {self.client.url}", repeats_prompt=served.owner != "sglang")
+        if served.owner == "sglang" and (sampling.logprobs or sampling.likeliest) and not sampling.raw:
+            raise UnsupportedError(
+                f"{self.client.url} reports log-probabilities after temperature and penalties; use --engine sglang with this"
+                " --url, which reports the model's own, or --temperature 1 without penalties"
+            )
         # what is at its default is sent only to servers that would put the model's own default in its place
-        body |= {name: value for name, value in drawing.items() if served.fills or value != 1}
+        body |= sampling.parameters(neutral=served.fills)
+        if "min_tokens" in body:
+            body["min_tokens"] = min(sampling.min_tokens, room)
         if sampling.logprobs or sampling.likeliest:
             count = min(sampling.likeliest, MANY if served.extras else FEW)
             body |= {"logprobs": True, "top_logprobs": count} if self.chat else {"logprobs": max(1, count)}
         if self.chat:
             return body | ({"chat_template_kwargs": self.chat_args} if self.chat_args else {})
         assert self.prompter is not None
+        if bias := bias_of(sampling, prefix):
+            body["logit_bias"] = {str(token): value for token, value in bias.items()}
         if sampling.stop:
             self.prompter.check_stops(sampling.stop)
             body["stop"] = list(sampling.stop)
@@ -241,7 +251,7 @@ class ServerEngine(Engine):
                 if not self._may_chat:
                     raise
                 self.prompter = self.context = None
-                kept = ("model", "n", "max_tokens", "seed", "temperature", "top_p")
+                kept = ("model", "n", "max_tokens", "seed", *PARAMETERS)
                 if body.get("stop"):
                     raise UnsupportedError(
                         f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step,"
@@ -306,7 +316,8 @@ class ServerEngine(Engine):
             text = self.decode(tokens)
         if logprobs is not None and len(logprobs) != len(tokens):
             logprobs = None  # not of these tokens
-        return Step(text, tokens, self._finish(choice, sampling), logprobs, top, confidence)
+        step = Step(text, tokens, self._finish(choice, sampling), logprobs, top, confidence)
+        return cut_at_stop(step, sampling, self.decode)
 
     def _finish(self, choice: Choice, sampling: Sampling) -> Finish:
         if choice.finish == "length" or not sampling.stop:

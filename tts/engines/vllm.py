@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+from tts.engines.counting import bias_of, check_counts, cut_at_stop
 from tts.errors import InputError
 from tts.models import checkpoints
 from tts.models.prompts import Prompter
@@ -16,6 +17,10 @@ from tts.types import Engine, Finish, Generation, Sampling, Step
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "1024")  # vLLM yields to other tasks after each chunk
+
+
+RAW = "raw_logprobs"
+"""vLLM's mode, and its default, in which log-probabilities are those before penalties, temperature and truncation."""
 
 
 class VLLMEngine(Prompter, Engine):
@@ -32,7 +37,8 @@ class VLLMEngine(Prompter, Engine):
         **arguments: Arguments of vLLM's AsyncEngineArgs, such as `tensor_parallel_size` or `dtype`.
 
     Raises:
-        InputError: vLLM refuses the model or an argument.
+        InputError: vLLM refuses the model or an argument. `generate` raises it for penalties that vLLM would count otherwise
+            (`tts.engines.counting`), and for a prefix that fills the context.
     """
 
     requires = "vllm"
@@ -47,6 +53,8 @@ class VLLMEngine(Prompter, Engine):
         adapter: str | None = None,
         **arguments: Any,
     ) -> None:
+        if (mode := arguments.get("logprobs_mode", RAW)) != RAW:
+            raise InputError(f"--engine-arg logprobs_mode is {mode}; tts needs {RAW}, which is the default, so omit it")
         checkpoints.load_policy_config(model)
         super().__init__(model, system, prompt_template, chat_template_args)
         from vllm.lora.request import LoRARequest
@@ -62,6 +70,9 @@ class VLLMEngine(Prompter, Engine):
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        check_counts(sampling, "vLLM", repeats_prompt=True)
+
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
         if sampling.temperature == 0 and n > 1:  # greedy samples are all equal, and vLLM refuses n > 1
             one = await self.generate(prefix, 1, sampling)
@@ -69,13 +80,21 @@ class VLLMEngine(Prompter, Engine):
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        self.check_sampling(sampling)
         self.check_stops(sampling.stop)
-        room = checkpoints.room(self.context, len(prefix))
+        most = min(sampling.max_tokens, checkpoints.room(self.context, len(prefix)))
         parameters = SamplingParams(
             n=n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=min(sampling.max_tokens, room),
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=bias_of(sampling, prefix) or None,
+            min_tokens=min(sampling.min_tokens, most),
+            max_tokens=most,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             seed=sampling.seed,
@@ -92,20 +111,22 @@ class VLLMEngine(Prompter, Engine):
         async for output in stream:  # vLLM may return the samples together or one by one
             outputs |= {completion.index: completion for completion in output.outputs}
             cached = max(cached, output.num_cached_tokens or 0)
-        return Generation(tuple(self._step(outputs[i], sampling) for i in range(n)), len(prefix), cached)
+        steps = tuple(self._step(outputs[i], sampling) for i in range(n))
+        generated = sum(len(output.token_ids) for output in outputs.values())
+        return Generation(steps, len(prefix), cached, generated)
 
     def _step(self, completion: Any, sampling: Sampling) -> Step:
-        tokens = tuple(completion.token_ids)
+        tokens, finish = tuple(completion.token_ids), _finish(completion.finish_reason, completion.stop_reason)
         logprobs = top = confidence = None
         if completion.logprobs:
-            logprobs = tuple(at[token].logprob for token, at in zip(tokens, completion.logprobs, strict=True))
+            places = completion.logprobs
+            logprobs = tuple(at[token].logprob for token, at in zip(tokens, places, strict=True))
             if sampling.top:
-                top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in completion.logprobs)
+                top = tuple(self.spelled((token, one.logprob) for token, one in at.items()) for at in places)
             if count := sampling.confidence:  # vLLM adds the drawn token
-                confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in completion.logprobs)
-        return Step(
-            self.decode(tokens), tokens, _finish(completion.finish_reason, completion.stop_reason), logprobs, top, confidence
-        )  # fmt: skip
+                confidence = tuple(confidence_of((one.logprob for one in at.values()), count) for at in places)
+        step = Step(self.decode(tokens), tokens, finish, logprobs, top, confidence)
+        return cut_at_stop(step, sampling, self.decode)
 
     async def close(self) -> None:
         self.llm.shutdown()

@@ -101,6 +101,8 @@ class Summary:
     """Candidates with one step only, where steps were rated or searched: their parts could not be told apart."""
     candidates: int = 0
     """Candidates of all problems."""
+    windowed: int = 0
+    """Candidates that were longer than the reward model's context, and so were read in windows."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -131,6 +133,7 @@ class Summary:
             "unrated": self.unrated,
             "candidates": self.candidates,
             "one_step": self.one_step,
+            "windowed": self.windowed,
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -202,6 +205,7 @@ def summarize(
             tokens=sum(sum(attempt.tokens) for attempt in attempts),
             truncated=sum(attempt.finish == "length" for attempt in attempts),
             missing=sum(r.missing for r in rewards),
+            windowed=sum(bool(attempt.windows) for attempt in attempts),
             unrated=sum(attempt.rewards is not None for attempt, known in zip(attempts, rated, strict=True) if not known),
             one_step=sum(
                 is_one_step(attempt.text, delimiter(record.step_delimiter))
@@ -241,6 +245,7 @@ def summarize(
         unrated=counts["unrated"],
         one_step=counts["one_step"],
         candidates=counts["attempts"],
+        windowed=counts["windowed"],
     )
 
 

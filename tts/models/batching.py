@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -12,6 +12,18 @@ R = TypeVar("R")
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="tts-batch")
 """Shared by all batchers: each thread that uses torch has its own pool of workers, and idle pools slow down the busy one."""
+
+
+def groups(items: Sequence[T], size: Callable[[T], int], most: int) -> Iterator[Sequence[T]]:
+    """Yield consecutive items whose sizes add up to at most `most`; a larger item alone."""
+    start = total = 0
+    for i, item in enumerate(items):
+        if i > start and total + size(item) > most:
+            yield items[start:i]
+            start, total = i, 0
+        total += size(item)
+    if items:
+        yield items[start:]
 
 
 class Batcher(Generic[T, R]):

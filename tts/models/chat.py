@@ -129,8 +129,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, fragments: Sequence[Fragment]) ->
             encoded.ids.extend(tokens.ids)
             encoded.positions.extend(before + bisect_left(starts, offset) - 1 for offset in offsets)
         elif string:
-            encoded.ids.extend(tokenizer.encode(string, add_special_tokens=False))
+            encoded.ids.extend(tokenizer.encode(string, add_special_tokens=False, verbose=False))  # callers check the length
     return encoded
+
+
+def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the index in `text` at which each of its tokens begins. Raises InputError if the tokenizer is not a fast one."""
+    return [start for start, _ in _with_offsets(tokenizer).encode(text, add_special_tokens=False).offsets]
 
 
 _controls: WeakKeyDictionary[PreTrainedTokenizerBase, dict[frozenset[int], re.Pattern[str]]] = WeakKeyDictionary()

@@ -89,7 +89,7 @@ class Prompter:
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the token ids of text that is appended to a prefix, without special tokens."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))  # long texts are read in windows
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens other than thinking tags."""

@@ -31,8 +31,9 @@ class Models:
     _checked: list[Engine | Scorer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        of_engines = ("context", "check_sampling", "tells_steps", "encode", "decode", "generate", "close")
         asked: dict[str, tuple[Any, tuple[str, ...]]] = {
-            "Engine": (self.given_engine, ("context", "tells_steps", "encode", "decode", "generate", "close")),
+            "Engine": (self.given_engine, of_engines),
             "Scorer": (self.given_scorer, ("by_step", "compares", "logprobs", "over", "score", "close")),
         }
         for base, (given, names) in asked.items():
@@ -67,8 +68,8 @@ class Models:
         return self.scorer if strategy.uses_scorer else _NoScorer()
 
     def load(self, strategy: Strategy) -> None:
-        """Load what a strategy needs. Raises InputError, also where the strategy cannot use the scorer."""
-        _ = self.engine
+        """Load what a strategy needs. Raises InputError, also where engine or strategy cannot do what is asked of them."""
+        self.engine.check_sampling(self.settings.sampling)
         strategy.check_scorer(self.scorer_of(strategy))
 
     async def check(self, strategy: Strategy) -> None:

@@ -101,6 +101,7 @@ def prepare(
         if store is None:
             check_creatable(folder)
             models.load(solver)
+            chosen.note_recommended()
             store, before = RunStore.create(folder, kept(chosen), {**facts(), "content": content}), Before()
         else:
             _compare(store, content, chosen)
@@ -344,7 +345,7 @@ class Run:
     async def solve_one(self, problem: Problem, grader: Grader, clock: Clock, usage: Usage) -> Record:
         """The row of a problem, a pure function of the settings and the problem; one with an error if solving it raised one."""
         try:
-            sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs, stop=tuple(self.settings.stop))
+            sampling = replace(self.settings.sampling, logprobs=self.scorer.logprobs)
             generator = Generator(
                 self.engine.for_problem(problem), problem, sampling,
                 seed=self.settings.seed, usage=usage, clock=clock, grader=grader,

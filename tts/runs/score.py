@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from tts import interrupts
@@ -80,6 +80,7 @@ def score_file(
                 tally.tokens += sum(item.value.tokens for item in scored)
                 tally.missing += sum(item.value.missing for item in scored)
                 tally.unrated += sum(not item.value.rated for item in scored)
+                tally.windowed += sum(bool(item.value.windows) for item in scored)
                 if show is not None:
                     for item in scored:
                         show(item, scorer.over)
@@ -102,6 +103,10 @@ def _load(settings: ScoreSettings) -> Scorer:
     return settings.load_scorer(policy=settings, defaults={"cache_gib": 0} if embedded else {})
 
 
+OWN = {"id", "step_rewards", "final", "total", "line", "final_missing", "windows"}
+"""Fields of a row that a trace does not keep from another scoring."""
+
+
 def _row(item: Scored, over: Part, bare: bool) -> dict[str, Any]:
     """The rewards, null where there is no verdict or nothing to rate, and then what the trace's row held."""
     reward = item.value
@@ -115,4 +120,6 @@ def _row(item: Scored, over: Part, bare: bool) -> dict[str, Any]:
     }
     if reward.final_missing:
         row["final_missing"] = True
-    return row if bare else row | {name: value for name, value in item.trace.row.items() if name not in row}
+    if reward.windows:
+        row["windows"] = [asdict(window) for window in item.trace.windows_by_position(reward.windows, over)]
+    return row if bare else row | {name: value for name, value in item.trace.row.items() if name not in OWN}

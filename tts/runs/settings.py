@@ -6,10 +6,15 @@ results depend on (`tts.options`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Le
 
 from tts.data.traces import FIELDS
 from tts.delimiters import DEFAULT, delimiter
@@ -17,12 +22,29 @@ from tts.demo import POLICY, PRM
 from tts.engines import load_engine
 from tts.errors import InputError
 from tts.evals.benchmarks import Benchmark, load_benchmark
+from tts.models.recommended import FILE, recommended
 from tts.models.templates import has, read_prompt_template
-from tts.options import Addresses, Arguments, Count, NotNegative, Positive, Proportion, Settings, option
+from tts.options import (
+    Addresses,
+    Arguments,
+    Count,
+    Natural,
+    NotNegative,
+    Option,
+    Positive,
+    Proportion,
+    Settings,
+    Share,
+    convert,
+    option,
+    options_of,
+)
 from tts.scorers import load_scorer
-from tts.types import NO_INSTRUCTION, Aggregate, Engine, Part, Sampling, Scorer, counts_final
+from tts.types import NO_INSTRUCTION, PARAMETERS, Aggregate, Engine, Part, Sampling, Scorer, counts_final
 
 Method = Literal["auto", "bytes", "statistics"]
+Penalty = Annotated[float, Ge(-2), Le(2)]
+"""The range of OpenAI's API, which servers check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +80,11 @@ class PolicyOptions(Settings):
             object.__setattr__(self, name, value)  # the one way to set a field of a frozen dataclass
 
     @property
+    def files(self) -> str:
+        """The model whose files are on this machine or the hub."""
+        return self.model
+
+    @property
     def prompting(self) -> dict[str, Any]:
         """The arguments of `tts.models.prompts.Prompter` that are not its defaults, besides the model."""
         given = {name: getattr(self, name) for name in ("system", "prompt_template", "chat_template_args")}
@@ -78,6 +105,10 @@ class EngineOptions(PolicyOptions):
     """Address of the server, for engines that are a client of one; repeatable for several servers of one model."""
     adapter: str | None = option(None, names="model")
     """LoRA adapter of the policy: a folder or a hub id."""
+
+    @property
+    def files(self) -> str:
+        return str(self.engine_args.get("tokenizer") or self.model)  # the model behind a server's name for it
 
     def load_engine(self) -> Engine:
         """Start the engine. Raises InputError."""
@@ -100,7 +131,7 @@ class ScorerOptions(Settings):
     scorer_url: Addresses = option(factory=list, kept=False)
     """Address of vLLM's pooling server, for --scorer-engine server; repeatable for several servers of one model."""
     scorer_args: Arguments = option(factory=dict, flag="--scorer-arg")
-    """Option of the scorer, such as dtype=bfloat16 or window=true; repeatable."""
+    """Option of the scorer, such as dtype=bfloat16 or window=false; repeatable."""
     score_over: Part | None = option(None, shown="the model's own, else all")
     """Part of a trajectory that is rated."""
     alpha: float = 1.0
@@ -169,23 +200,76 @@ class DataOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(Settings):
-    """How tokens are drawn."""
+class SamplingOptions(PolicyOptions):
+    """How tokens are drawn.
+
+    What is not given has a neutral value with every engine, or that of the model's generation_config.json, by choice. Either
+    way the value stands in its field, and so in run.json.
+    """
 
     topic: ClassVar[str] = "Sampling"
 
     seed: int = 0
     """Random seed; the same seed gives the same results."""
-    temperature: NotNegative = 1.0
+    temperature: NotNegative = option(None, otherwise=1.0)
     """Sampling temperature; 0 is greedy."""
-    top_p: Proportion = 1.0
+    top_p: Proportion = option(None, otherwise=1.0)
     """Probability mass of nucleus sampling."""
+    top_k: Natural = option(None, otherwise=0)
+    """Number of the likeliest tokens to draw from; 0 for all."""
+    min_p: Share = option(None, otherwise=0.0)
+    """Smallest probability of a token that is drawn, as a share of the likeliest token's."""
+    repetition_penalty: Positive = option(None, otherwise=1.0)
+    """Factor against tokens that the prompt or the candidate has already; 1 for none."""
+    presence_penalty: Penalty = option(None, otherwise=0.0)
+    """Amount taken off the logit of a token that the candidate has already; 0 for none."""
+    frequency_penalty: Penalty = option(None, otherwise=0.0)
+    """Amount taken off the logit of a token for each time that the candidate has it already; 0 for none."""
+    min_tokens: Natural = option(None, otherwise=0)
+    """New tokens of a candidate before its text may end; text from --stop ends it before that."""
     max_tokens: Count = 2048
     """New tokens of a candidate, at most."""
+    stop: list[str] = option(factory=list)
+    """Text at which a solution ends, for base models: how the next example would begin, such as Problem:; repeatable."""
+    generation_config: Literal["none", "model"] = "none"
+    """Values of sampling options that are not given: none for neutral ones, or model for those of the model's
+    generation_config.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        left = [o for o in options_of(type(self)) if o.otherwise is not None and getattr(self, o.name) is None]
+        own = recommended(self.files) if left and self.generation_config == "model" else {}
+        for o in left:
+            value = convert(o, own[o.name], f"{FILE} of {self.files}: ") if o.name in own else o.otherwise
+            object.__setattr__(self, o.name, value)  # the one way to set a field of a frozen dataclass
+        if self.min_tokens > self.max_tokens:
+            raise InputError(f"--min-tokens is {self.min_tokens}; --max-tokens, which is {self.max_tokens}, should be above it")
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_tokens)
+        shape = {name: getattr(self, name) for name in PARAMETERS}
+        return Sampling(**shape, max_tokens=self.max_tokens, stop=tuple(self.stop))
+
+    def note_recommended(self) -> None:
+        """Log a warning, once, where the model's generation_config.json recommends values and neutral ones are used instead."""
+        unused = {o.flag: value for o, value in self._passed_over() if value != o.otherwise}
+        if unused and self.generation_config == "none":
+            flags = " ".join(f"{flag} {value}" for flag, value in unused.items())
+            _warn_once(f"{FILE} of {self.files} recommends {flags}, which is not used; give that, or --generation-config model")
+
+    def _passed_over(self) -> Iterator[tuple[Option, Any]]:
+        """Options that have their neutral value, with what the model recommends; not those without an effect on greedy text."""
+        own = recommended(self.files, required=False)
+        for o in options_of(type(self)):
+            inert = self.temperature == 0 and o.name in ("top_p", "top_k", "min_p")
+            if o.name in own and getattr(self, o.name) == o.otherwise and not inert:
+                with suppress(InputError):  # a value that is none recommends nothing
+                    yield o, convert(o, own[o.name])
+
+
+@lru_cache  # once for each text, though a sweep has many runs
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning("tts: %s", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +284,6 @@ class LimitOptions(Settings):
     """Tokens to generate in the whole run, at most; which problems get them depends on the order."""
     seconds: Positive | None = option(None, shown="no limit")
     """Time for a problem, in seconds; then the best candidate so far is chosen."""
-    stop: list[str] = option(factory=list)
-    """Text at which a solution ends, for base models: how the next example would begin, such as Problem:; repeatable."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from tts.errors import InputError
 from tts.models import checkpoints
-from tts.models.batching import Batcher
+from tts.models.batching import Batcher, groups
 from tts.scorers.forest import GRAIN, Forest
 from tts.scorers.heads import Heads, language_model
 from tts.scorers.reader import LoadedModel, Query
@@ -57,6 +57,9 @@ class LocalReader:
         self.context, self.exact = self.model.context, self.model.exact
         self._batcher: Batcher[Query, list[float]] = Batcher(self.model.rewards, max_size=4096)
 
+    async def prepare(self) -> None:
+        """Do nothing: the model is loaded."""
+
     async def check(self) -> None:
         return
 
@@ -99,6 +102,8 @@ class LogRatioModel:
     COEFFICIENT = 0.001
     ROWS = 1024
     """Positions whose logits are computed at once, since a vocabulary is large."""
+    HELD = 2**17
+    """Tokens whose hidden states are held at once."""
 
     def __init__(self, name: str, reference: str, *, cache_gib: float, batch_tokens: int, **options: Any) -> None:
         try:
@@ -117,6 +122,11 @@ class LogRatioModel:
     @torch.inference_mode()
     def rewards(self, queries: Sequence[Query]) -> list[list[float]]:
         """Return the rewards at each query's positions but the first."""
+        return [
+            rewards for group in groups(queries, lambda query: len(query.ids), self.HELD) for rewards in self._rewards(group)
+        ]
+
+    def _rewards(self, queries: Sequence[Query]) -> list[list[float]]:
         ids = [query.ids for query in queries]
         before = [range(query.positions[0], query.positions[-1]) for query in queries]
         after = [query.ids[query.positions[0] + 1 : query.positions[-1] + 1] for query in queries]

@@ -14,13 +14,18 @@ from tts.demo import POLICY
 from tts.errors import InputError
 from tts.grading.pool import Grader
 from tts.models import checkpoints
-from tts.models.batching import Batcher
+from tts.models.batching import Batcher, groups
 from tts.models.prompts import Prompter
 from tts.options import Count, NotNegative
-from tts.types import Candidate, Problem, Reward, Scorer
+from tts.scorers import windows
+from tts.types import Candidate, Problem, Reward, Scorer, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_Query = tuple[tuple[int, ...], int]
+"""Token ids, and the index of the first one that is rated."""
 
 
 class Length(Scorer):
@@ -60,7 +65,9 @@ class Likelihood(Scorer):
     """What the policy itself thinks of a trace, from its next-token distributions p over a vocabulary of V tokens.
 
     The policy reads each trace once, in this process, with prefixes kept as for a PRM. Subclasses say what is read. A trace
-    without tokens has no such measure, and no reward.
+    without tokens has no such measure, and no reward. A trace that is longer than the policy's context is read in windows
+    (`tts.scorers.windows`): the distribution in place of a token is then the one after the prompt and the tokens before it in
+    its window, of which there are at least half as many as a window has room for.
 
     Args:
         model: The policy; by default the run's.
@@ -71,12 +78,15 @@ class Likelihood(Scorer):
         batch_tokens: Tokens read in one batch, at most.
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
+        window: Whether to read a trace that is longer than the context in windows, or the number of tokens in a window, if it
+            is to be smaller than the context.
     """
 
     by_step = False
     reads_ahead = True
     """Whether the weights are needed for certain, and so loaded at once."""
     ROWS = 1024  # of logits at a time: a vocabulary is wide
+    HELD = 2**17  # tokens whose hidden states are held at a time
 
     def __init__(
         self,
@@ -89,39 +99,61 @@ class Likelihood(Scorer):
         batch_tokens: Count = 8192,
         device: str = "auto",
         dtype: str = "auto",
+        window: bool | int = True,
     ) -> None:
         checkpoints.load_policy_config(model)
         self.policy, self.prompter = model, Prompter(model, system, prompt_template, chat_template_args)
+        self.window = window
         self._weights = {"device": device, "dtype": dtype}
         self._memory: Any = {"cache_gib": cache_gib, "batch_tokens": batch_tokens}
         self._forest: Any = None
-        self._batcher: Batcher[tuple[tuple[int, ...], int], float] = Batcher(self._read, max_size=4096)
+        self._batcher: Batcher[_Query, float] = Batcher(self._read, max_size=4096)
         if self.reads_ahead:
             self._load()
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Reward]:
         known = [self._reported(candidate) for candidate in candidates]
-        unknown = [i for i, value in enumerate(known) if value is None and (candidates[i].token_ids or candidates[i].text)]
-        sequences = [self._sequence(candidates[i]) for i in unknown]
-        for i, value in zip(unknown, await self._batcher(sequences), strict=True):
-            known[i] = value
-        read = {i: len(ids) for i, (ids, _) in zip(unknown, sequences, strict=True)}
-        return [Reward((), value, tokens=read.get(i, 0), final_missing=value is None) for i, value in enumerate(known)]
+        plans = [
+            self._plan(candidate) if value is None and (candidate.token_ids or candidate.text) else []
+            for value, candidate in zip(known, candidates, strict=True)
+        ]
+        sums = iter(await self._batcher([query for plan in plans for query, _ in plan]))
+        return [self._reward(value, [(window, next(sums)) for _, window in plan])
+                for value, plan in zip(known, plans, strict=True)]  # fmt: skip
 
     def _reported(self, candidate: Candidate) -> float | None:
         """What the engine reported of a candidate, which then need not be read; None where it did not."""
         return None
 
-    def _sequence(self, candidate: Candidate) -> tuple[tuple[int, ...], int]:
-        """Prompt and trace, and how long the prompt is."""
+    def _plan(self, candidate: Candidate) -> list[tuple[_Query, Window]]:
+        """What is read of a candidate: the prompt and the trace, in one or more windows."""
         prompt = self.prompter.encode(candidate.problem)
-        ids = (*prompt, *(candidate.token_ids or self.prompter.tokenize(candidate.text)))
+        tokens = candidate.token_ids or self.prompter.tokenize(candidate.text)
         self._load()
-        if len(ids) > self._forest.context:
-            raise InputError(
-                f"a trace of {len(ids)} tokens is longer than the {self._forest.context} that {self.policy!r} can read"
+        length = windows.length_of(self.window, self._forest.context)
+        room = length - len(prompt)
+        if len(tokens) > room and self.window is False:
+            raise windows.too_long(len(prompt) + len(tokens), length, self.policy)
+        if room < min(len(tokens), 2):  # one token to see, and one to predict
+            raise windows.no_room(len(prompt), length, self.policy)
+        return [
+            (
+                (prompt + tokens[begin:end], len(prompt) + rated - begin),
+                Window("tokens", begin, rated, end, len(prompt) + end - begin),
             )
-        return ids, len(prompt)
+            for begin, rated, end in windows.spans([1] * len(tokens), room, lambda begin, end: end - begin <= room)
+        ]
+
+    def _reward(self, value: float | None, read: Sequence[tuple[Window, float]]) -> Reward:
+        if read:
+            value = self._mean(sum(total for _, total in read), read[-1][0].end)
+        return Reward(
+            (),
+            value,
+            tokens=sum(window.tokens for window, _ in read),
+            final_missing=value is None,
+            windows=tuple(window for window, _ in read) if len(read) > 1 else (),
+        )
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -137,24 +169,25 @@ class Likelihood(Scorer):
         body, self._logits = language_model(self.policy, **self._weights)
         self._forest = forest_of(self.policy, body, **self._memory)
 
-    def _read(self, sequences: list[tuple[tuple[int, ...], int]]) -> list[float]:
+    def _read(self, queries: list[_Query]) -> list[float]:
         import torch
 
+        sums: list[float] = []
         with torch.inference_mode():
-            ids = [sequence for sequence, _ in sequences]
-            hidden = self._forest(ids, [range(start - 1, len(sequence) - 1) for sequence, start in sequences])
-            return [
-                self._rate(rows, torch.tensor(sequence[start:], device=rows.device))
-                for rows, (sequence, start) in zip(hidden, sequences, strict=True)
-            ]
+            for group in groups(queries, lambda query: len(query[0]), self.HELD):
+                hidden = self._forest([ids for ids, _ in group], [range(start - 1, len(ids) - 1) for ids, start in group])
+                sums += [
+                    self._add(rows, torch.tensor(ids[start:], device=rows.device))
+                    for rows, (ids, start) in zip(hidden, group, strict=True)
+                ]
+        return sums
 
-    def _rate(self, hidden: Tensor, tokens: Tensor) -> float:
-        """The measure of a trace, from hidden states [tokens, width] and the tokens that followed them."""
-        total = sum(
+    def _add(self, hidden: Tensor, tokens: Tensor) -> float:
+        """The measure summed over a window, from hidden states [tokens, width] and the tokens that followed them."""
+        return sum(
             float(self._sum(self._logits(rows).double().log_softmax(-1), chosen))
             for rows, chosen in zip(hidden.split(self.ROWS), tokens.split(self.ROWS), strict=True)
         )
-        return self._mean(total, len(tokens))
 
     def _sum(self, logprobs: Tensor, chosen: Tensor) -> Tensor:
         """The measure summed over positions, from log p [positions, V] and the chosen tokens [positions]."""

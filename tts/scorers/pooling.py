@@ -63,6 +63,9 @@ class VLLMReader:
         self.context: int = self.llm.model_config.max_model_len
         self._number = count()
 
+    async def prepare(self) -> None:
+        """Do nothing: the model is loaded."""
+
     async def check(self) -> None:
         return
 
@@ -87,7 +90,8 @@ class ServerReader:
     """A client of a server started by `vllm serve MODEL --runner pooling`, with or without step pooling.
 
     Args:
-        name: The model, a bundled name, a folder or a hub id; its config.json gives the context.
+        name: The model, a bundled name, a folder or a hub id; its config.json gives the context, unless the server says that
+            its own is shorter (`max_model_len` in /v1/models, as vLLM does).
         format: Not used: vLLM takes the head from the architecture.
         tokenizer: Not used: the server is given token ids.
         url: The server's address, such as http://127.0.0.1:8000.
@@ -122,6 +126,19 @@ class ServerReader:
         if context is None:
             raise InputError(f"config.json of {name!r} does not say how many tokens the model can read")
         self.context = context
+        self._asked = False
+
+    async def prepare(self) -> None:
+        """Ask the server for its context, which may be shorter than that of the model."""
+        if self._asked:
+            return
+        try:
+            entries = (await self.client.get("/v1/models"))["data"]
+            own = [entry["max_model_len"] for entry in entries if entry["id"] == self.model or len(entries) == 1]
+        except (NoSuchPathError, KeyError, TypeError):
+            own = []
+        self.context = min([self.context, *(length for length in own if isinstance(length, int))])
+        self._asked = True
 
     async def check(self) -> None:
         """Ask for the reward of one token. Raises InputError if the server cannot be used."""

@@ -26,7 +26,7 @@ class Query(NamedTuple):
 
     ids: Sequence[int]
     positions: Sequence[int]
-    """In ascending order. A readout with `marks_start` has one more in front: the last token before the answer."""
+    """In ascending order. A readout with `marks_start` has one more in front: the last token before what its rewards add up."""
     whole: bool = False
     """Whether the reward rates the trace as a whole. Some checkpoints have a separate head for that."""
 
@@ -56,6 +56,10 @@ class Reader(Protocol):
     def context(self) -> int:
         """Maximum length of a sequence, in tokens."""
         ...
+
+    async def prepare(self) -> None:
+        """Ask for what only a running model knows, such as the context that a server was started with; called before `read`."""
+        return
 
     async def check(self) -> None:
         """Find out whether it can be used. Raises InputError if not."""

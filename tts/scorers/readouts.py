@@ -27,7 +27,8 @@ class Readout(Protocol):
     vllm: ClassVar[bool]
     """Whether vLLM's pooling runner computes these rewards."""
     marks_start: ClassVar[bool]
-    """Whether a text has one more READ than it has steps: the first marks where the answer begins and has no reward."""
+    """Whether rewards add up from where the answer begins: a text then has one more READ than it has steps, the first of which
+    marks that place and has no reward. The reward of the last step is that of the trace as a whole."""
 
     def load(
         self, name: str, tokenizer: PreTrainedTokenizerBase, *, cache_gib: float, batch_tokens: int, **options: Any

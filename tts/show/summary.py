@@ -44,6 +44,10 @@ def _title(summary: Summary) -> Text:
     if summary.missing:
         without = f", {_count(summary.unrated, 'candidate')} without any" if summary.unrated else ""
         title.append(f", {_count(summary.missing, 'verdict')} of the scorer missing{without}", "yellow")
+    if summary.windowed:
+        title.append(
+            f", {_count(summary.windowed, 'candidate')} longer than the scorer's context and read in windows", "yellow"
+        )
     return title
 
 

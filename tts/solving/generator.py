@@ -39,12 +39,13 @@ class Generator:
     and k. So the first 16 of 64 samples are the samples of n = 16.
 
     A candidate is truncated (its finish is `length`) when it has `sampling.max_tokens` tokens, when the context is full, when
-    the budget is spent, and at the deadline.
+    the budget is spent, and at the deadline. Penalties and `sampling.min_tokens` count the tokens of the candidate so far, in
+    however many requests they were drawn.
 
     Args:
         engine: Backend that draws the tokens.
         problem: Problem to solve.
-        sampling: Default temperature, top-p and token limit. Its stop strings end a solution, whose text is cut before them.
+        sampling: Default of how to draw. Its stop strings end a solution, whose text is cut before them.
         seed: Seed of the run. Default 0.
         usage: Counter of tokens and calls to add to. Default: a new one.
         clock: Clock to time generation with. Default: a new one.
@@ -229,7 +230,9 @@ class Generator:
                     if not grant.count:
                         break
                     grant.used = grant.count * grant.each  # the tokens of an interrupted request count as used
-                    generation = await self._ask(prefix, grant.count, replace(sampling, max_tokens=grant.each, seed=seed))
+                    least = min(max(0, self.sampling.min_tokens - written), grant.each)
+                    asked = replace(sampling, max_tokens=grant.each, min_tokens=least, written=written, seed=seed)
+                    generation = await self._ask(prefix, grant.count, asked)
                     grant.used = _generated(generation)
             except TimeoutError:
                 if not self.out_of_time:

@@ -222,8 +222,11 @@ async def _load_labeller(
     uses_expert = settings.quality == "judge" or settings.final == "template"
     if policy is None and (uses_policy or (uses_expert and settings.expert is None)):
         policy = engine(settings.model, settings.load_engine)
+        settings.note_recommended()
     if expert is None and uses_expert and settings.expert is not None:
         expert = engine(settings.expert, settings.load_expert)
+    if policy is not None and uses_policy:  # rollouts continue a given trace
+        policy.check_sampling(replace(settings.sampling, written=int(settings.quality == "rollout")))
     expert = expert or policy
     grader = Grader()
     stack.push_async_callback(grader.close)
@@ -237,8 +240,7 @@ async def _load_labeller(
     if settings.quality == "rollout":
         assert policy is not None
         quality = RolloutQuality(
-            policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            top_p=settings.top_p, seed=settings.seed,
+            policy, grader, cache, n=settings.n, sampling=settings.sampling, seed=settings.seed
         )  # fmt: skip
     elif settings.quality == "judge":
         assert expert is not None
@@ -251,8 +253,7 @@ async def _load_labeller(
         assert policy is not None
         assert expert is not None
         template_reward = TemplateReward(
-            expert, policy, grader, cache, n=settings.n, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            top_p=settings.top_p, seed=settings.seed,
+            expert, policy, grader, cache, n=settings.n, sampling=settings.sampling, seed=settings.seed
         )  # fmt: skip
     encoder, negative_source = None, list[tuple[str, str]]()
     if settings.targets == "combined":

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from tts.delimiters import Delimiter
 from tts.errors import InputError
@@ -93,9 +93,7 @@ class RolloutQuality:
         grader: Compares answers with the reference.
         cache: Keeps the estimate of every prefix.
         n: Completions per prefix. Default: 8.
-        max_tokens: New tokens per completion, at most. Default: 2048.
-        temperature: Sampling temperature of the completions. Default: 1.0.
-        top_p: Probability mass of nucleus sampling of the completions. Default: 1.0.
+        sampling: How to draw the completions; `max_tokens` is that of each. Its seed is ignored.
         seed: Seed of the completions. Default: 0.
     """
 
@@ -106,13 +104,11 @@ class RolloutQuality:
         cache: Cache,
         *,
         n: int = 8,
-        max_tokens: int = 2048,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sampling: Sampling = Sampling(),  # noqa: B008  # it is frozen
         seed: int = 0,
     ) -> None:
         self.engine, self.grader, self.cache, self.n, self.seed = engine, grader, cache, n, seed
-        self.max_tokens, self.temperature, self.top_p = max_tokens, temperature, top_p
+        self.sampling = sampling
 
     async def rate(self, candidate: Candidate) -> list[float]:
         given = candidate.problem
@@ -128,16 +124,23 @@ class RolloutQuality:
         return float(bool(verdict.correct))
 
     async def _share(self, problem: Problem, prefix: str) -> float:
-        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed)
-        return float(await self.cache.get(lambda: self._complete(problem, prefix), "rollout", *sampled_by, problem, prefix))
+        how = sampled_by(self.n, self.sampling, self.seed)
+        return float(await self.cache.get(lambda: self._complete(problem, prefix), "rollout", *how, problem, prefix))
 
     async def _complete(self, problem: Problem, prefix: str) -> float:
-        sampling = Sampling(self.temperature, self.top_p, max_tokens=2**30)
+        sampling = replace(self.sampling, max_tokens=2**30)  # the prefix counts, and may be long
         generator = Generator(self.engine, problem, sampling, seed=derive_seed(self.seed, "rollout"), grader=self.grader)
         if tags := tags_in(generator.opened(Candidate(problem)).text):  # the chat template has already opened the thinking
             prefix = re.sub(rf"^\s*{re.escape(tags.open)}\n?", "", with_tags(prefix, tags))
         partial_solution = generator.append(Candidate(problem), prefix)
-        return await share_correct(generator, partial_solution, self.n, self.max_tokens)
+        return await share_correct(generator, partial_solution, self.n, self.sampling.max_tokens)
+
+
+def sampled_by(n: int, sampling: Sampling, seed: int) -> tuple[Any, ...]:
+    """What a share of correct completions depends on besides its prompt, as part of its key in the cache."""
+    more = {name: value for name, value in sampling.parameters().items() if name not in ("temperature", "top_p")}
+    shape = (*more.items(), *(("stop", stop) for stop in sampling.stop))
+    return (n, sampling.max_tokens, sampling.temperature, sampling.top_p, seed, *shape)
 
 
 async def share_correct(generator: Generator, candidate: Candidate, n: int, max_tokens: int) -> float:

@@ -12,7 +12,7 @@ from tts.grading.pool import Grader
 from tts.models.templates import fill
 from tts.solving.generator import Generator, derive_seed
 from tts.train.label.cache import Cache
-from tts.train.label.quality import share_correct
+from tts.train.label.quality import sampled_by, share_correct
 from tts.trajectory import response_of
 from tts.types import Candidate, Engine, Problem, Sampling
 
@@ -48,18 +48,16 @@ class TemplateReward:
         grader: Compares answers with the reference.
         cache: Keeps the templates and the shares.
         n: Solutions per template. Default: 8.
-        max_tokens: New tokens per solution, at most. Default: 2048.
-        temperature: Sampling temperature of the solutions. Default: 1.0.
-        top_p: Probability mass of nucleus sampling of the solutions. Default: 1.0.
+        sampling: How to draw the solutions. Its seed is ignored.
         seed: Seed of the solutions. Default: 0.
     """
 
     def __init__(
-        self, expert: Engine, policy: Engine, grader: Grader, cache: Cache, *, n: int = 8, max_tokens: int = 2048,
-        temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
+        self, expert: Engine, policy: Engine, grader: Grader, cache: Cache, *, n: int = 8,
+        sampling: Sampling = Sampling(), seed: int = 0,  # noqa: B008  # it is frozen
     ) -> None:  # fmt: skip
         self.expert, self.policy, self.grader, self.cache = expert, policy, grader, cache
-        self.n, self.max_tokens, self.temperature, self.top_p, self.seed = n, max_tokens, temperature, top_p, seed
+        self.n, self.sampling, self.seed = n, sampling, seed
 
     async def rate(self, candidate: Candidate) -> tuple[str, float]:
         """Return the template of a trace, and r_final in [0, 1].
@@ -72,8 +70,8 @@ class TemplateReward:
         template = str(await self.cache.get(lambda: self._extract(request), "template", self.seed, request))
         prompt = fill(GUIDED, problem=problem.prompt, template=template)
         guided = replace(problem, id="guided", prompt=prompt)
-        sampled_by = (self.n, self.max_tokens, self.temperature, self.top_p, self.seed)
-        return template, float(await self.cache.get(lambda: self._solve(guided), "guided", *sampled_by, guided))
+        how = sampled_by(self.n, self.sampling, self.seed)
+        return template, float(await self.cache.get(lambda: self._solve(guided), "guided", *how, guided))
 
     async def _extract(self, prompt: str) -> str:
         sampling = Sampling(0, max_tokens=TEMPLATE_TOKENS, seed=derive_seed(self.seed, "template"))
@@ -86,6 +84,6 @@ class TemplateReward:
         return template
 
     async def _solve(self, guided: Problem) -> float:
-        sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
-        generator = Generator(self.policy, guided, sampling, seed=derive_seed(self.seed, "guided"), grader=self.grader)
-        return await share_correct(generator, Candidate(guided), self.n, self.max_tokens)
+        seed = derive_seed(self.seed, "guided")
+        generator = Generator(self.policy, guided, self.sampling, seed=seed, grader=self.grader)
+        return await share_correct(generator, Candidate(guided), self.n, self.sampling.max_tokens)

@@ -33,8 +33,8 @@ def mix(parts: RewardParts, beta: float) -> float:
 class Rewards:
     """Computes both parts of the reward, for all completions of a problem together.
 
-    A completion that the reward model cannot read, such as one longer than its context, or on which it gives no verdict, has no
-    r_hat. The attribute `unread` counts these, and the first one is reported on stderr.
+    A completion that the reward model cannot read, as its problem is longer than the context, or on which it gives no verdict,
+    has no r_hat. The attribute `unread` counts these, and the first one is reported on stderr.
 
     Args:
         scorer: The reward model; None for outcome rewards alone.

@@ -185,7 +185,8 @@ def make_grpo_trainer(
     }  # fmt: skip
     given = arguments(
         settings, GRPOConfig, num_generations=settings.group, max_completion_length=settings.max_tokens, beta=settings.kl,
-        temperature=settings.temperature, loss_type=settings.loss_type,
+        temperature=settings.temperature, min_p=0.0,  # not the model's own, from its generation_config.json
+        loss_type=settings.loss_type,
         scale_rewards="none" if settings.loss_type == "dr_grpo" else "group",
         reward_weights=[1 - settings.beta, settings.beta] if rewards.scorer is not None else None,
         ddp_find_unused_parameters=False, **_vllm(settings, prompts), **(evaluated if held_out else {}),

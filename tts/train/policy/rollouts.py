@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -53,7 +54,7 @@ class Rollouts:
             groups = [(tuple(prompt), len(list(same))) for prompt, same in groupby(prompts, key=tuple)]
             drawn = await asyncio.gather(
                 *(
-                    self.engine.generate(prompt, n, _seeded(self.sampling, derive_seed(*seed, i, *prompt)))
+                    self.engine.generate(prompt, n, replace(self.sampling, seed=derive_seed(*seed, i, *prompt)))
                     for i, (prompt, n) in enumerate(groups)
                 )
             )
@@ -64,10 +65,6 @@ class Rollouts:
     def close(self) -> None:
         """Stop the engine's thread."""
         self.engine.loop.close()
-
-
-def _seeded(sampling: Sampling, seed: int) -> Sampling:
-    return Sampling(sampling.temperature, sampling.top_p, sampling.max_tokens, seed=seed)
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
