@@ -59,6 +59,9 @@ class Inexact:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
+    def for_problem(self, problem):
+        return self
+
     async def generate(self, prefix, n, sampling):
         return await self._engine.generate(prefix, n, replace(sampling, seed=self._rng.randrange(2**60)))
 
