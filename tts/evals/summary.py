@@ -97,20 +97,12 @@ class Summary:
     """Verdicts on candidates, their steps or as a whole, that the scorer was asked for and did not give."""
     unrated: int = 0
     """Candidates that were scored and have no verdict at all; they rank below the others."""
-<<<<<<< HEAD
     windowed: int = 0
     """Candidates that were longer than the reward model's context, and so were read in windows."""
-=======
->>>>>>> models
     one_step: int = 0
     """Candidates with one step only, where steps were rated or searched: their parts could not be told apart."""
     candidates: int = 0
     """Candidates of all problems."""
-<<<<<<< HEAD
-=======
-    windowed: int = 0
-    """Candidates that were longer than the reward model's context, and so were read in windows."""
->>>>>>> models
 
     def to_json(self) -> dict[str, Any]:
         """The object that `tts run --json` prints and summary.json contains."""
@@ -139,15 +131,9 @@ class Summary:
             "truncated": self.truncated,
             "missing_verdicts": self.missing,
             "unrated": self.unrated,
-<<<<<<< HEAD
             "windowed": self.windowed,
             "candidates": self.candidates,
             "one_step": self.one_step,
-=======
-            "candidates": self.candidates,
-            "one_step": self.one_step,
-            "windowed": self.windowed,
->>>>>>> models
             "usage": asdict(self.usage),
             "seconds": asdict(self.seconds),
             "run": self.run,
@@ -257,15 +243,9 @@ def summarize(
         repeat=repeat,
         missing=counts["missing"],
         unrated=counts["unrated"],
-<<<<<<< HEAD
         windowed=counts["windowed"],
         one_step=counts["one_step"],
         candidates=counts["attempts"],
-=======
-        one_step=counts["one_step"],
-        candidates=counts["attempts"],
-        windowed=counts["windowed"],
->>>>>>> models
     )
 
 

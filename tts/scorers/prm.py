@@ -150,12 +150,8 @@ class _Shown:
 
     def __init__(self, prm: PRM, candidate: Candidate, length: int) -> None:
         self.prm, self.length, self.text = prm, length, candidate.text
-<<<<<<< HEAD
         self.problem, self.steps = candidate.problem.prompt, candidate.part(prm.over)
-        self.by = candidate.problem.ends
-=======
-        self.problem, self.steps, self.ends = candidate.problem.prompt, candidate.part(prm.over), candidate.problem.ends
->>>>>>> models
+        self.ends = candidate.problem.ends
         self._known: dict[tuple[str, ...], Encoded] = {}
 
     def spans(self) -> Iterable[Span]:
@@ -181,11 +177,7 @@ class _Shown:
     def _joined(self, begin: int) -> str:
         if self.prm.by_step or self.prm.over != "all":
             return BOUNDARY.join(self.steps[begin:])
-<<<<<<< HEAD
-        return from_step(self.text, begin, self.by) if begin else with_tags(self.text)
-=======
         return from_step(self.text, begin, self.ends) if begin else with_tags(self.text)
->>>>>>> models
 
     def _fits(self, steps: Sequence[str], *, raising: bool = True) -> bool:
         """Return whether steps fit into a window. Raises InputError if they do not, and are not to be read in windows."""
