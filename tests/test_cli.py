@@ -287,7 +287,12 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
+def test_the_root_has_the_command_without_an_installation():
+    done = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tts.__version__}\n")
+
+
 def test_root_links_lead_into_the_package():
-    for link, target in (("strategies", "tts/strategies"), ("evals", "tts/evals"), ("cli.py", "tts/cli.py")):
+    for link, target in (("strategies", "tts/strategies"), ("evals", "tts/evals")):
         assert (ROOT / link).is_symlink()
         assert os.readlink(ROOT / link) == target
