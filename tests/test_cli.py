@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -289,7 +290,7 @@ def test_the_readme_is_short():
 
 def test_the_root_has_the_command_without_an_installation():
     done = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"{tts.__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"{version('tts-toolkit')}\n")
 
 
 def test_root_links_lead_into_the_package():
