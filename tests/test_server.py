@@ -18,6 +18,7 @@ import pytest
 
 import tts
 from tests.scripted import ScriptedScorer
+from tts.cli import main
 from tts.data.store import RunStore
 from tts.engines import load_engine
 from tts.engines.http import JsonClient, LostError, ServerError
@@ -661,3 +662,33 @@ async def test_servers_of_different_models_are_refused():
         with pytest.raises(InputError, match="the servers do not run the same model"):
             await engine.check()
         await engine.close()
+
+
+def test_a_server_that_is_not_sglangs_is_told_before_the_first_problem():
+    with serving(openai) as server, pytest.raises(InputError, match=r"/generate answered 404: .*is it an SGLang server\?"):
+        tts.run("majority", limit=2, engine="sglang", url=server.url, out="r")
+    assert not Path("r").exists()
+
+
+def test_a_sweep_of_failures_says_why_there_is_no_accuracy(impatient):
+    def answer(handler, path, body, count):
+        return openai(handler, path, body, count) if count <= 2 else respond({"error": "out of order"}, 418)
+
+    with (
+        serving(answer) as server,
+        pytest.raises(InputError, match="failed, the first with: .*out of order"),
+    ):
+        tts.sweep(["majority"], [2], limit=3, engine="server", url=server.url, out="s")
+
+
+def test_a_run_of_failures_does_not_speak_of_reference_answers(impatient, capsys):
+    def answer(handler, path, body, count):
+        return openai(handler, path, body, count) if count <= 2 else respond({"error": "out of order"}, 418)
+
+    with serving(answer) as server:
+        words = f"run --strategy majority --limit 3 --engine server --url {server.url} --out r"
+        assert main(words.split()) == 1
+    said = capsys.readouterr()
+    assert "majority on arith, 3 problems, 3 failed" in said.out
+    assert "All problems failed, so nothing is graded." in said.out
+    assert json.loads(Path("r/summary.json").read_text())["failed"] == 3

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tts.engines.counting import bias_of, check_counts
-from tts.engines.http import JsonClient, key_from_environment
+from tts.engines.http import JsonClient, NoSuchPathError, ServerError, key_from_environment
 from tts.errors import InputError, UnsupportedError
 from tts.models import adapters, checkpoints, weights
 from tts.models.prompts import Prompter
@@ -86,6 +86,17 @@ class SGLangEngine(Prompter, Engine):
         weights.check_weights(model)
         with reading("SGLang failed to start"):
             self.engine = sglang.Engine(model_path=checkpoints.locate(model), **(settings | arguments))
+
+    async def check(self) -> None:
+        """Ask a server for one token. Raises InputError if it cannot be used."""
+        if self.client is None:
+            return
+        try:
+            await self._ask({"input_ids": [0], "sampling_params": {"max_new_tokens": 1}})
+        except NoSuchPathError as error:
+            raise InputError(f"{error}; is it an SGLang server? For others, use --engine server") from error
+        except ServerError as error:
+            raise InputError(str(error)) from error
 
     def check_sampling(self, sampling: Sampling) -> None:
         if self.processor is None:

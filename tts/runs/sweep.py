@@ -271,11 +271,16 @@ def _prepare(job: _Job, folder: Path, **settings: Any) -> Run:
 
 def _rows(job: _Job, runs: Sequence[Run], ns: Sequence[int]) -> list[_Measured]:
     by_problem: dict[str, list[Record]] = defaultdict(list)
+    errors = []
     for run in runs:
         for record in run.store.records():
+            if record.error is not None:
+                errors.append(record.error)
             if record.error is None and record.correct is not None:
                 by_problem[problem_of(record.id, run.settings.repeat)].append(record)
     folders = tuple(str(run.store.folder) for run in runs)
+    if not by_problem and errors:
+        raise InputError(f"all problems of {', '.join(folders)} failed, the first with: {errors[0]}")
     if not by_problem:
         raise InputError("no problem has a reference answer, so there is no accuracy to sweep")
     records = [record for group in by_problem.values() for record in group]

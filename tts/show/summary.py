@@ -19,7 +19,7 @@ def show(summary: Summary) -> RenderableType:
     """The final table, the curve, the bill and where everything is."""
     parts: list[RenderableType] = [_title(summary), Text()]
     if summary.failed == summary.problems:
-        parts += [Text("All problems failed, so there is nothing to grade."), Text()]
+        parts += [Text("All problems failed, so nothing is graded."), Text()]
     elif summary.accuracy is None:
         parts += [Text("No problem has a reference answer, so nothing is graded."), Text()]
     else:
