@@ -676,7 +676,7 @@ def test_a_sweep_of_failures_says_why_there_is_no_accuracy(impatient):
 
     with (
         serving(answer) as server,
-        pytest.raises(InputError, match="failed, the first with: .*out of order"),
+        pytest.raises(InputError, match=r"failed, the first with: .*out of order"),
     ):
         tts.sweep(["majority"], [2], limit=3, engine="server", url=server.url, out="s")
 
