@@ -246,7 +246,7 @@ def impatient(monkeypatch):
 
 def undecodable(handler, path, body, count):
     """Two bytes that are not UTF-8."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n\xff\xff")
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n\xff\xff")
     return None, {}, ""
 
 
