@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from typing import Generic, Protocol, TypeVar
 
 from tts.engines.http import BusyError
@@ -107,6 +108,8 @@ class SeveralEngines(Engine):
     def __init__(self, engines: Sequence[Engine], urls: Sequence[str]) -> None:
         self.servers = Servers(engines, urls)
         self._first = engines[0]
+        self._key: str | None = None
+        """The problem that all requests are about; None where they are about any."""
 
     @property
     def context(self) -> int | None:  # type: ignore[override]  # a field of other engines
@@ -122,7 +125,9 @@ class SeveralEngines(Engine):
         return self.servers.notices
 
     def for_problem(self, problem: Problem) -> Engine:
-        return _Routed(self, problem.id)
+        routed = copy(self)
+        routed._key = problem.id
+        return routed
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         return self._first.encode(problem)
@@ -146,40 +151,11 @@ class SeveralEngines(Engine):
             raise InputError(f"the servers do not run the same model: {listed}")
 
     async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        return await self.generate_for(" ".join(map(str, prefix[:256])), prefix, n, sampling)
-
-    async def generate_for(self, key: str, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        """`generate` by the server of a key."""
+        key = " ".join(map(str, prefix[:256])) if self._key is None else self._key
         return await self.servers.ask(key, lambda engine: engine.generate(prefix, n, sampling))
 
     async def close(self) -> None:
         await self.servers.close()
-
-
-class _Routed(Engine):
-    """Several engines, for one problem."""
-
-    def __init__(self, engines: SeveralEngines, key: str) -> None:
-        self.engines, self.key = engines, key
-
-    @property
-    def context(self) -> int | None:  # type: ignore[override]
-        return self.engines.context
-
-    def encode(self, problem: Problem) -> tuple[int, ...]:
-        return self.engines.encode(problem)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self.engines.decode(token_ids)
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return self.engines.tokenize(text)
-
-    async def tells_steps(self) -> bool:
-        return await self.engines.tells_steps()
-
-    async def generate(self, prefix: Sequence[int], n: int, sampling: Sampling) -> Generation:
-        return await self.engines.generate_for(self.key, prefix, n, sampling)
 
 
 class SeveralScorers(Scorer):
