@@ -23,7 +23,7 @@ from tts.data.store import RunStore
 from tts.engines import load_engine
 from tts.engines.http import JsonClient, LostError, ServerError
 from tts.engines.server import ServerEngine
-from tts.engines.several import Servers
+from tts.engines.several import RETRIES, Servers
 from tts.errors import InputError, UnsupportedError
 from tts.models.prompts import Prompter
 from tts.solving.generator import Generator
@@ -240,7 +240,7 @@ def impatient(monkeypatch):
     async def sleep(seconds):
         waits.append(seconds)
 
-    monkeypatch.setattr("tts.engines.http.asyncio.sleep", sleep)
+    monkeypatch.setattr("tts.engines.http.asyncio.sleep", sleep)  # of the module, and so of several.py as well
     return waits
 
 
@@ -623,7 +623,7 @@ def test_problems_stay_with_one_of_several_servers_and_move_on_when_it_dies(impa
     assert notice.startswith(f"lost the server {third.url} and went on with the others")
 
 
-async def test_a_key_asks_the_same_server_first_and_only_the_keys_of_a_lost_one_move():
+async def test_a_key_asks_the_same_server_first_and_only_the_keys_of_a_lost_one_move(impatient):
     class Member:
         notices = ()
 
@@ -650,6 +650,7 @@ async def test_a_key_asks_the_same_server_first_and_only_the_keys_of_a_lost_one_
         member.lost = True
     with pytest.raises(LostError):
         await servers.ask("p", lambda member: member.ask())
+    assert len(impatient) == RETRIES
 
 
 async def test_servers_of_different_models_are_refused():

@@ -107,6 +107,8 @@ class JsonClient:
         self.url = urlunsplit((parts.scheme, parts.netloc, api.removesuffix("/v1"), "", ""))
         """Where other paths are, and the server's name in messages."""
         self.query, self.retries, self.timeout = dict(parse_qsl(parts.query)), retries, timeout
+        self.waits_for_lost = True
+        """Whether a request is repeated where the server is lost; not where another one can take it."""
         self._key = key or "none"
         self._options: Any = {} if key else {"headers": {"Authorization": openai.Omit()}}
         self._slots = asyncio.Semaphore(concurrency)
@@ -148,7 +150,8 @@ class JsonClient:
                     return read(self._parse(path, await self._send(method, path, body)))
                 except BusyError as error:
                     wait = max(min(60.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.5), error.wait)
-                    if attempt == retries or time.monotonic() + wait > end:
+                    final = isinstance(error, LostError) and not self.waits_for_lost
+                    if attempt == retries or final or time.monotonic() + wait > end:
                         tried = f" ({attempt + 1} attempts)" if attempt else ""
                         running = "; is it running?" if isinstance(error, LostError) else ""
                         raise type(error)(f"{error}{tried}{running}") from error

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from tts.engines.http import BusyError
+from tts.engines.http import BusyError, JsonClient
 from tts.errors import InputError
 from tts.types import Candidate, Engine, Generation, Part, Problem, Reward, Sampling, Scorer
 
 REST = 30.0
 """Seconds for which a server that was lost is left out."""
+
+RETRIES = 5
+"""How often all servers are asked again where none answers."""
 
 T = TypeVar("T")
 
@@ -44,6 +48,8 @@ class Servers(Generic[Member]):
 
     def __init__(self, members: Sequence[Member], names: Sequence[str]) -> None:
         self.members, self.names = list(members), list(names)
+        for member in members:
+            _hand_over(member)
         self._resting = [0.0] * len(members)
         """When a member that was lost may be asked again."""
         self._notices: list[str] = []
@@ -53,8 +59,8 @@ class Servers(Generic[Member]):
         return sorted(range(len(self.names)), key=lambda i: hashlib.sha256(f"{self.names[i]}\0{key}".encode()).digest())
 
     async def ask(self, key: str, request: Callable[[Member], Awaitable[T]]) -> T:
-        """Put a request to the key's first member that answers. Raises ServerError where none does, twice in turn."""
-        for last in (False, True):
+        """Put a request to the first member that answers; ask all again while none does. Raises ServerError in the end."""
+        for attempt in range(RETRIES + 1):
             now = time.monotonic()
             for i in sorted(self.order(key), key=lambda i: self._resting[i] > now):  # stable: those at rest come last
                 try:
@@ -65,9 +71,9 @@ class Servers(Generic[Member]):
                 else:
                     self._resting[i] = 0.0
                     return result
-            if last:
-                raise lost
-        raise AssertionError
+            if attempt < RETRIES:
+                await asyncio.sleep(0.5 * 2**attempt * random.uniform(0.5, 1.5))
+        raise lost
 
     async def check(self) -> None:
         """Check all members. Raises InputError where none can be used, or one for another reason than that it is lost."""
@@ -92,6 +98,13 @@ class Servers(Generic[Member]):
     async def close(self) -> None:
         for member in self.members:
             await member.close()
+
+
+def _hand_over(member: Any) -> None:
+    """Let a lost connection be an error at once, as another server can take the request."""
+    for part in (member, getattr(member, "reader", None), getattr(member, "engine", None)):
+        if isinstance(client := getattr(part, "client", None), JsonClient):
+            client.waits_for_lost = False
 
 
 class SeveralEngines(Engine):
