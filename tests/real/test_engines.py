@@ -210,14 +210,14 @@ def test_usage_is_what_the_backend_reports(loop, url):
     async def work():
         engine = load_engine("server", "arith-policy", url=url)
         reported = []
-        post = engine.client.post
+        ask = engine.client.ask
 
-        async def listening(path, body):
-            answer = await post(path, body)
-            reported.append(answer["usage"]["completion_tokens"])
+        async def listening(path, body, read):
+            answer = await ask(path, body, read)
+            reported.append(answer.generated_tokens)
             return answer
 
-        engine.client.post = listening
+        engine.client.ask = listening
         generator = Generator(engine, PROBLEMS[0], Sampling(max_tokens=200))
         candidates = await generator.finish(Candidate(PROBLEMS[0]), 8)
         await engine.close()
