@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint docs real tokenizers bench figures reproduce env clean
+.PHONY: run test check lint docs real engines tokenizers bench figures reproduce env clean
 
 run: $(VENV)/.run
 	$(BIN)/tts run --strategy bon --n 16
@@ -29,6 +29,10 @@ docs: $(VENV)/.docs
 # a real model in the embedded engine, vLLM and SGLang on the CPU: ten minutes to install, once
 real: $(VENV)/.dev
 	VENV=$(VENV) scripts/test-real-engines.sh
+
+# vLLM and SGLang alone, without running their tests
+engines:
+	scripts/test-real-engines.sh --install vllm sglang
 
 # real tokenizers for the tests, which are skipped, loudly, where these cannot be had
 tokenizers:
