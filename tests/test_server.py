@@ -693,3 +693,17 @@ def test_a_run_of_failures_does_not_speak_of_reference_answers(impatient, capsys
     assert "majority on arith, 3 problems, 3 failed" in said.out
     assert "All problems failed, so nothing is graded." in said.out
     assert json.loads(Path("r/summary.json").read_text())["failed"] == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["score traces.jsonl --scorer judge --scorer-engine server --scorer-url URL --out new.jsonl",
+     "score traces.jsonl --scorer-engine server --scorer-url URL --out new.jsonl",
+     "label traces.jsonl --engine server --url URL --quality rollout --final outcome --targets quality --out new.jsonl"],
+)  # fmt: skip
+def test_every_command_asks_its_server_before_the_first_row(capsys, words):
+    Path("traces.jsonl").write_text(json.dumps({"id": "a", "problem": PROBLEM.prompt, "answer": "3", "text": TEXT}) + "\n")
+    with serving(lambda *a: respond({"error": {"message": "no entry"}}, 403)) as server:
+        assert main(words.replace("URL", server.url).split()) == 2
+    assert "rejected the API key (403): no entry" in capsys.readouterr().err
+    assert not list(Path().glob("new*"))

@@ -71,6 +71,11 @@ def score_file(
 
     async def work() -> None:
         try:
+            try:
+                await scorer.check()
+            except InputError:
+                sink.undo()
+                raise
             chunks = work_through(
                 source, score, names=settings.names, first_line=sink.first_line, limit=settings.limit, tally=tally,
                 step_delimiter=settings.step_delimiter,

@@ -232,6 +232,9 @@ async def _load_labeller(
     if policy is not None and uses_policy:  # rollouts continue a given trace
         policy.check_sampling(replace(settings.sampling, written=int(settings.quality == "rollout")))
     expert = expert or policy
+    for one in dict.fromkeys(filter(None, (policy, expert))):
+        tally.stage = "asking the server"
+        await one.check()
     grader = Grader()
     stack.push_async_callback(grader.close)
     encoder, negative_source = None, list[tuple[str, str]]()
