@@ -111,6 +111,7 @@ async def test_no_answer_is_wrong_where_there_is_a_reference(grader):
     assert (await grader.judge(candidates(["I do not know"])))[0].correct is False
 
 
+@pytest.mark.slow
 async def test_hostile_answers_neither_hang_nor_affect_the_others(grader):
     texts = ["\\boxed{0.5}", *(f"\\boxed{{{h}}}" for h in HOSTILE), "\\boxed{1/2}"]
     verdicts = await grader.judge(candidates(texts))

@@ -46,7 +46,13 @@ def sample_all(engine, problems, at_once, n=5):
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize(("max_rows", "at_once", "span"), [(16, 1, 64), (16, 24, 8), (48, 7, 16), (256, 24, 8), (256, 24, 64)])
+SIZES = [(16, 1, 64), (16, 24, 8), (256, 24, 8), (256, 24, 64)]
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "at_once", "span"),
+    [(48, 7, 16), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in SIZES)],
+)  # fmt: skip
 def test_samples_do_not_depend_on_batch_size_or_concurrency(engine, problems, max_rows, at_once, span, monkeypatch):
     reference = sample_all(engine, problems, at_once=8)
     monkeypatch.setattr(decoding, "SPAN", span)  # rows move from span to span

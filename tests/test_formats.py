@@ -453,6 +453,7 @@ async def test_each_window_has_the_published_rewards_of_the_problem_and_the_step
     assert reward.tokens == sum(window.tokens for window in reward.windows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ALL)
 async def test_windows_depend_neither_on_the_batch_nor_on_what_follows(checkpoint, format):
     prm = load(checkpoint, format)

@@ -260,6 +260,7 @@ def test_an_unknown_grader_is_refused(name, complaint):
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["math", "letter", "numeric", "exact"])
 async def test_hostile_answers_are_stopped_in_time_and_do_not_affect_the_others(judge, how):
     good = "\\boxed{7.0}" if how != "letter" else "\\boxed{(B)}"

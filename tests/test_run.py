@@ -62,7 +62,9 @@ def test_rows_hold_every_candidate_with_its_steps_and_rewards(loaded):
             assert len(attempt.steps) == len(attempt.tokens)
 
 
-@pytest.mark.parametrize("strategy", ["bon", "weighted", "majority"])
+@pytest.mark.parametrize(
+    "strategy", ["bon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("weighted", "majority"))]
+)
 def test_results_do_not_depend_on_concurrency(loaded, strategy):
     for concurrency in (1, 8, 64):
         tts.run(strategy, out=f"c{concurrency}", concurrency=concurrency, **SMALL, **loaded)

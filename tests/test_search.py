@@ -467,6 +467,7 @@ async def test_at_the_deadline_the_best_so_far_is_returned(name):
     assert {candidate.finish for candidate in result.candidates} == {"length"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_on_the_bundled_models_rows_do_not_depend_on_concurrency(name, engine, prm, tmp_path):
     rows = []

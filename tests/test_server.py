@@ -599,6 +599,7 @@ def answer_by_seed(handler, path, body, count):
     return openai(handler, path, body, count, text=TEXT.replace("{3}", f"{{{digit}}}"))
 
 
+@pytest.mark.slow
 def test_problems_stay_with_one_of_several_servers_and_move_on_when_it_dies(impatient):
     scorer = ScriptedScorer(len)
     settings = {"limit": 60, "n": 2, "engine": "server", "scorer_instance": scorer, "concurrency": 3}

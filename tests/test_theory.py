@@ -149,6 +149,7 @@ async def test_majority_succeeds_as_often_as_a_simulation_of_it():
     assert measured == pytest.approx(expected, abs=3.5 * math.sqrt(expected * (1 - expected) / 250))
 
 
+@pytest.mark.slow
 async def test_adaptive_sampling_stops_and_succeeds_as_its_posterior_says():
     expected, samples = simulated_votes(24, lambda a, b: beta_above_half(a + 1, b + 1) >= 0.9, 4)
     measured, spent = await votes("adaptive", 250, n=24, batch=4, confidence=0.9, by="votes")

@@ -184,6 +184,7 @@ def test_an_inexact_engine_is_compared_by_statistics(finished, run, engine, prm)
     assert (name, "candidates[0].answer") in [d[:2] for d in found.differences]
 
 
+@pytest.mark.slow
 def test_statistics_find_a_run_with_other_settings(run, engine, prm):
     """A run that claims temperature 1 and was drawn at 0.1: the same texts again and again, so other lengths and answers."""
     tts.run("bon", limit=40, n=4, temperature=0.2, out="cold", engine_instance=engine, scorer_instance=prm)
