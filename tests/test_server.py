@@ -535,6 +535,25 @@ async def test_parameters_are_dropped_and_renamed_by_hand():
         load_engine("server", "m", url="http://x", options={"rename": "a"})
 
 
+async def test_a_server_may_refuse_several_things_one_after_another():
+    refused = ["n", "seed", "temperature"]
+
+    def answer(handler, path, body, count):
+        for name in refused:
+            if name in body:
+                return respond({"error": {"message": f"unknown parameter: {name}"}}, 400)
+        return chat(handler, path, body, count)
+
+    with serving(answer) as server:
+        engine = load_engine("server", "m", url=server.url, options={"api": "chat"})
+        drawn = await engine.generate(engine.encode(PROBLEM), 3, Sampling(temperature=0.5))
+        assert len(drawn.steps) == len(engine.notices) == 3
+        refused.append("model")  # which is needed
+        with pytest.raises(ServerError, match="unknown parameter: model"):
+            await engine.generate(engine.encode(PROBLEM), 3, Sampling(temperature=0.5))
+        await engine.close()
+
+
 async def test_what_is_at_its_default_is_sent_only_where_the_server_would_put_another_in_its_place():
     for ids in (True, False):
         with serving(lambda *a, ids=ids: openai(*a, ids=ids)) as server:

@@ -30,8 +30,8 @@ class Dialect:
     def write(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The request as the server takes it."""
         left = {name: value for name, value in body.items() if name not in self.dropped}
-        if left.get("n") == 1:
-            del left["n"]
+        if left.get("n") == 1 or not self.many:  # what one request does not bring, others are made for
+            left.pop("n", None)
         return {self.renamed.get(name, name): value for name, value in left.items()}
 
     def single(self, why: str) -> None:

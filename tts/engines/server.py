@@ -171,10 +171,7 @@ class ServerEngine(Engine):
     def _body(self, served: Served, n: int, sampling: Sampling, prefix: Sequence[int]) -> dict[str, Any]:
         """A request without its prompt."""
         if self.chat and sampling.stop:
-            raise UnsupportedError(
-                f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
-                " ends them, which needs /v1/completions"
-            )
+            raise self._chats_only()
         room = sampling.max_tokens
         if served.context is not None and not self.chat:  # some servers reject a max_tokens that does not fit
             room = min(room, checkpoints.room(served.context, len(prefix)))
@@ -253,14 +250,17 @@ class ServerEngine(Engine):
                 self.prompter = self.context = None
                 kept = ("model", "n", "max_tokens", "seed", *PARAMETERS)
                 if body.get("stop"):
-                    raise UnsupportedError(
-                        f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step,"
-                        " or --stop ends them, which needs /v1/completions"
-                    ) from None
+                    raise self._chats_only() from None
                 body = {name: value for name, value in body.items() if name in kept}
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages.append({"role": "user", "content": self._prompts.get(prefix) or self.decode(prefix)})
         return await self._post("/v1/chat/completions", {**body, "messages": messages}, chat=True)
+
+    def _chats_only(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self.client.url} offers only whole chat completions; this strategy extends solutions step by step, or --stop"
+            " ends them, which needs /v1/completions"
+        )
 
     async def _complete(self, prefix: tuple[int, ...], body: dict[str, Any]) -> Answer:
         path = "/v1/completions"
@@ -283,8 +283,6 @@ class ServerEngine(Engine):
         read = reader(self.client.address(path), chat=chat)
         while True:
             sent = self.dialect.write(body)
-            if not self.dialect.many and sent.get("n", 1) > 1:
-                sent["n"] = 1  # learned from another request since this one was made
             try:
                 return await self.client.ask(path, sent, read)
             except BadRequestError as refusal:
